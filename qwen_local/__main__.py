@@ -1,0 +1,5 @@
+"""`python -m qwen_local`."""
+
+from qwen_local.cli import main
+
+main()

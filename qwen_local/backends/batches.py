@@ -1,0 +1,46 @@
+"""Rows cut into the micro-batches of one step, padded: the same for both engines.
+
+Shapes: B = rows of a micro-batch, W = its padded width, N = its supervised positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from qwen_local.datasets.plan import micro_batches, padded
+from qwen_local.rows import IGNORE, Rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MicroBatch:
+    """Padded input, and where in it something is to be predicted."""
+
+    ids_BW: np.ndarray
+    """int32 [B, W], padded on the right; under a causal mask padding reaches nothing before it."""
+    positions_N: np.ndarray
+    """int64 [N]: supervised positions, counted through the flattened [B * W]."""
+    targets_N: np.ndarray
+    """int64 [N]: the token to predict there."""
+    rows_N: np.ndarray
+    """int64 [N]: the row that each position belongs to, as numbered in the `Rows` given."""
+
+
+def cut(rows: Rows, *, budget: int, multiple: int = 1) -> Iterator[MicroBatch]:
+    """The micro-batches of `rows`, each within `budget` padded positions (a longer row is alone).
+
+    Args:
+        budget: B * W at most.
+        multiple: widths are rounded up to a multiple of this.
+    """
+    for indices in micro_batches(rows.lengths_R.tolist(), budget=budget, multiple=multiple):
+        ids_BW, _, targets_BW = padded(rows, indices, multiple=multiple)
+        row, column = np.nonzero(targets_BW != IGNORE)
+        yield MicroBatch(
+            ids_BW=ids_BW,
+            positions_N=row * ids_BW.shape[1] + column,
+            targets_N=targets_BW[row, column].astype(np.int64),
+            rows_N=np.asarray(indices, np.int64)[row],
+        )

@@ -1,0 +1,259 @@
+"""One LoRA model under PyTorch: the step, the score, the state, greedy answers.
+
+transformers gives the model, PEFT the LoRA layers, torch.optim the optimizer. Ours are the
+micro-batches, the head (`head.py`), and that the mean is taken once, over the step's tokens.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import numpy as np
+import peft
+import torch
+import transformers
+from torch import Tensor
+
+from qwen_local.adapters.lora import initial_arrays
+from qwen_local.backends.base import (
+    ADAM_BETAS,
+    ADAM_EPSILON,
+    CLIP_EPSILON,
+    HEAD_CHUNK,
+    HEAD_CHUNK_GPU,
+    Arrays,
+    Completion,
+    Scores,
+    Setup,
+    State,
+    StepResult,
+    dropout_seed,
+    peak_resident_bytes,
+)
+from qwen_local.backends.batches import MicroBatch, cut
+from qwen_local.backends.cuda.head import SupervisedLoss, score_rows
+from qwen_local.rows import Rows
+
+GENERATE_BATCH = 32
+"""Prompts that are continued together."""
+
+
+class TorchBackend:
+    """The contract of `qwen_local.backends.base.Backend` on PyTorch."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._device = torch.device("cuda" if setup.device == "gpu" else "cpu")
+        self._chunk = HEAD_CHUNK_GPU if setup.device == "gpu" else HEAD_CHUNK
+        self._steps = 0
+        transformers.utils.logging.disable_progress_bar()
+        base = transformers.AutoModelForCausalLM.from_pretrained(
+            setup.model.folder,
+            dtype=getattr(torch, setup.dtype),
+            use_safetensors=True,
+            local_files_only=True,
+            attn_implementation="sdpa",
+        ).to(self._device)
+        base.requires_grad_(False)
+        self._model: torch.nn.Module = base
+        self._backbone: torch.nn.Module = base.model
+        self._head: Tensor = base.get_output_embeddings().weight
+        self._parameters: dict[str, torch.nn.Parameter] = {}
+        if setup.lora is not None:
+            self._attach(base, setup)
+
+    def _attach(self, base: transformers.PreTrainedModel, setup: Setup) -> None:
+        """Put LoRA layers into the model and an optimizer over them."""
+        assert setup.lora is not None
+        if setup.gradient_checkpointing:
+            base.gradient_checkpointing_enable({"use_reentrant": False})
+        config = peft.LoraConfig(
+            task_type="CAUSAL_LM",
+            r=setup.lora.rank,
+            lora_alpha=setup.lora.alpha,
+            use_rslora=setup.lora.rslora,
+            lora_dropout=setup.lora.dropout,
+            target_modules=list(setup.lora.target_names),
+            layers_to_transform=list(setup.lora.blocks(setup.model.architecture.layers)),
+            layers_pattern="layers",
+        )
+        with warnings.catch_warnings():
+            # PEFT reads a name that transformers is about to rename: theirs to mend.
+            warnings.simplefilter("ignore", FutureWarning)
+            self._model = peft.get_peft_model(base, config)
+        self._parameters = {
+            name.replace(".default.", "."): parameter
+            for name, parameter in self._model.named_parameters()
+            if parameter.requires_grad
+        }
+        self.load_adapter(initial_arrays(setup.model.architecture, setup.lora, setup.seed))
+
+    def step(self, rows: Rows, *, lr: float, tokens: int) -> StepResult:
+        """See `Backend.step`."""
+        self._model.train()
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), dtype=torch.float32, device=self._device)
+        for number, batch in enumerate(self._cut(rows)):
+            with self._dropout(number):
+                part = SupervisedLoss.apply(self._hidden(batch), self._head, *self._targets(batch))
+            part.backward()
+            loss += part.detach()
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        torch._foreach_div_(gradients, float(tokens))
+        norm = torch.nn.utils.get_total_norm(gradients)
+        loss_sum, grad_norm = torch.stack([loss, norm.float()]).tolist()  # the one host sync
+        applied = self._set_learning_rate(lr)
+        finite = bool(np.isfinite(loss_sum) and np.isfinite(grad_norm))
+        if finite:
+            limit = self._setup.max_grad_norm
+            if limit and grad_norm > limit:
+                torch._foreach_mul_(gradients, min(1.0, limit / (grad_norm + CLIP_EPSILON)))
+            self._optimizer.step()
+            self._steps += 1
+        return StepResult(loss_sum, grad_norm, applied, finite)
+
+    @torch.no_grad()
+    def score(self, rows: Rows) -> Scores:
+        """See `Backend.score`."""
+        self._model.eval()
+        nll_R = np.zeros(len(rows), np.float64)
+        tokens_R = np.zeros(len(rows), np.int64)
+        for batch in self._cut(rows):
+            nll_N = score_rows(self._hidden(batch), self._head, *self._targets(batch))
+            np.add.at(nll_R, batch.rows_N, nll_N.double().cpu().numpy())
+            np.add.at(tokens_R, batch.rows_N, 1)
+        return Scores(nll_R, tokens_R)
+
+    def adapter(self) -> Arrays:
+        """See `Backend.adapter`."""
+        return {name: _numpy(parameter) for name, parameter in self._parameters.items()}
+
+    def state(self) -> State:
+        """See `Backend.state`."""
+        moments = self._optimizer.state
+        first, second = (
+            {
+                name: _numpy(moments[p][key]) if p in moments else np.zeros(p.shape, np.float32)
+                for name, p in self._parameters.items()
+            }
+            for key in ("exp_avg", "exp_avg_sq")
+        )
+        return State(self.adapter(), first, second, self._steps)
+
+    def load_adapter(self, adapter: Arrays) -> None:
+        """See `Backend.load_adapter`."""
+        assert adapter.keys() == self._parameters.keys()
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(torch.from_numpy(adapter[name]))
+        self._steps = 0
+        self._optimizer = torch.optim.AdamW(
+            self._parameters.values(),
+            lr=0.0,
+            betas=ADAM_BETAS,
+            eps=ADAM_EPSILON,
+            weight_decay=self._setup.weight_decay,
+        )
+
+    def load_state(self, state: State) -> None:
+        """See `Backend.load_state`."""
+        self.load_adapter(state.adapter)
+        self._steps = state.steps
+        if state.steps == 0:
+            return
+        for name, parameter in self._parameters.items():
+            self._optimizer.state[parameter] = {
+                "step": torch.tensor(float(state.steps)),
+                "exp_avg": torch.from_numpy(state.exp_avg[name]).to(self._device, copy=True),
+                "exp_avg_sq": torch.from_numpy(state.exp_avg_sq[name]).to(self._device, copy=True),
+            }
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, stop_ids: Sequence[int]
+    ) -> list[Completion]:
+        """See `Backend.generate`."""
+        self._model.eval()
+        settings = transformers.GenerationConfig(
+            do_sample=False,
+            max_new_tokens=max_tokens,
+            eos_token_id=list(stop_ids),
+            pad_token_id=stop_ids[0],
+        )
+        answers: dict[int, Completion] = {}
+        by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        for start in range(0, len(by_length), GENERATE_BATCH):
+            chosen = by_length[start : start + GENERATE_BATCH]
+            width = max(len(prompts[i]) for i in chosen)
+            ids = torch.full((len(chosen), width), stop_ids[0], device=self._device)
+            mask = torch.zeros_like(ids)
+            for at, i in enumerate(chosen):
+                ids[at, width - len(prompts[i]) :] = torch.tensor(list(prompts[i]))
+                mask[at, width - len(prompts[i]) :] = 1
+            with self._autocast():
+                out = self._model.generate(  # type: ignore[operator]  # a mixin's method
+                    input_ids=ids, attention_mask=mask, generation_config=settings
+                )
+            for i, answer in zip(chosen, out[:, width:].tolist(), strict=True):
+                answers[i] = _until_stop(answer, stop_ids)
+        return [answers[i] for i in range(len(prompts))]
+
+    def peak_memory_bytes(self) -> int:
+        """See `Backend.peak_memory_bytes`."""
+        if self._device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated())
+        return peak_resident_bytes()
+
+    def _cut(self, rows: Rows) -> Iterator[MicroBatch]:
+        return cut(rows, budget=self._setup.micro_batch_tokens)
+
+    def _hidden(self, batch: MicroBatch) -> Tensor:
+        """Hidden states after the last norm at the supervised positions, [N, D].
+
+        No mask and no cache: under a causal mask, padding on the right reaches no real position,
+        and a cache would make transformers build masks of its own.
+        """
+        ids = torch.from_numpy(batch.ids_BW).to(self._device, torch.int64)
+        with self._autocast():
+            hidden_BWD = self._backbone(input_ids=ids, use_cache=False).last_hidden_state
+        at = torch.from_numpy(batch.positions_N).to(self._device)
+        hidden_ND: Tensor = hidden_BWD.flatten(0, 1)[at]
+        return hidden_ND.to(self._head.dtype)
+
+    def _targets(self, batch: MicroBatch) -> tuple[Tensor, int]:
+        return torch.from_numpy(batch.targets_N).to(self._device), self._chunk
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        """Matrix products in the model's dtype: PEFT computes float32 adapters in float32."""
+        if self._setup.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(self._device.type, getattr(torch, self._setup.dtype))
+
+    @contextmanager
+    def _dropout(self, micro_batch: int) -> Iterator[None]:
+        """Dropout drawn from (seed, step, micro-batch); the caller's generators stay untouched."""
+        with torch.random.fork_rng(devices=[0] if self._device.type == "cuda" else []):
+            torch.manual_seed(dropout_seed(self._setup.seed, self._steps, micro_batch))
+            yield
+
+    def _set_learning_rate(self, lr: float) -> float:
+        """Hand over the rate, and what the optimizer then holds."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        return float(self._optimizer.param_groups[0]["lr"])
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    """A float32 copy on the host."""
+    copy: np.ndarray = tensor.detach().to("cpu", torch.float32, copy=True).numpy()
+    return copy
+
+
+def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> Completion:
+    """The answer up to its first stop token."""
+    for at, token in enumerate(ids):
+        if token in stop_ids:
+            return Completion(tuple(ids[:at]), "stop")
+    return Completion(tuple(ids), "length")

@@ -1,0 +1,284 @@
+"""One LoRA model under MLX: the step, the score, the state, greedy answers.
+
+mlx-lm gives the model classes, the LoRA layers and generation, mlx.optimizers the optimizer. Ours
+are the micro-batches, the head (`head.py`), and that the mean is taken once, over the step's tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers
+import mlx.utils
+import mlx_lm.tuner.utils
+import mlx_lm.utils
+import numpy as np
+from mlx_lm.generate import BatchGenerator
+
+from qwen_local.adapters.lora import initial_arrays
+from qwen_local.adapters.mlx_layout import to_mlx, to_peft
+from qwen_local.backends.base import (
+    ADAM_BETAS,
+    ADAM_EPSILON,
+    CLIP_EPSILON,
+    HEAD_CHUNK,
+    HEAD_CHUNK_GPU,
+    Arrays,
+    Completion,
+    Scores,
+    Setup,
+    State,
+    StepResult,
+    dropout_seed,
+    peak_resident_bytes,
+)
+from qwen_local.backends.batches import MicroBatch, cut
+from qwen_local.backends.mlx.head import loss_and_gradient, losses
+from qwen_local.models.architecture import block_path
+from qwen_local.rows import Rows
+
+WIDTH_MULTIPLE = 32
+"""Widths and counts of supervised positions are padded to this on a GPU: every new shape costs a
+compilation there. (The rounding of mlx-lm.)"""
+
+CACHE_BYTES = 2 << 30
+"""Freed buffers that MLX may keep for reuse. Without a limit the footprint only grows (mlx-lm #828)."""
+
+Tree = dict[str, Any]
+
+
+class MlxBackend:
+    """The contract of `qwen_local.backends.base.Backend` on MLX."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._gpu = setup.device == "gpu"
+        mx.set_default_device(mx.gpu if self._gpu else mx.cpu)
+        mx.set_cache_limit(CACHE_BYTES)
+        self._chunk = HEAD_CHUNK_GPU if self._gpu else HEAD_CHUNK
+        self._multiple = WIDTH_MULTIPLE if self._gpu else 1
+        self._dtype = getattr(mx, setup.dtype)
+        self._steps = 0
+        self._adapter: Tree = {}
+        # mlx-lm's qwen2 reads `rope_theta` only, and transformers 5 writes `rope_parameters`: left
+        # to itself it would train on a wrong base without an error.
+        self._model, _ = mlx_lm.utils.load_model(
+            setup.model.folder, model_config={"rope_theta": setup.model.architecture.rope_theta}
+        )
+        self._model.set_dtype(self._dtype)
+        self._model.freeze()
+        if setup.lora is not None:
+            self._attach(setup)
+        self._gradient = mx.value_and_grad(self._surrogate)
+        if self._gpu:
+            self._gradient = mx.compile(
+                self._gradient, inputs=[mx.random.state], outputs=[mx.random.state]
+            )
+
+    def _attach(self, setup: Setup) -> None:
+        """Put LoRA layers into the model and an optimizer over them."""
+        assert setup.lora is not None
+        mlx_lm.tuner.utils.linear_to_lora_layers(
+            self._model,
+            len(setup.lora.blocks(setup.model.architecture.layers)),
+            {
+                "rank": setup.lora.rank,
+                "scale": setup.lora.scale,
+                "dropout": setup.lora.dropout,
+                "keys": [block_path(target) for target in setup.lora.target_names],
+            },
+        )
+        if setup.gradient_checkpointing:
+            _checkpoint_blocks(self._model)
+        self.load_adapter(initial_arrays(setup.model.architecture, setup.lora, setup.seed))
+
+    def step(self, rows: Rows, *, lr: float, tokens: int) -> StepResult:
+        """See `Backend.step`."""
+        self._model.train()
+        total: Tree | None = None
+        loss = mx.array(0.0)
+        for number, batch in enumerate(self._cut(rows)):
+            mx.random.seed(dropout_seed(self._setup.seed, self._steps, number))
+            (_, part), gradients = self._gradient(self._adapter, *self._arrays(batch))
+            loss = loss + part
+            total = gradients if total is None else mlx.utils.tree_map(mx.add, total, gradients)
+            mx.async_eval(loss, total)
+        assert total is not None
+        mean = mlx.utils.tree_map(lambda g: g / tokens, total)
+        norm = mx.sqrt(sum(mx.square(g).sum() for _, g in mlx.utils.tree_flatten(mean)))
+        loss_sum, grad_norm = float(loss.item()), float(norm.item())  # the one host sync
+        self._optimizer.learning_rate = lr
+        applied = float(self._optimizer.learning_rate.item())
+        finite = bool(np.isfinite(loss_sum) and np.isfinite(grad_norm))
+        if finite:
+            limit = self._setup.max_grad_norm
+            if limit and grad_norm > limit:
+                scale = min(1.0, limit / (grad_norm + CLIP_EPSILON))
+                mean = mlx.utils.tree_map(lambda g: g * scale, mean)
+            self._adapter = self._optimizer.apply_gradients(mean, self._adapter)
+            mx.eval(self._adapter, self._optimizer.state)
+            self._steps += 1
+        return StepResult(loss_sum, grad_norm, applied, finite)
+
+    def score(self, rows: Rows) -> Scores:
+        """See `Backend.score`."""
+        self._use_adapter()
+        self._model.eval()
+        nll_R = np.zeros(len(rows), np.float64)
+        tokens_R = np.zeros(len(rows), np.int64)
+        for batch in self._cut(rows):
+            ids, positions, targets = self._arrays(batch)
+            nll_N = losses(self._hidden(ids, positions), self._head, targets, self._chunk)
+            np.add.at(nll_R, batch.rows_N, np.asarray(nll_N, np.float64)[: len(batch.rows_N)])
+            np.add.at(tokens_R, batch.rows_N, 1)
+        return Scores(nll_R, tokens_R)
+
+    def adapter(self) -> Arrays:
+        """See `Backend.adapter`."""
+        return _to_peft_arrays(self._adapter)
+
+    def state(self) -> State:
+        """See `Backend.state`."""
+        flat = dict(mlx.utils.tree_flatten(self._optimizer.state))
+        first, second = (
+            {
+                to_peft(name): np.array(flat.get(f"{name}.{key}", mx.zeros_like(parameter))).T
+                for name, parameter in mlx.utils.tree_flatten(self._adapter)
+            }
+            for key in ("m", "v")
+        )
+        return State(self.adapter(), first, second, self._steps)
+
+    def load_adapter(self, adapter: Arrays) -> None:
+        """See `Backend.load_adapter`."""
+        flat = {to_mlx(name): mx.array(array.T) for name, array in adapter.items()}
+        assert flat.keys() == dict(mlx.utils.tree_flatten(self._model.trainable_parameters())).keys()
+        self._adapter = mlx.utils.tree_unflatten(list(flat.items()))
+        self._steps = 0
+        self._optimizer = mlx.optimizers.AdamW(
+            learning_rate=0.0,
+            betas=list(ADAM_BETAS),
+            eps=ADAM_EPSILON,
+            weight_decay=self._setup.weight_decay,
+            bias_correction=True,  # MLX's default is off; PyTorch always corrects
+        )
+
+    def load_state(self, state: State) -> None:
+        """See `Backend.load_state`."""
+        self.load_adapter(state.adapter)
+        self._steps = state.steps
+        self._optimizer.init(self._adapter)
+        flat = dict(mlx.utils.tree_flatten(self._optimizer.state))
+        for name in state.adapter:
+            flat[f"{to_mlx(name)}.m"] = mx.array(state.exp_avg[name].T)
+            flat[f"{to_mlx(name)}.v"] = mx.array(state.exp_avg_sq[name].T)
+        flat["step"] = mx.array(state.steps, mx.uint64)
+        self._optimizer.state = mlx.utils.tree_unflatten(list(flat.items()))
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, stop_ids: Sequence[int]
+    ) -> list[Completion]:
+        """See `Backend.generate`."""
+        self._use_adapter()
+        self._model.eval()
+        generator = BatchGenerator(
+            self._model, max_tokens=max_tokens, stop_tokens=[[token] for token in stop_ids]
+        )
+        uids = generator.insert([list(prompt) for prompt in prompts])
+        answers: dict[int, list[int]] = {uid: [] for uid in uids}
+        reasons: dict[int, str] = {}
+        while responses := generator.next_generated():
+            for response in responses:
+                if response.finish_reason is not None:
+                    reasons[response.uid] = response.finish_reason
+                if response.finish_reason != "stop":
+                    answers[response.uid].append(response.token)
+        generator.close()
+        return [
+            Completion(tuple(answers[uid]), "stop" if reasons[uid] == "stop" else "length")
+            for uid in uids
+        ]
+
+    def peak_memory_bytes(self) -> int:
+        """See `Backend.peak_memory_bytes`."""
+        return int(mx.get_peak_memory()) if self._gpu else peak_resident_bytes()
+
+    def _surrogate(
+        self, adapter: Tree, ids: mx.array, positions: mx.array, targets: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        """(a scalar whose gradient is that of the summed loss, the summed loss itself)."""
+        self._use_adapter(adapter)
+        hidden_ND = self._hidden(ids, positions)
+        losses_N, gradient_ND = loss_and_gradient(
+            mx.stop_gradient(hidden_ND), self._head, self._head_weight, targets, self._chunk
+        )
+        return (mx.stop_gradient(gradient_ND) * hidden_ND).sum(), losses_N.sum()
+
+    def _use_adapter(self, adapter: Tree | None = None) -> None:
+        """Put the float32 adapter into the model in the model's dtype.
+
+        In float32 it would promote every activation behind it to float32.
+        """
+        tree = self._adapter if adapter is None else adapter
+        self._model.update(mlx.utils.tree_map(lambda a: a.astype(self._dtype), tree))
+
+    def _hidden(self, ids: mx.array, positions: mx.array) -> mx.array:
+        """Hidden states after the last norm at these positions of the flattened batch, [N, D]."""
+        hidden_BWD = self._model.model(ids)
+        return hidden_BWD.reshape(-1, hidden_BWD.shape[-1])[positions]
+
+    def _head(self, hidden: mx.array) -> mx.array:
+        """Logits of hidden states."""
+        if self._setup.model.architecture.tied:
+            return self._model.model.embed_tokens.as_linear(hidden)
+        return self._model.lm_head(hidden)
+
+    @property
+    def _head_weight(self) -> mx.array:
+        tied = self._setup.model.architecture.tied
+        return self._model.model.embed_tokens.weight if tied else self._model.lm_head.weight
+
+    def _cut(self, rows: Rows) -> Iterator[MicroBatch]:
+        return cut(rows, budget=self._setup.micro_batch_tokens, multiple=self._multiple)
+
+    def _arrays(self, batch: MicroBatch) -> tuple[mx.array, mx.array, mx.array]:
+        """(ids [B, W], positions [N], targets [N]); N padded with target -1."""
+        pad = -len(batch.targets_N) % self._multiple
+        positions = np.pad(batch.positions_N, (0, pad))
+        targets = np.pad(batch.targets_N, (0, pad), constant_values=-1)
+        return (
+            mx.array(batch.ids_BW),
+            mx.array(positions.astype(np.int32)),
+            mx.array(targets.astype(np.int32)),
+        )
+
+
+def _to_peft_arrays(tree: Tree) -> dict[str, np.ndarray]:
+    """MLX's adapter tree as float32 arrays in PEFT's names and layout."""
+    return {
+        to_peft(name): np.ascontiguousarray(np.array(array, np.float32).T)
+        for name, array in mlx.utils.tree_flatten(tree)
+    }
+
+
+def _checkpoint_blocks(model: nn.Module) -> None:
+    """Recompute each block in the backward pass instead of keeping its activations.
+
+    The blocks of this model get a class of their own; mlx-lm's class stays as it is, so other
+    models of the process are not touched.
+    """
+    block = type(model.layers[0])
+
+    def call(self: Any, *args: Any) -> mx.array:
+        def inner(parameters: Tree, *args: Any) -> mx.array:
+            self.update(parameters)
+            return block.__call__(self, *args)
+
+        return mx.checkpoint(inner)(self.trainable_parameters(), *args)
+
+    checkpointed = type(f"Checkpointed{block.__name__}", (block,), {"__call__": call})
+    for layer in model.layers:
+        layer.__class__ = checkpointed

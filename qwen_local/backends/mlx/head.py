@@ -1,0 +1,93 @@
+"""The language-model head and its loss, at supervised positions only.
+
+The head is frozen, so the gradient with respect to its input is formed in the same pass that forms
+the loss: chunk by chunk over the positions, never the whole [N, V] of logits. The step then
+differentiates the surrogate sum(stop_gradient(gradient) * hidden), whose gradient that is.
+
+Shapes: N = supervised positions, C = positions of a chunk, D = hidden size, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+
+BLOCK = 128
+"""Entries of the vocabulary that are summed first. MLX's CPU sum is a running one in float32, which
+loses the tail of a long row once one entry dominates; a sum of block sums does not."""
+
+Head = Callable[[mx.array], mx.array]
+"""[C, D] -> [C, V]."""
+
+
+def nll(logits_CV: mx.array, targets_C: mx.array) -> tuple[mx.array, mx.array]:
+    """Negative log-likelihood of the targets, and its gradient with respect to the logits.
+
+    The formula is that of the PyTorch engine: for a confident row, log1p(rest / exp(target)).
+
+    Args:
+        logits_CV: float32.
+        targets_C: int32.
+
+    Returns:
+        (nll float32 [C], d nll / d logits float32 [C, V]).
+    """
+    at = targets_C[:, None]
+    shifted_CV = logits_CV - logits_CV.max(1, keepdims=True)
+    exp_CV = mx.exp(shifted_CV)
+    target_C1 = mx.take_along_axis(exp_CV, at, 1)
+    others_CV = mx.put_along_axis(exp_CV, at, mx.array(0.0), 1)
+    rest_C1 = _sum_in_blocks(others_CV)
+    total_C1 = rest_C1 + target_C1
+    nll_C1 = mx.where(
+        target_C1 > rest_C1,
+        mx.log1p(rest_C1 / target_C1),
+        mx.log(total_C1) - mx.take_along_axis(shifted_CV, at, 1),
+    )
+    gradient_CV = mx.put_along_axis(others_CV / total_C1, at, -rest_C1 / total_C1, 1)
+    return nll_C1.squeeze(1), gradient_CV
+
+
+def _sum_in_blocks(values_CV: mx.array) -> mx.array:
+    """Row sums [C, 1] in two stages."""
+    rows, width = values_CV.shape
+    values_CV = mx.pad(values_CV, [(0, 0), (0, -width % BLOCK)])
+    return values_CV.reshape(rows, -1, BLOCK).sum(2).sum(1, keepdims=True)
+
+
+def loss_and_gradient(
+    hidden_ND: mx.array, head: Head, weight_VD: mx.array, targets_N: mx.array, chunk: int
+) -> tuple[mx.array, mx.array]:
+    """Loss at each position and the gradient of their sum with respect to the hidden states.
+
+    Args:
+        hidden_ND: any float dtype.
+        head: the frozen head.
+        weight_VD: its weight.
+        targets_N: int32; a negative one is padding and counts nothing.
+        chunk: positions whose logits exist at one time.
+
+    Returns:
+        (nll float32 [N], gradient [N, D] in the dtype of the hidden states).
+    """
+    losses, gradients = [], []
+    for start in range(0, hidden_ND.shape[0], chunk):
+        part = slice(start, start + chunk)
+        real_C = (targets_N[part] >= 0).astype(mx.float32)
+        logits_CV = head(hidden_ND[part]).astype(mx.float32)
+        nll_C, gradient_CV = nll(logits_CV, mx.maximum(targets_N[part], 0))
+        losses.append(nll_C * real_C)
+        gradients.append((gradient_CV * real_C[:, None]).astype(weight_VD.dtype) @ weight_VD)
+    return mx.concatenate(losses), mx.concatenate(gradients)
+
+
+def losses(hidden_ND: mx.array, head: Head, targets_N: mx.array, chunk: int) -> mx.array:
+    """Loss at each position, float32 [N]; padding (a negative target) gives zero."""
+    parts = []
+    for start in range(0, hidden_ND.shape[0], chunk):
+        part = slice(start, start + chunk)
+        logits_CV = head(hidden_ND[part]).astype(mx.float32)
+        nll_C, _ = nll(logits_CV, mx.maximum(targets_N[part], 0))
+        parts.append(mx.where(targets_N[part] >= 0, nll_C, 0.0))
+    return mx.concatenate(parts)

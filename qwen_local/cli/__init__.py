@@ -1,0 +1,49 @@
+"""The command line: parse, delegate, print."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from qwen_local import __version__
+from qwen_local.cli.demo import demo
+from qwen_local.cli.doctor import doctor
+from qwen_local.cli.generate import generate
+from qwen_local.cli.plan import plan
+from qwen_local.cli.train import train
+from qwen_local.errors import QwenLocalError
+
+INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="qwen-local")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Fine-tune Qwen models: one LoRA job, two engines (MLX and PyTorch), one adapter."""
+
+
+for command in (train, plan, generate, demo, doctor):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Entry point: our own errors become one message and their exit code."""
+    debug = "--debug" in sys.argv[1:2]
+    try:
+        status = cli.main(standalone_mode=False)
+    except QwenLocalError as error:
+        if debug:
+            raise
+        click.echo(str(error), err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        if debug:
+            raise
+        click.echo("interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    sys.exit(status if isinstance(status, int) else 0)

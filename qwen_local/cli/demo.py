@@ -1,0 +1,28 @@
+"""`qwen-local demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qwen_local.cli.options import json_option, print_json
+
+
+@click.command()
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder of the runs; default runs/demo-<date>-<n>.",
+)
+@json_option
+def demo(output: Path | None, as_json: bool) -> None:
+    """The whole story on the embedded model, on every engine that this machine has.
+
+    Trains the embedded job, compares the curves, and asks held-out questions before and after.
+    """
+    from qwen_local.demo import run_demo
+
+    result = run_demo(output)
+    if as_json:
+        print_json(result.to_json())

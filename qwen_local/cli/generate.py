@@ -1,0 +1,64 @@
+"""`qwen-local generate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qwen_local.cli.options import (
+    backend_option,
+    device_option,
+    json_option,
+    print_json,
+)
+
+
+@click.command()
+@click.option("--model", required=True, help="Hub id, local folder, or qwen-local/tiny.")
+@click.option("--revision", help="Commit, branch or tag of a hub model.")
+@click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    help="A run, or a folder that PEFT or mlx-lm wrote.",
+)
+@click.option("--prompt", required=True, help="The question; - reads it from stdin.")
+@click.option("--system", help="System message before it.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Longest answer.",
+)
+@backend_option
+@device_option
+@json_option
+def generate(
+    model: str,
+    revision: str | None,
+    adapter: Path | None,
+    prompt: str,
+    system: str | None,
+    max_tokens: int,
+    backend: str,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Answer one prompt, greedily."""
+    from qwen_local.inference.answer import answer
+
+    said = answer(
+        model,
+        revision=revision,
+        adapter=adapter,
+        prompt=click.get_text_stream("stdin").read() if prompt == "-" else prompt,
+        system=system,
+        max_tokens=max_tokens,
+        backend=backend,
+        device=device,
+    )
+    if as_json:
+        print_json(said.to_json())
+    else:
+        click.echo(said.text)

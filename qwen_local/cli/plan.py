@@ -1,0 +1,50 @@
+"""`qwen-local plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qwen_local.cli.options import (
+    backend_option,
+    device_option,
+    job_options,
+    json_option,
+    print_json,
+    read_draft,
+)
+
+if TYPE_CHECKING:
+    from qwen_local.job import Draft
+
+
+@click.command()
+@job_options
+@backend_option
+@device_option
+@json_option
+def plan(
+    job: Path | None,
+    sets: tuple[str, ...],
+    preset: str,
+    backend: str,
+    device: str,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Say what JOB would do: counts, steps, data, memory. No weights are loaded."""
+    draft = read_draft(job, sets=sets, preset=preset, flags=flags)
+    print_plan(draft, backend=backend, device=device, as_json=as_json)
+
+
+def print_plan(draft: Draft, *, backend: str, device: str, as_json: bool) -> None:
+    """What `plan` and `train --dry-run` print."""
+    from qwen_local.training.plan import make_plan
+
+    planned = make_plan(draft, backend=backend, device=device)
+    if as_json:
+        print_json(planned.to_json())
+    else:
+        click.echo(planned.describe())

@@ -1,0 +1,106 @@
+"""What became of the data: the content of a run's data.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from qwen_local.rows import Rows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Histogram:
+    """How long the conversations are, in tokens."""
+
+    edges: list[int]
+    """0, 32, 64, 128, ...: each but the first twice the one before."""
+    counts: list[int]
+    """counts[i] conversations have more than edges[i] and at most edges[i + 1] tokens."""
+
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> Histogram:
+        """Count the lengths.
+
+        >>> Histogram.of([10, 32, 33, 200])
+        Histogram(edges=[0, 32, 64, 128, 256], counts=[2, 1, 0, 1])
+        """
+        edges = [0, 32]
+        while edges[-1] < max(lengths, default=0):
+            edges.append(2 * edges[-1])
+        bins = np.searchsorted(edges, lengths, side="left") - 1
+        counts = np.bincount(bins, minlength=len(edges) - 1)
+        return cls(edges=edges, counts=counts.tolist())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SetReport:
+    """Rows as the engine sees them: the last token of a row is a target and no position."""
+
+    rows: int
+    tokens: int
+    """Positions."""
+    supervised_tokens: int
+    """Positions whose next token is trained."""
+
+    @classmethod
+    def of(cls, rows: Rows) -> SetReport:
+        """Count the rows."""
+        return cls(rows=len(rows), tokens=rows.tokens, supervised_tokens=rows.supervised)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceReport:
+    """One file, or one split of a data set on the hub."""
+
+    name: str
+    sha256: str | None
+    commit: str | None
+    format: str
+    records: int
+    usable: SetReport
+    """Before rows are split off for evaluation."""
+    dropped: dict[str, int]
+    """Records without a row, by reason: `overlong`, `nothing_trained`."""
+    cut: int
+    """Rows that were shortened to the longest length allowed."""
+    longest: int
+    """Tokens of the longest conversation, dropped or not."""
+    lengths: Histogram
+    """Of all conversations, dropped or not, before any was cut."""
+    ignored_keys: dict[str, int]
+    """Keys without a meaning here, and how many records have them."""
+    notes: dict[str, int]
+    """What is allowed but worth a word, and how many records it concerns.
+
+    `roles_not_alternating`, `ends_without_answer`; `control_text`: the data hold the text of a
+    control token, which was encoded as plain text; `reasoning_left_out`: the chat template did
+    not write all of the assistant's reasoning.
+    """
+    duplicates: int
+    """Usable rows that have the same content as an earlier one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataReport:
+    """All sources of a run and the two sets of rows made of them."""
+
+    sources: list[SourceReport]
+    """The training source and, where there is one, the evaluation source."""
+    train: SetReport
+    eval: SetReport | None
+    split: float | None
+    """The share for evaluation that was asked of the training source, where it was split."""
+    shared: int
+    """Evaluation rows whose content is also trained on."""
+    max_length: int
+    overlong: str
+    limit: int | None
+    train_on: str
+    template_sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The report in JSON's types."""
+        return asdict(self)

@@ -1,0 +1,164 @@
+"""The whole story on the embedded model, on every engine that this machine has."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen_local.backends.select import Engine, Machine, probe
+from qwen_local.embedded import sample_data_path
+from qwen_local.inference.answer import Answer, Answerer
+from qwen_local.job import TINY_MODEL, read_job
+from qwen_local.training.metrics import read_metrics
+from qwen_local.training.run import train
+from qwen_local.training.run_directory import check_free, default_output
+
+ANSWER_TOKENS = 96
+"""Longer than any answer of the held-out rows."""
+CURVE_POINTS = 11
+"""Rows of the printed table of losses."""
+SHOWN = 1
+"""Held-out questions that are printed with their answers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineStory:
+    """What happened on one engine."""
+
+    backend: str
+    run: str
+    exact_match_before: float
+    """Share of the held-out questions whose whole answer, end of turn included, is right."""
+    exact_match_after: float
+    ended_after: float
+    """Share of the answers after training that end with the end of turn."""
+    losses: tuple[float, ...]
+    seconds: float
+    """Of the training command, loading included."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoResult:
+    """What `demo --json` prints."""
+
+    engines: tuple[EngineStory, ...]
+    largest_loss_difference: float | None
+    """max over steps of |a - b| / max(|b|, 0.1); None with a single engine."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return {
+            "backends": {story.backend: asdict(story) for story in self.engines},
+            "exact_match_before": {s.backend: s.exact_match_before for s in self.engines},
+            "exact_match_after": {s.backend: s.exact_match_after for s in self.engines},
+            "largest_loss_difference": self.largest_loss_difference,
+        }
+
+
+def run_demo(output: Path | None) -> DemoResult:
+    """Train on each engine, ask before and after, compare the curves; talks on stderr."""
+    output = output or default_output("demo")
+    check_free(output)
+    questions = [
+        json.loads(line)["messages"]
+        for line in (sample_data_path() / "heldout.jsonl").read_text("utf-8").splitlines()
+    ]
+    stories = tuple(_story(engine, output, questions) for engine in _engines(probe()))
+    difference = None
+    if len(stories) > 1:
+        difference = largest_difference(stories[0].losses, stories[1].losses)
+    result = DemoResult(engines=stories, largest_loss_difference=difference)
+    _say(_table(result))
+    return result
+
+
+def largest_difference(a: Sequence[float], b: Sequence[float]) -> float:
+    """The measure of promise 1: max of |a - b| / max(|b|, 0.1).
+
+    >>> round(largest_difference([2.0, 0.02], [2.0, 0.01]), 6)
+    0.1
+    """
+    return max(abs(x - y) / max(abs(y), 0.1) for x, y in zip(a, b, strict=True))
+
+
+def _engines(machine: Machine) -> list[Engine]:
+    """MLX first: on a Linux CPU it must find its matrix product before PyTorch is imported."""
+    engines: list[Engine] = []
+    if machine.mlx:
+        engines.append("mlx")
+    if machine.torch and (machine.cuda or not machine.nvidia):
+        engines.append("cuda")
+    return engines
+
+
+def _story(engine: Engine, output: Path, questions: list[list[dict[str, Any]]]) -> EngineStory:
+    run = output / engine
+    _say(f"\n== {engine}: {len(questions)} held-out questions, before training")
+    before = _ask(engine, None, questions)
+    _say(f"exact match {_exact(before, questions):.0%}")
+    began = time.monotonic()
+    train(read_job(None, flags={"--output": str(run)}), backend=engine, device="auto")
+    seconds = time.monotonic() - began
+    after = _ask(engine, run, questions)
+    _say(f"exact match {_exact(after, questions):.0%}")
+    for messages, old, new in list(zip(questions, before, after, strict=True))[:SHOWN]:
+        _say(f"\nquestion: {messages[0]['content']}\nbefore:   {old.text}\nafter:    {new.text}")
+    return EngineStory(
+        backend=engine,
+        run=str(run),
+        exact_match_before=_exact(before, questions),
+        exact_match_after=_exact(after, questions),
+        ended_after=sum(a.finish_reason == "stop" for a in after) / len(after),
+        losses=tuple(event["loss"] for event in read_metrics(run / "metrics.jsonl", "train")),
+        seconds=seconds,
+    )
+
+
+def _ask(engine: Engine, run: Path | None, questions: list[list[dict[str, Any]]]) -> list[Answer]:
+    answerer = Answerer(TINY_MODEL, revision=None, adapter=run, backend=engine, device="auto")
+    return answerer.ask([messages[:-1] for messages in questions], max_tokens=ANSWER_TOKENS)
+
+
+def _exact(answers: Sequence[Answer], questions: list[list[dict[str, Any]]]) -> float:
+    right = sum(
+        answer.finish_reason == "stop" and answer.text == messages[-1]["content"]
+        for answer, messages in zip(answers, questions, strict=True)
+    )
+    return right / len(questions)
+
+
+def _table(result: DemoResult) -> str:
+    """Both curves side by side, and what came of them."""
+    steps = len(result.engines[0].losses)
+    shown = [round(i * (steps - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)]
+    names = "".join(f"{story.backend:>12}" for story in result.engines)
+    lines = ["", f"loss at step{names}"]
+    for at in shown:
+        values = "".join(f"{story.losses[at]:>12.6f}" for story in result.engines)
+        lines.append(f"{at + 1:>12}{values}")
+    for title, field in (
+        ("before", "exact_match_before"),
+        ("after", "exact_match_after"),
+        ("ended", "ended_after"),
+    ):
+        values = "".join(f"{getattr(story, field):>12.0%}" for story in result.engines)
+        lines.append(f"{title:>12}{values}")
+    if result.largest_loss_difference is not None:
+        lines.append(f"\nlargest difference of the curves: {result.largest_loss_difference:.1e}")
+    for story in result.engines:
+        lines.append(
+            f"\nask it yourself:\n  qwen-local generate --backend {story.backend} "
+            f"--model {TINY_MODEL} --adapter {story.run} \\\n    --prompt "
+            '"Create a function that lists the squares of the negative days in a list."'
+        )
+        break
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

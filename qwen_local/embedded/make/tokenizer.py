@@ -1,0 +1,119 @@
+"""The tokenizer: byte-level BPE cut like Qwen's, Qwen3's added tokens and a ChatML template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+
+VOCABULARY = 2048
+
+# Tables read better in rows.
+# fmt: off
+SPECIAL = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
+    "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>",
+    "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+)
+ADDED = (
+    *SPECIAL, "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>",
+    "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<tool_response>",
+    "</tool_response>", "<think>", "</think>",
+)
+# fmt: on
+"""Qwen3's added tokens in Qwen's order; those after SPECIAL are not marked as special there."""
+
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Qwen's pattern: words with the sign before them, each digit alone, runs of signs and of space."""
+
+CHAT_TEMPLATE = """\
+{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\\n' }}
+{%- if enable_thinking is defined and enable_thinking is false %}
+{{- '<think>\\n\\n</think>\\n\\n' }}
+{%- endif %}
+{%- endif %}
+"""
+
+
+def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
+    """Byte-level BPE of 2022 ids from the texts, then the 26 added tokens: 2048 in all."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=VOCABULARY - len(ADDED),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((without_added_tokens(text) for text in texts), trainer)
+    tokenizer.add_tokens([added_token(content) for content in ADDED])
+    size = tokenizer.get_vocab_size()
+    assert size == VOCABULARY, f"too little text: {size} ids of {VOCABULARY}"
+    return tokenizer
+
+
+def without_added_tokens(text: str) -> str:
+    """The text with the added tokens taken out, so that BPE spends no merges on them."""
+    for content in ADDED:
+        text = text.replace(content, "")
+    return text
+
+
+def added_token(content: str) -> AddedToken:
+    """The token with the flags that Qwen gives it."""
+    return AddedToken(content, special=content in SPECIAL, normalized=False)
+
+
+def tokenizer_config(tokenizer: Tokenizer, *, max_length: int) -> dict[str, Any]:
+    """What `tokenizer_config.json` says, as Qwen3 does but for the lengths and ids."""
+    return {
+        "add_bos_token": False,
+        "add_prefix_space": False,
+        "added_tokens_decoder": {
+            str(tokenizer.token_to_id(content)): {
+                "content": content,
+                "lstrip": False,
+                "normalized": False,
+                "rstrip": False,
+                "single_word": False,
+                "special": content in SPECIAL,
+            }
+            for content in ADDED
+        },
+        "additional_special_tokens": list(SPECIAL[1:]),
+        "bos_token": None,
+        "chat_template": CHAT_TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<|im_end|>",
+        "errors": "replace",
+        "model_max_length": max_length,
+        "pad_token": "<|endoftext|>",
+        "split_special_tokens": False,
+        "tokenizer_class": "Qwen2Tokenizer",
+        "unk_token": None,
+    }
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_length: int) -> None:
+    """Write `tokenizer.json` and `tokenizer_config.json`."""
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = json.dumps(tokenizer_config(tokenizer, max_length=max_length), indent=2)
+    (folder / "tokenizer_config.json").write_text(config + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Answers from a model, with or without an adapter."""

@@ -1,0 +1,111 @@
+"""Greedy answers from a model and an adapter, on either engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen_local.adapters.store import load_adapter
+from qwen_local.backends.base import Setup
+from qwen_local.backends.select import (
+    MICRO_BATCH_TOKENS,
+    choose,
+    open_backend,
+    probe,
+    resolve_dtype,
+)
+from qwen_local.datasets.tokenizer import ChatTokenizer
+from qwen_local.errors import InputError
+from qwen_local.models.source import fetch, find_model
+
+Messages = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """One answer, as `generate --json` prints it."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str
+    """`stop` at the end of the turn, `length` at the limit."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return asdict(self)
+
+
+class Answerer:
+    """A model with its tokenizer, ready to be asked."""
+
+    def __init__(
+        self, model: str, *, revision: str | None, adapter: Path | None, backend: str, device: str
+    ) -> None:
+        machine = probe()
+        choice = choose(machine, backend, device)
+        files = fetch(find_model(model, revision))
+        loaded = None if adapter is None else load_adapter(adapter, files.architecture)
+        dtype, _ = resolve_dtype(machine, choice, "auto")
+        self._positions = files.architecture.positions
+        self._tokenizer = ChatTokenizer.load(files.folder)
+        self._engine = open_backend(
+            choice,
+            Setup(
+                model=files,
+                lora=None if loaded is None else loaded.lora,
+                device=choice.device,
+                dtype=dtype,
+                micro_batch_tokens=MICRO_BATCH_TOKENS[choice.device],
+            ),
+        )
+        if loaded is not None:
+            self._engine.load_adapter(loaded.arrays)
+
+    def ask(self, conversations: Sequence[Messages], *, max_tokens: int) -> list[Answer]:
+        """The next assistant turn of each conversation.
+
+        Raises:
+            InputError: a prompt leaves no room for an answer in the model's context.
+        """
+        prompts = [self._tokenizer.encode_prompt(messages) for messages in conversations]
+        for prompt in prompts:
+            if len(prompt) + max_tokens > self._positions:
+                raise InputError.at(
+                    "--max-tokens",
+                    f"{len(prompt)} prompt tokens and {max_tokens} more exceed the model's "
+                    f"{self._positions} positions",
+                    f"at most {max(0, self._positions - len(prompt))} fit after this prompt",
+                )
+        completions = self._engine.generate(
+            prompts, max_tokens=max_tokens, stop_ids=self._tokenizer.stop_ids
+        )
+        return [
+            Answer(
+                text=self._tokenizer.decode(completion.ids),
+                prompt_tokens=len(prompt),
+                completion_tokens=len(completion.ids),
+                finish_reason=completion.finish_reason,
+            )
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+
+
+def answer(
+    model: str,
+    *,
+    revision: str | None,
+    adapter: Path | None,
+    prompt: str,
+    system: str | None,
+    max_tokens: int,
+    backend: str,
+    device: str,
+) -> Answer:
+    """One answer to one prompt."""
+    messages: Messages = [] if system is None else [{"role": "system", "content": system}]
+    messages.append({"role": "user", "content": prompt})
+    answerer = Answerer(model, revision=revision, adapter=adapter, backend=backend, device=device)
+    return answerer.ask([messages], max_tokens=max_tokens)[0]

@@ -1,0 +1,1 @@
+"""The Qwen families that we know: shapes, files, refusals."""

@@ -1,0 +1,106 @@
+"""The shape of a Qwen2 or Qwen3 dense model, and what can be counted from it alone.
+
+Shapes are (out, in), as a linear layer stores its weight. Sources: the `configuration_qwen2.py` and
+`modeling_qwen3.py` of transformers for names and biases; reference runs R1 and R4 for the totals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MODEL_TYPES = ("qwen2", "qwen3")
+"""The model families (config.json `model_type`) that both engines train."""
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+LINEARS = (*ATTENTION, *MLP)
+"""Every linear layer of a block, by its short name: what `lora.targets: all-linear` means."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Architecture:
+    """The figures of one dense model."""
+
+    model_type: str
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool
+    """Whether the head is the embedding matrix."""
+    rope_theta: float
+    positions: int
+    """The longest sequence that the model was made for, in tokens."""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Architecture:
+        """The figures of a config.json, as transformers 4 (`rope_theta`) or 5 wrote it."""
+        rope = config.get("rope_parameters") or {}
+        heads = int(config["num_attention_heads"])
+        hidden = int(config["hidden_size"])
+        return cls(
+            model_type=str(config["model_type"]),
+            hidden=hidden,
+            intermediate=int(config["intermediate_size"]),
+            layers=int(config["num_hidden_layers"]),
+            heads=heads,
+            kv_heads=int(config.get("num_key_value_heads") or heads),
+            head_dim=int(config.get("head_dim") or hidden // heads),
+            vocabulary=int(config["vocab_size"]),
+            tied=bool(config.get("tie_word_embeddings", False)),
+            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
+            positions=int(config.get("max_position_embeddings", 32_768)),
+        )
+
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """(out, in) of every linear layer of a block, by its short name."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "q_proj": (queries, self.hidden),
+            "k_proj": (keys, self.hidden),
+            "v_proj": (keys, self.hidden),
+            "o_proj": (self.hidden, queries),
+            "gate_proj": (self.intermediate, self.hidden),
+            "up_proj": (self.intermediate, self.hidden),
+            "down_proj": (self.hidden, self.intermediate),
+        }
+
+    def block_linear_parameters(self) -> int:
+        """Weights of the linear layers of all blocks: what a matrix product touches per token."""
+        return self.layers * sum(out * into for out, into in self.linear_shapes().values())
+
+    def parameters(self) -> int:
+        """Parameters of the whole model, a tied head counted once."""
+        norms = 2 * self.hidden
+        if self.model_type == "qwen3":
+            biases, norms = 0, norms + 2 * self.head_dim  # q_norm and k_norm instead of biases
+        else:
+            biases = (self.heads + 2 * self.kv_heads) * self.head_dim
+        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return (
+            embeddings
+            + self.block_linear_parameters()
+            + self.layers * (biases + norms)
+            + self.hidden
+        )
+
+    def lora_parameters(self, rank: int, targets: tuple[str, ...], layers: int) -> int:
+        """Trainable parameters of a LoRA adapter: rank x (in + out) for every target.
+
+        Args:
+            rank: r of the update B A.
+            targets: short names out of `LINEARS`.
+            layers: how many blocks carry the adapter.
+        """
+        shapes = self.linear_shapes()
+        return layers * sum(rank * sum(shapes[name]) for name in targets)
+
+
+def block_path(target: str) -> str:
+    """Where a linear layer sits in its block: `q_proj` -> `self_attn.q_proj`."""
+    return f"self_attn.{target}" if target in ATTENTION else f"mlp.{target}"

@@ -1,0 +1,204 @@
+"""Where a model comes from: the package itself, a folder, or the hub.
+
+A name that is an existing folder is that folder, and is never looked up on the hub. The hub is
+reached through huggingface_hub alone, which honours HF_HOME, HF_TOKEN, HF_ENDPOINT and
+HF_HUB_OFFLINE.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from qwen_local.embedded import tiny_model_path
+from qwen_local.errors import Fault, ModelError
+from qwen_local.models.architecture import Architecture
+from qwen_local.models.config import check_folder
+from qwen_local.models.published import PUBLISHED
+
+EMBEDDED = "qwen-local/tiny"
+"""The model that ships with the package."""
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+OWNER_AND_MODEL = "a hub id is <owner>/<model>"
+
+CONFIG_FILES = ("config.json",)
+MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.json")
+"""What is downloaded of a model: data only, no code and no pickle."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSource:
+    """A model by name, and where it is."""
+
+    kind: Literal["embedded", "folder", "hub"]
+    name: str
+    folder: Path | None
+    """Where it is, unless on the hub."""
+    revision: str | None
+    """Commit, branch or tag on the hub; None is the newest."""
+
+    def architecture(self, *, download: bool) -> Architecture:
+        """The model's figures.
+
+        Args:
+            download: whether config.json may be fetched from the hub. Without, the figures of a
+                hub model are those that its publisher gave out, else those of a copy in the cache.
+
+        Raises:
+            ModelError: the figures cannot be had so, or the config.json is refused.
+        """
+        if self.kind == "hub" and not download and self.name in PUBLISHED:
+            return PUBLISHED[self.name]
+        return fetch(self, weights=False, download=download).architecture
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFiles:
+    """A model that lies in a folder, checked and ready for an engine."""
+
+    name: str
+    folder: Path
+    commit: str | None
+    """The commit on the hub; None for a local folder and for the embedded model."""
+    config: Mapping[str, Any]
+    architecture: Architecture
+
+
+def find_model(name: str, revision: str | None = None) -> ModelSource:
+    """Decide what a name means, touching no network.
+
+    Args:
+        name: `qwen-local/tiny`, a folder, or a hub id such as `Qwen/Qwen3-0.6B`.
+        revision: of a hub model.
+
+    Raises:
+        ModelError: the name can be none of these, or has a revision where there are none.
+    """
+    # os.path, because Path raises for names that no file system takes (too long, `~nobody`).
+    place = os.path.expanduser(name)  # noqa: PTH111
+    if name == EMBEDDED:
+        folder = tiny_model_path()
+        source = ModelSource(kind="embedded", name=name, folder=folder, revision=revision)
+    elif os.path.isdir(place):  # noqa: PTH112
+        source = ModelSource(kind="folder", name=name, folder=Path(place), revision=revision)
+    elif os.path.exists(place):  # noqa: PTH110
+        hint = f"give the folder that holds it: {Path(place).parent}"
+        raise ModelError.at(name, "expected a model's folder; found a file", hint)
+    elif name.startswith("qwen-local/"):
+        raise ModelError.at(name, "no such embedded model", f"did you mean {EMBEDDED}?")
+    elif HUB_ID.fullmatch(name):
+        source = ModelSource(kind="hub", name=name, folder=None, revision=revision)
+    else:
+        problem = "expected a folder that exists, or a hub id; found neither"
+        raise ModelError.at(name or "--model", problem, _near(name) or OWNER_AND_MODEL)
+    if revision is not None and source.kind != "hub":
+        problem = f"only models on the hub have revisions; found {revision!r}"
+        raise ModelError.at(name, problem, "leave model.revision out")
+    return source
+
+
+def fetch(source: ModelSource, *, weights: bool = True, download: bool = True) -> ModelFiles:
+    """Bring a model's files to this machine, and refuse what no engine should see.
+
+    A hub model's config.json comes first, so that a model that is refused costs no download.
+
+    Args:
+        source: from `find_model`.
+        weights: whether the weights and the tokenizer are needed, or config.json only.
+        download: whether the network may be used; without, the cache must do.
+
+    Raises:
+        ModelError: the model cannot be had, or its files are refused.
+    """
+    if source.folder is not None:
+        folder, commit = source.folder, None
+    else:
+        folder = _snapshot(source.name, source.revision, CONFIG_FILES, download)
+        commit = folder.name
+        if weights:
+            check_folder(folder, source.name, weights=False)
+            folder = _snapshot(source.name, commit, MODEL_FILES, download)
+    config = check_folder(folder, source.name, weights=weights)
+    return ModelFiles(
+        name=source.name,
+        folder=folder,
+        commit=commit,
+        config=config,
+        architecture=Architecture.from_config(config),
+    )
+
+
+def _snapshot(name: str, revision: str | None, patterns: Sequence[str], download: bool) -> Path:
+    """The folder of one commit in the hub's cache (its name is the commit's)."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    # Of the HTTP library that the hub's client uses, which is not the same in each of its versions.
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=list(patterns),
+            ignore_patterns=["*/*"],  # files of other formats, in folders of their own
+            local_files_only=not download,
+        )
+    except (errors.HFValidationError, HTTPError, OSError) as error:
+        raise ModelError([_hub_fault(error, name, revision, download)]) from error
+    return Path(folder)
+
+
+def _hub_fault(error: Exception, name: str, revision: str | None, download: bool) -> Fault:
+    """What went wrong between here and the hub, most particular errors first."""
+    from huggingface_hub import constants, errors
+
+    page = f"{constants.ENDPOINT}/{name}"
+    once = f"download it once while online: hf download {name}"
+    match error:
+        case errors.HFValidationError():
+            problem, hint = "not a valid hub id", _near(name) or OWNER_AND_MODEL
+        case errors.GatedRepoError():
+            problem = "gated, and not yet open to you"
+            hint = f"accept its terms on {page}, then set HF_TOKEN to a token of your account"
+        case errors.RepositoryNotFoundError():
+            problem = "neither a folder here nor a model on the hub that you may see"
+            hint = _near(name) or "check the name; for a private model set HF_TOKEN"
+        case errors.RevisionNotFoundError():
+            problem = f"has no revision {revision!r} on the hub"
+            hint = f"take one of those on {page}/tree/main, or leave model.revision out"
+        case errors.IncompleteSnapshotError() if constants.HF_HUB_OFFLINE or not download:
+            problem, hint = "only a part of it is in the cache, and the hub is not asked", once
+        case errors.LocalEntryNotFoundError() if constants.HF_HUB_OFFLINE:
+            problem = "not in the cache, and HF_HUB_OFFLINE forbids to ask the hub"
+            hint = f"unset HF_HUB_OFFLINE, or {once}"
+        case errors.LocalEntryNotFoundError() if not download:
+            problem, hint = "its figures are not known here, and it is not in the cache", once
+        case errors.LocalEntryNotFoundError():
+            problem = "not whole in the cache, and the hub cannot be reached"
+            hint = f"check the connection to {constants.ENDPOINT}, or give a local folder"
+        case errors.HfHubHTTPError():
+            problem = f"the hub answered {error.response.status_code}"
+            hint = "try again later; for 401 and 403 check HF_TOKEN"
+        case OSError(strerror=str(reason)):
+            problem = f"cannot be stored: {reason.lower()}"
+            hint = f"make room in {constants.HF_HUB_CACHE}, or set HF_HOME to another place"
+        case _:
+            problem = f"the download broke off: {type(error).__name__}"
+            hint = "run the command again; what has arrived is kept"
+    return Fault(name, problem, hint)
+
+
+def _near(name: str) -> str | None:
+    """A hint at the published model whose name is most like this one."""
+    endings = {model.partition("/")[2].lower(): model for model in PUBLISHED}
+    wanted = name.rpartition("/")[2].lower()
+    near = difflib.get_close_matches(wanted, endings, n=1, cutoff=0.8)
+    return f"did you mean {endings[near[0]]}?" if near and endings[near[0]] != name else None

@@ -1,0 +1,81 @@
+"""How much memory a run is expected to need, by part. An estimate from shapes; nothing is loaded.
+
+Kept for the backward pass, per padded position and block (Qwen2 and Qwen3, frozen weights, LoRA on
+every linear layer): the two norms' inputs and outputs (4 hidden), queries before and after rotation
+and the attention's output (3 q), keys and values likewise (4 kv), gate, up, their activation and
+product (4 intermediate), and one rank-wide vector for every target. With gradient checkpointing,
+one hidden vector per block and a single block in full.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qwen_local.backends.base import HEAD_CHUNK, HEAD_CHUNK_GPU, Setup
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    """Bytes by part."""
+
+    weights: int
+    adapter: int
+    """float32 arrays, their gradients and AdamW's two moments."""
+    activations: int
+    """Of one micro-batch."""
+    head: int
+    """float32 logits of one chunk, and what is computed from them."""
+    available: int
+    """Of the device: memory of the GPU, or of the machine."""
+
+    @property
+    def total(self) -> int:
+        """All parts together."""
+        return self.weights + self.adapter + self.activations + self.head
+
+    @property
+    def fits(self) -> bool:
+        """Whether the parts together stay below what there is."""
+        return self.total < self.available
+
+    def to_json(self) -> dict[str, Any]:
+        """Parts, total, and whether it fits."""
+        return {**asdict(self), "total": self.total, "fits": self.fits}
+
+
+def estimate_memory(setup: Setup, *, trainable: int, longest: int, available: int) -> Memory:
+    """The expected need of a run.
+
+    Args:
+        setup: of the engine.
+        trainable: adapter parameters.
+        longest: positions of the longest row; it is a micro-batch of its own if it must be.
+        available: bytes of the device.
+    """
+    shape = setup.model.architecture
+    lora = setup.lora
+    assert lora is not None
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    block = (
+        4 * shape.hidden
+        + 3 * queries
+        + 4 * keys
+        + 4 * shape.intermediate
+        + lora.rank * len(lora.target_names)
+    )
+    kept = shape.layers * block
+    if setup.gradient_checkpointing:
+        kept = shape.layers * shape.hidden + block
+    width = BYTES[setup.dtype]
+    positions = max(setup.micro_batch_tokens, longest)
+    chunk = HEAD_CHUNK_GPU if setup.device == "gpu" else HEAD_CHUNK
+    return Memory(
+        weights=shape.parameters() * width,
+        adapter=4 * 4 * trainable,
+        activations=positions * kept * width,
+        head=3 * 4 * chunk * shape.vocabulary,
+        available=available,
+    )

@@ -1,0 +1,39 @@
+"""`metrics.jsonl`: one event a line, appended, the only source for reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+class Metrics:
+    """Appends events to a file, each a whole line at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8", newline="\n")
+
+    def write(self, event: str, **fields: Any) -> None:
+        """One event. A number that is not finite is written as null: JSON has no NaN."""
+        line = {"event": event, **{name: _plain(value) for name, value in fields.items()}}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path, event: str | None = None) -> Iterator[dict[str, Any]]:
+    """The events of a run in order, or those of one kind."""
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            fields = json.loads(line)
+            if event is None or fields["event"] == event:
+                yield fields
+
+
+def _plain(value: Any) -> Any:
+    finite = not isinstance(value, float) or value - value == 0.0
+    return value if finite else None

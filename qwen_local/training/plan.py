@@ -1,0 +1,195 @@
+"""What a job would do, worked out without loading a weight."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen_local.backends.base import Setup
+from qwen_local.backends.select import choose, probe, resolve_dtype
+from qwen_local.datasets.count import count_rows
+from qwen_local.datasets.prepare import Prepared
+from qwen_local.datasets.report import Histogram
+from qwen_local.datasets.tokenizer import ChatTokenizer
+from qwen_local.errors import ModelError
+from qwen_local.job import Draft, Job
+from qwen_local.models.source import ModelFiles, ModelSource, fetch, find_model
+from qwen_local.training.memory import Memory, estimate_memory
+from qwen_local.training.run import (
+    check_length,
+    data_path,
+    make_setup,
+    prepare_data,
+    trainable_parameters,
+)
+from qwen_local.training.run_directory import check_free
+from qwen_local.training.schedule import make_schedule
+
+BAR = 40
+"""Width of the histogram's longest bar."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What `plan --json` prints."""
+
+    job: dict[str, Any]
+    backend: str
+    device: str
+    reason: str
+    dtype: str
+    trainable_parameters: int
+    total_parameters: int
+    trainable_percent: float
+    rows: int
+    eval_rows: int
+    steps_per_epoch: int
+    optimizer_steps: int
+    warmup_steps: int
+    evaluations: int
+    eval_every: int
+    evaluation_percent: float
+    """Expected share of the time that evaluation takes."""
+    supervised_tokens: int | None
+    """Of one pass over the training rows; None without a tokenizer."""
+    tokens: int | None
+    histogram: Histogram | None
+    """Lengths of the training source's conversations; None without a tokenizer."""
+    histogram_missing: str | None
+    """Why there is none."""
+    memory: Memory
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return {**asdict(self), "memory": self.memory.to_json()}
+
+    def describe(self) -> str:
+        """The same for a person."""
+        lines = [
+            f"backend     {self.backend} on the {self.device} in {self.dtype} ({self.reason})",
+            f"parameters  {self.trainable_parameters:,} trainable of {self.total_parameters:,} "
+            f"({self.trainable_percent:.4g} %)",
+            f"rows        {self.rows:,} to train on, {self.eval_rows:,} to evaluate on",
+            f"steps       {self.optimizer_steps:,} ({self.steps_per_epoch:,} an epoch), "
+            f"warm-up {self.warmup_steps:,}",
+            self._evaluation(),
+            *self._tokens(),
+            "memory      (estimate)",
+        ]
+        for part in ("weights", "adapter", "activations", "head", "total", "available"):
+            lines.append(f"  {part:<12}{getattr(self.memory, part) / 1e9:>8.2f} GB")
+        lines.append("  it fits" if self.memory.fits else f"  it does not fit\n\n{TOO_LARGE}")
+        return "\n".join(lines)
+
+    def _evaluation(self) -> str:
+        if not self.evaluations:
+            return "evaluation  none: there are no rows for it"
+        return (
+            f"evaluation  {self.evaluations} times, every {self.eval_every:,} steps: about "
+            f"{self.evaluation_percent:.0f} % of the time"
+        )
+
+    def _tokens(self) -> list[str]:
+        if self.histogram is None:
+            return [f"tokens      unknown: {self.histogram_missing}"]
+        assert self.tokens is not None and self.supervised_tokens is not None
+        share = self.supervised_tokens / self.tokens
+        lines = [
+            f"tokens      {self.tokens:,} an epoch, {self.supervised_tokens:,} of them "
+            f"supervised ({share:.0%})"
+        ]
+        most = max(self.histogram.counts)
+        for low, high, count in zip(
+            self.histogram.edges, self.histogram.edges[1:], self.histogram.counts, strict=False
+        ):
+            bar = "#" * round(BAR * count / most)
+            lines.append(f"  {low + 1:>6}-{high:<6}{count:>8,}  {bar}".rstrip())
+        return lines
+
+
+TOO_LARGE = (
+    "hint: set train.gradient_checkpointing=true, lower train.micro_batch_tokens or "
+    "data.max_length, or take a smaller model"
+)
+
+
+def make_plan(draft: Draft, *, backend: str, device: str) -> Plan:
+    """Work out a job: its resolved values, counts, steps, data, and memory.
+
+    Raises:
+        InputError: whatever `train` would refuse before it loads a weight.
+    """
+    machine = probe()
+    choice = choose(machine, backend, device)
+    source = find_model(draft.model.name, draft.model.revision)
+    architecture = source.architecture(download=False)
+    job = draft.complete(architecture.parameters())
+    if job.output:
+        check_free(Path(job.output))
+    check_length(job, architecture)
+    trainable = trainable_parameters(job, architecture)
+    total = architecture.parameters() + trainable
+    tokenizer, missing = _tokenizer(source)
+    prepared: Prepared | None = None
+    if tokenizer is None:
+        counted = count_rows(
+            train=data_path(job.data.train),
+            eval=job.data.eval,
+            eval_fraction=job.data.eval_fraction,
+            format=job.data.format,
+            limit=job.data.limit,
+            seed=job.train.seed,
+        )
+        rows, eval_rows, longest = counted.train, counted.eval, job.data.max_length
+    else:
+        prepared = prepare_data(job, tokenizer)
+        rows = len(prepared.train)
+        eval_rows = 0 if prepared.eval is None else len(prepared.eval)
+        longest = int(prepared.train.lengths_R.max())
+    schedule = make_schedule(job.train, rows=rows, eval_rows=eval_rows)
+    dtype, _ = resolve_dtype(machine, choice, job.model.dtype)
+    model = ModelFiles(
+        name=source.name, folder=Path(), commit=None, config={}, architecture=architecture
+    )
+    setup: Setup = make_setup(job, model, choice, dtype)
+    share = schedule.evaluation_share(eval_rows=eval_rows, batch_size=job.train.batch_size)
+    return Plan(
+        job=job.model_dump(mode="json"),
+        backend=choice.backend,
+        device=choice.device,
+        reason=choice.reason,
+        dtype=dtype,
+        trainable_parameters=trainable,
+        total_parameters=total,
+        trainable_percent=100 * trainable / total,
+        rows=rows,
+        eval_rows=eval_rows,
+        steps_per_epoch=schedule.steps_per_epoch,
+        optimizer_steps=schedule.steps,
+        warmup_steps=schedule.warmup,
+        evaluations=schedule.evaluations,
+        eval_every=schedule.eval_every,
+        evaluation_percent=100 * share,
+        supervised_tokens=None if prepared is None else prepared.train.supervised,
+        tokens=None if prepared is None else prepared.train.tokens,
+        histogram=None if prepared is None else prepared.report.sources[0].lengths,
+        histogram_missing=missing,
+        memory=estimate_memory(
+            setup,
+            trainable=trainable,
+            longest=longest,
+            available=machine.gpu_bytes if choice.device == "gpu" else machine.memory_bytes,
+        ),
+    )
+
+
+def _tokenizer(source: ModelSource) -> tuple[ChatTokenizer | None, str | None]:
+    """(the tokenizer, None), or (None, why there is none) for a hub model that is not here."""
+    try:
+        files = fetch(source, weights=source.kind == "hub", download=False)
+    except ModelError:
+        if source.kind != "hub":
+            raise
+        return None, f"{source.name} is not on this machine, so there is no tokenizer"
+    return ChatTokenizer.load(files.folder), None

@@ -1,0 +1,51 @@
+"""What a person sees while a run goes on: a bar on a terminal, now and then a line elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Self
+
+from tqdm import tqdm
+
+LINES = 10
+"""Lines of a run whose stderr is not a terminal."""
+
+
+class Progress:
+    """tqdm on a terminal; plain lines into a file or a pipe; nothing with `quiet`."""
+
+    def __init__(self, steps: int, *, quiet: bool) -> None:
+        terminal = sys.stderr.isatty()
+        self._lines = not quiet and not terminal
+        self._every = max(1, steps // LINES)
+        self._steps = steps
+        self._began = time.monotonic()
+        self._bar = tqdm(
+            total=steps, unit="step", disable=quiet or not terminal, dynamic_ncols=True
+        )
+        self._eval = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def stepped(self, step: int, loss: float, rate: float, tokens_per_second: float) -> None:
+        """An optimizer step is done."""
+        shown = f"loss {loss:.4f}{self._eval}, lr {rate:.2e}, {tokens_per_second:,.0f} tok/s"
+        self._bar.set_postfix_str(shown, refresh=False)
+        self._bar.update()
+        if self._lines and (step % self._every == 0 or step == self._steps):
+            left = (time.monotonic() - self._began) * (self._steps - step) / step
+            print(f"step {step}/{self._steps}: {shown}, {left:.0f} s left", file=sys.stderr)
+
+    def evaluating(self) -> None:
+        """An evaluation begins; it may take a while."""
+        self._bar.set_description("evaluating")
+
+    def evaluated(self, loss: float) -> None:
+        """An evaluation is done."""
+        self._bar.set_description("")
+        self._eval = f" (eval {loss:.4f})"

@@ -1,0 +1,260 @@
+"""From a job to a saved adapter: everything is checked first, then the run folder is made."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen_local.adapters.lora import Adapter
+from qwen_local.adapters.store import save_adapter
+from qwen_local.backends.base import Arrays, Setup
+from qwen_local.backends.select import (
+    MICRO_BATCH_TOKENS,
+    Choice,
+    DType,
+    choose,
+    open_backend,
+    probe,
+    resolve_dtype,
+)
+from qwen_local.datasets.prepare import Prepared, prepare
+from qwen_local.datasets.tokenizer import ChatTokenizer
+from qwen_local.embedded import sample_data_path
+from qwen_local.errors import JobError
+from qwen_local.files import write_json
+from qwen_local.job import SAMPLE_DATA, Draft, Job
+from qwen_local.models.architecture import Architecture
+from qwen_local.models.source import ModelFiles, fetch, find_model
+from qwen_local.training.loop import Outcome, train_loop
+from qwen_local.training.metrics import Metrics
+from qwen_local.training.progress import Progress
+from qwen_local.training.run_directory import check_free, default_output, environment
+from qwen_local.training.schedule import make_schedule
+
+log = logging.getLogger("qwen_local")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """What `train --json` prints."""
+
+    run: str
+    adapter: str
+    backend: str
+    device: str
+    steps: int
+    epochs: float
+    train_loss: float
+    eval_loss: float | None
+    best_step: int
+    best_eval_loss: float | None
+    trainable_parameters: int
+    total_parameters: int
+    supervised_tokens: int
+    tokens_per_second: float
+    peak_memory_bytes: int
+    stopped_because: str
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return asdict(self)
+
+
+def train(draft: Draft, *, backend: str, device: str, quiet: bool = False) -> Summary:
+    """Run a job.
+
+    Raises:
+        InputError: something in job, data, model or machine cannot be used; nothing was written.
+        DivergedError: loss or gradient is not finite.
+    """
+    machine = probe()
+    choice = choose(machine, backend, device)
+    source = find_model(draft.model.name, draft.model.revision)
+    job = draft.complete(source.architecture(download=True).parameters())
+    output = Path(job.output) if job.output else default_output(job.model.name)
+    check_free(output)
+    model = fetch(source)
+    check_length(job, model.architecture)
+    tokenizer = ChatTokenizer.load(model.folder)
+    prepared = prepare_data(job, tokenizer)
+    dtype, dtype_reason = resolve_dtype(machine, choice, job.model.dtype)
+    setup = make_setup(job, model, choice, dtype)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "job.yaml").write_text(job.to_yaml(), encoding="utf-8")
+    write_json(
+        output / "environment.json",
+        environment(choice.backend, choice.device, dtype, model.commit),
+    )
+    write_json(output / "data.json", prepared.report.to_json())
+    with _logging(output / "run.log", quiet=quiet):
+        log.info("backend: %s on the %s (%s)", choice.backend, choice.device, choice.reason)
+        log.info("dtype: %s (%s)", dtype, dtype_reason)
+        return _train(job, choice, setup, prepared, output, quiet=quiet)
+
+
+def make_setup(job: Job, model: ModelFiles, choice: Choice, dtype: DType) -> Setup:
+    """What the engine must know of a job."""
+    wanted = job.train.micro_batch_tokens
+    return Setup(
+        model=model,
+        lora=job.lora,
+        device=choice.device,
+        dtype=dtype,
+        seed=job.train.seed,
+        weight_decay=job.train.weight_decay,
+        max_grad_norm=job.train.max_grad_norm,
+        micro_batch_tokens=MICRO_BATCH_TOKENS[choice.device] if wanted == "auto" else wanted,
+        gradient_checkpointing=job.train.gradient_checkpointing,
+    )
+
+
+def trainable_parameters(job: Job, architecture: Architecture) -> int:
+    """Parameters of the job's adapter on this model."""
+    blocks = len(job.lora.blocks(architecture.layers))
+    return architecture.lora_parameters(job.lora.rank, job.lora.target_names, blocks)
+
+
+def check_length(job: Job, architecture: Architecture) -> None:
+    """Refuse rows longer than the model's positions."""
+    if job.data.max_length > architecture.positions:
+        raise JobError.at(
+            "data.max_length",
+            f"expected at most the {architecture.positions} positions of {job.model.name}; "
+            f"found {job.data.max_length}",
+            f"set it to {architecture.positions} or less",
+        )
+
+
+def data_path(name: str) -> str:
+    """A data source as the reader knows it: the sample data by its file."""
+    return str(sample_data_path() / "train.jsonl") if name == SAMPLE_DATA else name
+
+
+def prepare_data(job: Job, tokenizer: ChatTokenizer) -> Prepared:
+    """The rows of a job."""
+    return prepare(
+        tokenizer,
+        train=data_path(job.data.train),
+        eval=job.data.eval,
+        eval_fraction=job.data.eval_fraction,
+        format=job.data.format,
+        max_length=job.data.max_length,
+        overlong=job.data.overlong,
+        limit=job.data.limit,
+        train_on=job.data.train_on,
+        seed=job.train.seed,
+    )
+
+
+def _train(
+    job: Job, choice: Choice, setup: Setup, prepared: Prepared, output: Path, *, quiet: bool
+) -> Summary:
+    """The run itself, into an existing folder."""
+    architecture = setup.model.architecture
+    trainable = trainable_parameters(job, architecture)
+    total = architecture.parameters() + trainable
+    schedule = make_schedule(
+        job.train,
+        rows=len(prepared.train),
+        eval_rows=0 if prepared.eval is None else len(prepared.eval),
+    )
+    log.info("trainable: %s of %s parameters", f"{trainable:,}", f"{total:,}")
+    log.info(
+        "data: %s rows, %s of %s tokens supervised; %s optimizer steps, warm-up %s",
+        len(prepared.train),
+        f"{prepared.train.supervised:,}",
+        f"{prepared.train.tokens:,}",
+        schedule.steps,
+        schedule.warmup,
+    )
+    engine = open_backend(choice, setup)
+    metrics = Metrics(output / "metrics.jsonl")
+    metrics.write(
+        "start",
+        backend=choice.backend,
+        device=choice.device,
+        steps=schedule.steps,
+        rows=len(prepared.train),
+        trainable_parameters=trainable,
+    )
+
+    def keep(step: int, arrays: Arrays) -> None:
+        save_adapter(
+            Adapter(
+                base=job.model.name, lora=job.lora, layers=architecture.layers, arrays=arrays
+            ),
+            output / "adapter",
+        )
+        metrics.write("adapter", step=step)
+
+    with Progress(schedule.steps, quiet=quiet) as progress:
+        outcome = train_loop(
+            engine,
+            prepared.train,
+            prepared.eval,
+            schedule,
+            batch_size=job.train.batch_size,
+            seed=job.train.seed,
+            metrics=metrics,
+            progress=progress,
+            keep=keep,
+        )
+    summary = Summary(
+        run=str(output),
+        adapter=str(output / "adapter"),
+        backend=choice.backend,
+        device=choice.device,
+        steps=outcome.steps,
+        epochs=outcome.steps / schedule.steps_per_epoch,
+        train_loss=outcome.train_loss,
+        eval_loss=outcome.eval_loss,
+        best_step=outcome.best_step,
+        best_eval_loss=outcome.best_eval_loss,
+        trainable_parameters=trainable,
+        total_parameters=total,
+        supervised_tokens=outcome.supervised_tokens,
+        tokens_per_second=outcome.tokens / outcome.seconds,
+        peak_memory_bytes=engine.peak_memory_bytes(),
+        stopped_because="all steps done",
+    )
+    metrics.write("end", **summary.to_json())
+    metrics.close()
+    _say_outcome(outcome, output)
+    return summary
+
+
+def _say_outcome(outcome: Outcome, output: Path) -> None:
+    evaluated = ""
+    if outcome.eval_loss is not None:
+        evaluated = f", best eval loss {outcome.best_eval_loss:.4f} at step {outcome.best_step}"
+    log.info(
+        "done: loss %.4f -> %.4f in %.0f s%s",
+        outcome.first_loss,
+        outcome.last_loss,
+        outcome.seconds,
+        evaluated,
+    )
+    log.info("adapter: %s (PEFT), %s (mlx-lm)", output / "adapter/peft", output / "adapter/mlx")
+
+
+@contextmanager
+def _logging(path: Path, *, quiet: bool) -> Iterator[None]:
+    """What is said goes to run.log, and to stderr unless `quiet`."""
+    handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
+    handlers[0].setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    if not quiet:
+        handlers.append(logging.StreamHandler(sys.stderr))
+    log.setLevel(logging.INFO)
+    for handler in handlers:
+        log.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()

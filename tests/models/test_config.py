@@ -1,0 +1,375 @@
+"""What is refused of a model's folder, before any engine sees it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import Qwen2Config, Qwen3Config
+
+from qwen_local.errors import ModelError
+from qwen_local.models.architecture import Architecture
+from qwen_local.models.config import check_config, check_folder
+
+# As published: https://huggingface.co/Qwen/Qwen3-0.6B/blob/main/config.json
+QWEN3: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 1024,
+    "initializer_range": 0.02,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 28,
+    "model_type": "qwen3",
+    "num_attention_heads": 16,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.51.0",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+# As published: https://huggingface.co/Qwen/Qwen2.5-7B/blob/main/config.json
+QWEN2: dict[str, Any] = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+    "hidden_act": "silu",
+    "hidden_size": 3584,
+    "initializer_range": 0.02,
+    "intermediate_size": 18944,
+    "max_position_embeddings": 131072,
+    "max_window_layers": 28,
+    "model_type": "qwen2",
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 131072,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.40.1",
+    "use_cache": True,
+    "use_mrope": False,
+    "use_sliding_window": False,
+    "vocab_size": 152064,
+}
+
+PUBLISHED_HINT = "take the model as the Qwen team published it"
+PAGE_HINT = "take config.json from the model's page on the hub"
+FILE_HINT = "take the file from the model's page on the hub"
+FAMILY_HINT = "take a dense Qwen2.5, Qwen2.5-Coder or Qwen3 model; those are trained here"
+COPY_HINT = "from a copy of the model"
+
+
+def refusal(config: dict[str, Any]) -> str:
+    with pytest.raises(ModelError) as raised:
+        check_config(config, "m")
+    return "\n\n".join(map(str, raised.value.faults))
+
+
+def folder_refusal(folder: Path, *, weights: bool = True) -> str:
+    with pytest.raises(ModelError) as raised:
+        check_folder(folder, "m", weights=weights)
+    return "\n\n".join(map(str, raised.value.faults))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model's folder, whole as far as names go."""
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3))
+    (tmp_path / "model.safetensors").touch()
+    return tmp_path
+
+
+def test_published_configs_are_taken() -> None:
+    check_config(QWEN3, "m")
+    check_config(QWEN2, "m")
+
+
+def test_configs_written_by_transformers_5_are_taken() -> None:
+    """It nests rope_theta in rope_parameters and lists the layer types."""
+    small: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    check_config(Qwen2Config(**small).to_diff_dict(), "m")
+    check_config(Qwen3Config(**small, head_dim=32).to_diff_dict(), "m")
+
+
+def test_names_and_nulls_that_libraries_leave_behind_are_no_fault() -> None:
+    check_config({**QWEN3, "_name_or_path": "x", "auto_map": None, "quantization": None}, "m")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            {"model_type": "qwen3_moe"},
+            f'model_type: expected qwen2 or qwen3; found "qwen3_moe"\n\nhint: {FAMILY_HINT}',
+        ),
+        (
+            {"auto_map": {"AutoConfig": "evil.Config"}},
+            'auto_map: names code to run: {"AutoConfig": "evil.Config"}\n\n'
+            "hint: no code of a model is run; take a model without it",
+        ),
+        (
+            {"model_file": "evil.py"},
+            'model_file: names code to run: "evil.py"\n\n'
+            "hint: no code of a model is run; take a model without it",
+        ),
+        (
+            {"_attn_implementation_internal": "evil/kernel"},
+            "_attn_implementation_internal: private to a library, which may act on it: "
+            f'"evil/kernel"\n\nhint: remove _attn_implementation_internal {COPY_HINT}',
+        ),
+        (
+            {"attn_implementation": "evil/kernel"},
+            "attn_implementation: chooses what the engine is to load: "
+            f'"evil/kernel"\n\nhint: remove attn_implementation {COPY_HINT}',
+        ),
+        (
+            {"quantization_config": {"bits": 4}, "quantization": {"bits": 4}},
+            'quantization_config: expected unquantised weights; found {"bits": 4}\n\n'
+            "hint: take the model that this one was quantised from, for example Qwen/Qwen3-0.6B",
+        ),
+        (
+            {"hidden_size": "1024"},
+            f'hidden_size: expected a whole number above 0; found "1024"\n\nhint: {PAGE_HINT}',
+        ),
+        (
+            {"num_hidden_layers": True},
+            f"num_hidden_layers: expected a whole number above 0; found true\n\nhint: {PAGE_HINT}",
+        ),
+        (
+            {"head_dim": None},
+            f"head_dim: expected a whole number above 0; found null\n\nhint: {PAGE_HINT}",
+        ),
+        (
+            {"num_key_value_heads": 5},
+            "num_attention_heads: expected a multiple of num_key_value_heads (5); found 16\n\n"
+            f"hint: {PAGE_HINT}",
+        ),
+        (
+            {"tie_word_embeddings": 1},
+            f"tie_word_embeddings: expected true or false; found 1\n\nhint: {PAGE_HINT}",
+        ),
+        (
+            {"rope_theta": None},
+            f"rope_theta: expected a number above 0; found nothing\n\nhint: {PAGE_HINT}",
+        ),
+        (
+            {"rope_theta": float("nan")},
+            f"rope_theta: expected a number above 0; found NaN\n\nhint: {PAGE_HINT}",
+        ),
+        (
+            {"rope_parameters": {"rope_theta": 10_000, "rope_type": "default"}},
+            "rope_theta: 1000000 here, but 10000 in rope_parameters; each engine takes another\n\n"
+            f"hint: {PAGE_HINT}",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+            'rope_scaling: expected no scaling of positions; found "yarn"\n\nhint: remove it from '
+            "a copy of the model: it only serves rows beyond its positions",
+        ),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            'rope_scaling: expected no scaling of positions; found "linear"\n\nhint: remove it '
+            "from a copy of the model: it only serves rows beyond its positions",
+        ),
+        (
+            {"use_sliding_window": True},
+            f"use_sliding_window: expected false; found true\n\nhint: {PUBLISHED_HINT}",
+        ),
+        (
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            "layer_types: expected full_attention only; "
+            f'found ["full_attention", "sliding_attention"]\n\nhint: {PUBLISHED_HINT}',
+        ),
+        (
+            {"hidden_act": "gelu"},
+            f'hidden_act: expected "silu"; found "gelu"\n\nhint: {PUBLISHED_HINT}',
+        ),
+        (
+            {"attention_dropout": 0.1},
+            f"attention_dropout: expected 0; found 0.1\n\nhint: {PUBLISHED_HINT}",
+        ),
+        (
+            {"architectures": ["Qwen3ForSequenceClassification"]},
+            'architectures: expected ["Qwen3ForCausalLM"]; '
+            f'found ["Qwen3ForSequenceClassification"]\n\nhint: {PUBLISHED_HINT}',
+        ),
+    ],
+)
+def test_a_config_is_refused_with_the_key_and_the_mend(
+    change: dict[str, Any], expected: str
+) -> None:
+    assert refusal(QWEN3 | change) == f"m: config.json: {expected}"
+
+
+@pytest.mark.parametrize("figure", ["hidden_size", "num_key_value_heads", "vocab_size", "head_dim"])
+def test_a_figure_that_an_engine_would_guess_must_be_there(figure: str) -> None:
+    config = {key: value for key, value in QWEN3.items() if key != figure}
+    assert refusal(config) == (
+        f"m: config.json: {figure}: expected a whole number above 0; found nothing\n\n"
+        f"hint: {PAGE_HINT}"
+    )
+
+
+def test_a_head_of_qwen2_has_no_size_of_its_own() -> None:
+    check_config(QWEN2 | {"head_dim": 128}, "m")
+    assert refusal(QWEN2 | {"head_dim": 64}) == (
+        "m: config.json: head_dim: expected hidden_size / num_attention_heads (128); "
+        f"found 64\n\nhint: {PAGE_HINT}"
+    )
+    assert refusal(QWEN2 | {"hidden_size": 3585}) == (
+        "m: config.json: hidden_size: expected a multiple of num_attention_heads (28); "
+        f"found 3585\n\nhint: {PAGE_HINT}"
+    )
+
+
+def test_every_fault_of_a_config_is_reported_at_once() -> None:
+    change = {"auto_map": {}, "vocab_size": 0, "use_sliding_window": True, "_x": 1}
+    assert refusal(QWEN3 | change).split("\n\n")[::2] == [
+        "m: config.json: auto_map: names code to run: {}",
+        "m: config.json: _x: private to a library, which may act on it: 1",
+        "m: config.json: vocab_size: expected a whole number above 0; found 0",
+        "m: config.json: use_sliding_window: expected false; found true",
+    ]
+
+
+def test_another_family_that_names_code_is_told_both_and_no_more() -> None:
+    config = {"model_type": "llama", "auto_map": {"AutoModel": "evil.M"}, "hidden_size": "x"}
+    assert refusal(config).split("\n\n")[::2] == [
+        'm: config.json: model_type: expected qwen2 or qwen3; found "llama"',
+        'm: config.json: auto_map: names code to run: {"AutoModel": "evil.M"}',
+    ]
+
+
+def test_a_file_of_something_else_is_one_fault() -> None:
+    assert refusal({"a": 1}) == (
+        f"m: config.json: model_type: expected qwen2 or qwen3; found nothing\n\nhint: {FAMILY_HINT}"
+    )
+
+
+# ------------------------------------------------------------------------------ folders
+
+
+def test_a_sound_folder_gives_its_config(folder: Path) -> None:
+    config = check_folder(folder, "m")
+    assert config == QWEN3
+    assert Architecture.from_config(config).parameters() == 596_049_920
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"[]", "expected a JSON object; found []"),
+        (b"", "not valid JSON: Expecting value: line 1 column 1 (char 0)"),
+        (
+            b"\xff\xfe",
+            "not valid JSON: 'utf-8' codec can't decode byte 0xff in position 0: "
+            "invalid start byte",
+        ),
+        (b"[" * 100_000, "not valid JSON: nested too deeply"),
+        (b" " * 1_000_001, "expected at most 1,000,000 bytes; found more"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_one_fault(
+    folder: Path, content: bytes, problem: str
+) -> None:
+    (folder / "config.json").write_bytes(content)
+    assert folder_refusal(folder) == f"m: config.json: {problem}\n\nhint: {FILE_HINT}"
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        (
+            "adapter_config.json",
+            "m: expected a model; found an adapter\n\n"
+            "hint: give it as --adapter, and its base model as --model",
+        ),
+        (
+            "model.gguf",
+            "m: expected a model as safetensors; found GGUF\n\nhint: give a model as safetensors "
+            "with its config.json, for example Qwen/Qwen3-0.6B",
+        ),
+        (
+            "notes.txt",
+            "m: has no config.json\n\nhint: give a model as safetensors with its config.json, "
+            "for example Qwen/Qwen3-0.6B",
+        ),
+    ],
+)
+def test_a_folder_without_a_config_says_what_it_is(
+    tmp_path: Path, file: str, expected: str
+) -> None:
+    (tmp_path / file).touch()
+    assert folder_refusal(tmp_path) == expected
+
+
+CONVERT = (
+    "hint: take the model as safetensors; huggingface.co/spaces/safetensors/convert makes them"
+)
+
+
+def test_weights_that_could_run_code_are_refused_unopened(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    assert folder_refusal(folder) == (f"m: expected *.safetensors; found no weights\n\n{CONVERT}")
+    (folder / "pytorch_model.bin").touch()
+    (folder / "old.pt").touch()
+    assert folder_refusal(folder) == (
+        "m: expected *.safetensors; found only old.pt, pytorch_model.bin, which could run code"
+        f"\n\n{CONVERT}"
+    )
+    assert check_folder(folder, "m", weights=False) == QWEN3
+
+
+def test_faults_of_config_and_weights_come_together(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "config.json").write_text(json.dumps(QWEN3 | {"vocab_size": 0}))
+    assert folder_refusal(folder).split("\n\n")[::2] == [
+        "m: config.json: vocab_size: expected a whole number above 0; found 0",
+        "m: expected *.safetensors; found no weights",
+    ]
+
+
+def test_a_shard_that_is_missing_is_named(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert folder_refusal(folder) == (
+        "m: model-2.safetensors: named in the index, but missing\n\n"
+        "hint: copy or download the model again"
+    )
+    (folder / "model-2.safetensors").touch()
+    check_folder(folder, "m")
+
+
+def test_an_index_beside_a_whole_file_is_not_heeded(folder: Path) -> None:
+    index = {"weight_map": {"a": "model-1.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    check_folder(folder, "m")
+
+
+@pytest.mark.parametrize("weight_map", [None, {}, [], {"a": 1}, {"a": "../x.safetensors"}])
+def test_an_index_may_name_only_files_of_its_folder(folder: Path, weight_map: object) -> None:
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert folder_refusal(folder) == (
+        "m: model.safetensors.index.json: weight_map: expected a file of this folder for each "
+        "tensor\n\nhint: copy or download the model again"
+    )
