@@ -4,16 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import qwen_local.backends.mlx  # before anything imports mlx.core: see its blas.py
+from qwen_local.backends.base import Backend, Setup
+from qwen_local.backends.select import Choice, Engine, open_backend
+from qwen_local.job import LoraSpec
 from qwen_local.models.source import ModelFiles, fetch, find_model
 from qwen_local.rows import IGNORE, Rows
 
 VOCABULARY = 320
 
 MakeModel = Callable[[str, bool], ModelFiles]
+MakeRows = Callable[..., Rows]
+OpenEngine = Callable[..., Backend]
+
+
+@pytest.fixture(params=["mlx", "cuda"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Each engine in turn."""
+    name: Engine = request.param
+    return name
+
+
+@pytest.fixture(scope="session")
+def open_engine(random_model: MakeModel) -> OpenEngine:
+    """(engine, model=qwen3 tied, rank=8, dropout=0, **setup) -> an engine on the CPU."""
+
+    def open_it(
+        engine: Engine,
+        model: ModelFiles | None = None,
+        *,
+        lora: LoraSpec | None = LoraSpec(rank=8, dropout=0.0),
+        **setup: Any,
+    ) -> Backend:
+        given: dict[str, Any] = {"dtype": "float32", "max_grad_norm": 1.0, "device": "cpu", **setup}
+        files = model or random_model("qwen3", True)
+        return open_backend(Choice(engine, "cpu", "a test"), Setup(model=files, lora=lora, **given))
+
+    return open_it
 
 
 @pytest.fixture(scope="session")
@@ -59,12 +91,20 @@ def save_random_model(folder: Path, model_type: str, *, tied: bool) -> None:
     model.save_pretrained(folder)
 
 
-def random_rows(count: int, *, seed: int = 0, longest: int = 24) -> Rows:
-    """Rows of many lengths with a supervised stretch each, as conversations have."""
+@pytest.fixture(scope="session")
+def random_rows() -> MakeRows:
+    """(count, seed=0, shortest=6, longest=24) -> rows with a supervised stretch each."""
+    return make_random_rows
+
+
+def make_random_rows(
+    count: int, *, seed: int = 0, shortest: int = 6, longest: int = 24
+) -> Rows:
+    """Rows of random tokens; their second part is supervised, as in a conversation."""
     generator = np.random.default_rng(seed)
     pairs = []
     for _ in range(count):
-        length = int(generator.integers(6, longest + 1))
+        length = int(generator.integers(shortest, longest + 1))
         ids = generator.integers(2, VOCABULARY, length + 1)
         start = int(generator.integers(1, length - 2))
         targets = np.where(np.arange(length) >= start, ids[1:], IGNORE)

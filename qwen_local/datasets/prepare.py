@@ -172,7 +172,7 @@ def _read(
 ) -> _Part:
     """All rows of a source, or all of its faults."""
     part = _Part(source=source, format=format)
-    for example in examples(islice(source.read(), limit), format):
+    for example in examples(source.read(), format):
         part.records += 1
         if isinstance(example, tuple):
             part.faults += example

@@ -88,7 +88,7 @@ def looks_local(path: Path) -> bool:
     >>> looks_local(Path("data/train.jsonl")), looks_local(Path("somebody/poems"))
     (True, False)
     """
-    return path.suffix.lower() in READERS or False
+    return path.suffix.lower() in READERS or (len(path.parts) > 1 and path.parent.is_dir())
 
 
 def _missing(name: str, path: Path) -> Fault:

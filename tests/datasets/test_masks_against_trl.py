@@ -7,9 +7,10 @@ the marks into a mask. It trains two things more than we do, and `as_we_train` t
    after `assistant`, which the generation prompt already holds;
 2. the empty think block, which the generation prompt holds when thinking is off.
 
-Answers begin with a visible character here. Where they begin with a new line, one token may span
-the end of the header and the beginning of the answer in transformers' encoding; ours never does,
-as generation cannot either (test_tokenizer.py).
+Left to test_tokenizer.py, as the two differ on purpose: an answer that begins with a new line,
+which in transformers' encoding can melt into one token with the end of the header; text of control
+tokens in the data, which transformers makes control tokens; `</think>` inside an answer, which the
+templates for Qwen3 take for the end of reasoning.
 """
 
 from __future__ import annotations
@@ -28,21 +29,13 @@ NAMES = ("qwen2_5", "qwen3", "qwen3_instruct_2507")
 START, END = "<|im_start|>", "<|im_end|>"
 EMPTY_THINK = "<think>\n\n</think>\n\n"
 
-texts = st.text(
-    st.characters(codec="utf-8", exclude_characters="\0"), max_size=12
-) | st.sampled_from(
-    [
-        "",
-        "Grüße, 世界!",
-        "a\n\n  b\t c",
-        "<tool_call>",
-        "user\n",
-        "assistant\nHi",
-        "e\u0301👩🏽‍🚀",
-        " 1234",
-    ]
+phrases = st.sampled_from(
+    ["", "Grüße, 世界!", "a\n\n  b\t c", "<tool_call>", "assistant\nHi", "e\u0301👩🏽‍🚀", " 1234"]
 )
-answers = st.tuples(st.sampled_from("Aé世🦙<("), texts).map("".join)
+texts = (st.text(st.characters(codec="utf-8", exclude_characters="\0")) | phrases).filter(
+    lambda text: "|" not in text and "think>" not in text
+)
+answers = st.tuples(st.sampled_from("Aé世🦙("), texts).map("".join)
 reasoning = st.none() | st.sampled_from(["", "\n", "so, hm"]) | answers
 
 

@@ -144,7 +144,11 @@ pieces = st.sampled_from(
 texts = st.lists(pieces | st.text(st.characters(codec="utf-8", exclude_characters="\0"))).map(
     "".join
 )
-visible = st.tuples(st.sampled_from("Aé世<"), texts).map("".join)
+visible = (
+    st.tuples(st.sampled_from("Aé世<"), texts)
+    .map("".join)
+    .filter(lambda text: "think>" not in text)  # which Qwen3's template would move about
+)
 
 
 def nfc(text: str) -> str:
@@ -173,11 +177,11 @@ def test_text_of_the_data_never_becomes_a_control_token(
 ) -> None:
     tokenizer = qwen[name]
     tokens = Tokenizer.from_file(str(tokenizer_file)).get_added_tokens_decoder()
-    special = {id for id, token in tokens.items() if token.special}
+    special = {id: token.content for id, token in tokens.items() if token.special}
     plain = tokenizer.encode_conversation([user("a"), assistant("b")], train_on="assistant")
     row = tokenizer.encode_conversation([user(asked), assistant(said)], train_on="assistant")
     assert [i for i in row.ids if i in special] == [i for i in plain.ids if i in special]
-    assert row.literals == sum((asked + "\0" + said).count(text) for text in CONTROL)
+    assert row.literals == sum((asked + "\0" + said).count(text) for text in special.values())
 
 
 @given(text=texts)

@@ -67,8 +67,6 @@ class TorchBackend:
     def _attach(self, base: transformers.PreTrainedModel, setup: Setup) -> None:
         """Put LoRA layers into the model and an optimizer over them."""
         assert setup.lora is not None
-        if setup.gradient_checkpointing:
-            base.gradient_checkpointing_enable({"use_reentrant": False})
         config = peft.LoraConfig(
             task_type="CAUSAL_LM",
             r=setup.lora.rank,
@@ -80,8 +78,11 @@ class TorchBackend:
             layers_pattern="layers",
         )
         with warnings.catch_warnings():
-            # PEFT reads a name that transformers is about to rename: theirs to mend.
+            # transformers is renaming gradient to activation checkpointing: PEFT still reads the
+            # old name, and the oldest release that we allow has no other.
             warnings.simplefilter("ignore", FutureWarning)
+            if setup.gradient_checkpointing:
+                base.gradient_checkpointing_enable({"use_reentrant": False})
             self._model = peft.get_peft_model(base, config)
         self._parameters = {
             name.replace(".default.", "."): parameter
