@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import qwen_local.backends.mlx  # before anything imports mlx.core: see its blas.py
+import qwen_local.backends.mlx  # noqa: F401  # before anything imports mlx.core: see its blas.py
 from qwen_local.backends.base import Backend, Setup
 from qwen_local.backends.select import Choice, Engine, open_backend
 from qwen_local.job import LoraSpec
@@ -97,9 +97,7 @@ def random_rows() -> MakeRows:
     return make_random_rows
 
 
-def make_random_rows(
-    count: int, *, seed: int = 0, shortest: int = 6, longest: int = 24
-) -> Rows:
+def make_random_rows(count: int, *, seed: int = 0, shortest: int = 6, longest: int = 24) -> Rows:
     """Rows of random tokens; their second part is supervised, as in a conversation."""
     generator = np.random.default_rng(seed)
     pairs = []

@@ -47,8 +47,10 @@ def load_adapter(path: Path, architecture: Architecture) -> Adapter:
     config = _read_config(folder / "adapter_config.json")
     mlx = (folder / MLX_WEIGHTS).exists()
     weights = folder / (MLX_WEIGHTS if mlx else PEFT_WEIGHTS)
-    lora = _lora_of_mlx(config, architecture, folder) if mlx else _lora_of_peft(
-        config, architecture, folder
+    lora = (
+        _lora_of_mlx(config, architecture, folder)
+        if mlx
+        else _lora_of_peft(config, architecture, folder)
     )
     try:
         arrays = load_file(weights)
@@ -190,9 +192,7 @@ def _check_arrays(
         elif name not in shapes:
             faults.append(Fault(f"{path}: {name}", "not a matrix of this model's adapter"))
         elif arrays[name].shape != shapes[name]:
-            faults.append(
-                _expected(str(path), name, f"shape {shapes[name]}", arrays[name].shape)
-            )
+            faults.append(_expected(str(path), name, f"shape {shapes[name]}", arrays[name].shape))
         elif not np.isfinite(arrays[name]).all():
             faults.append(Fault(f"{path}: {name}", "holds numbers that are not finite"))
     if faults:

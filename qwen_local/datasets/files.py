@@ -77,7 +77,11 @@ def _unusable_text(where: str, record: dict[str, Any]) -> Iterator[Fault]:
             yield Fault(where, f"expected at most {DEEPEST} levels of nesting")
             return
         elif isinstance(value, dict):
-            inside = [(f"{field}.{key}".lstrip("."), item) for key, item in value.items()]
+            names = [key if key.isprintable() else repr(key) for key in value]
+            inside = [
+                (f"{field}.{name}".lstrip("."), item)
+                for name, item in zip(names, value.values(), strict=True)
+            ]
             inside += [("a key", key) for key in value]
             pending += [(name, item, depth + 1) for name, item in reversed(inside)]
         elif isinstance(value, list):

@@ -172,7 +172,7 @@ def _read(
 ) -> _Part:
     """All rows of a source, or all of its faults."""
     part = _Part(source=source, format=format)
-    for example in examples(source.read(), format):
+    for example in examples(islice(source.read(), limit), format):
         part.records += 1
         if isinstance(example, tuple):
             part.faults += example
@@ -235,6 +235,7 @@ def _useful(trained: Sequence[bool]) -> int:
 
 
 def content_digest(content: Content) -> bytes:
+    """SHA-256 of what a row says, whatever its format: equal rows have equal digests."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).digest()
 

@@ -185,9 +185,7 @@ def _train(
 
     def keep(step: int, arrays: Arrays) -> None:
         save_adapter(
-            Adapter(
-                base=job.model.name, lora=job.lora, layers=architecture.layers, arrays=arrays
-            ),
+            Adapter(base=job.model.name, lora=job.lora, layers=architecture.layers, arrays=arrays),
             output / "adapter",
         )
         metrics.write("adapter", step=step)

@@ -86,9 +86,7 @@ def test_the_first_step_is_that_of_transformers_own_loss(
         logits = plain(input_ids=ids[None]).logits[0]
         total = total + torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
     (total / rows.supervised).backward()
-    norm = torch.nn.utils.get_total_norm(
-        [p.grad for p in plain.parameters() if p.grad is not None]
-    )
+    norm = torch.nn.utils.get_total_norm([p.grad for p in plain.parameters() if p.grad is not None])
     result = backend.step(rows, lr=RATE, tokens=rows.supervised)
     assert result.loss_sum == pytest.approx(float(total), rel=1e-6)
     assert result.grad_norm == pytest.approx(float(norm), rel=1e-5)
@@ -118,9 +116,7 @@ def test_decay_clipping_and_a_larger_scale_are_the_same_on_both_engines(
         "weight_decay": 0.1,
         "max_grad_norm": 0.05,
     }
-    a, b = (
-        curve(open_engine(engine, **settings), rows) for engine in ("mlx", "cuda")
-    )
+    a, b = (curve(open_engine(engine, **settings), rows) for engine in ("mlx", "cuda"))
     plain = curve(open_engine("cuda", **{**settings, "max_grad_norm": None}), rows)
     assert largest_difference(a, b) <= BOUND
     assert largest_difference(plain, b) > BOUND  # the clipping above did clip

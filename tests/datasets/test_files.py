@@ -126,7 +126,7 @@ def test_what_python_lets_pass_is_told_as_well() -> None:
         '{"text": "1", "text": "2"}',
         '{"text": "1", "a": NaN, "b": [-Infinity]}',
         '{"text": "a\\u0000b", "c": {"d": ["\\ud83d"]}}',
-        '{"a\\ud83d": 1}',
+        '{"a\\ud83d": "\\u0000"}',
         '{"n": ' + "1" * 5000 + "}",
     ]
     assert said("a.jsonl", "\n".join(lines)) == [
@@ -135,6 +135,8 @@ def test_what_python_lets_pass_is_told_as_well() -> None:
         "a.jsonl:2: -Infinity is not JSON\n\nhint: write null, or leave the key out",
         "a.jsonl:3: text: expected text; found a NUL character (character 2)\n\nhint: remove it",
         "a.jsonl:3: c.d[0]: expected text; found half of a surrogate pair, \\ud83d (character 1)"
+        "\n\nhint: remove it",
+        "a.jsonl:4: 'a\\ud83d': expected text; found a NUL character (character 1)"
         "\n\nhint: remove it",
         "a.jsonl:4: a key: expected text; found half of a surrogate pair, \\ud83d (character 2)"
         "\n\nhint: remove it",

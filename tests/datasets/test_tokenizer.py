@@ -243,9 +243,11 @@ def test_a_template_that_is_not_chatml_is_refused_with_the_place(tokenizer_file:
     )
 
 
-def test_a_turn_that_the_template_never_ends_is_refused(tokenizer_file: Path) -> None:
-    endless = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endfor %}"
-    tokenizer = ChatTokenizer(Tokenizer.from_file(str(tokenizer_file)), endless)
+@pytest.mark.parametrize("end", ["", "<|endoftext|>"])
+def test_a_turn_that_the_template_does_not_end_is_refused(end: str, tokenizer_file: Path) -> None:
+    endless = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}END{% endfor %}"
+    template = endless.replace("END", end)
+    tokenizer = ChatTokenizer(Tokenizer.from_file(str(tokenizer_file)), template)
     with pytest.raises(DatasetError, match=r"found 0 in '<\|im_start\|>user"):
         tokenizer.encode_conversation([user("1?"), assistant("2.")], train_on="assistant")
 

@@ -155,7 +155,9 @@ class MlxBackend:
     def load_adapter(self, adapter: Arrays) -> None:
         """See `Backend.load_adapter`."""
         flat = {to_mlx(name): mx.array(array.T) for name, array in adapter.items()}
-        assert flat.keys() == dict(mlx.utils.tree_flatten(self._model.trainable_parameters())).keys()
+        assert (
+            flat.keys() == dict(mlx.utils.tree_flatten(self._model.trainable_parameters())).keys()
+        )
         self._adapter = mlx.utils.tree_unflatten(list(flat.items()))
         self._steps = 0
         self._optimizer = mlx.optimizers.AdamW(

@@ -34,7 +34,7 @@ programs, and is of no use outside demonstrations and tests.
 
 `python -m qwen_local.embedded.make` makes everything here and the sample data from one seed: text,
 tokenizer, weights, rows, figures and this page. The text and the rows are the same on every
-machine; the weights differ in their last digits from one kind of processor to another.
+machine; rounding makes other weights on another kind of processor.
 
 Pre-training: {steps} steps of {step_tokens:,} tokens ({tokens:.1f} million in all) on one CPU
 thread, Muon for the matrices and AdamW for the rest, bfloat16 products. The text is notebooks (a

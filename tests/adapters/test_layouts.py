@@ -1,0 +1,274 @@
+"""What we write, PEFT and mlx-lm load as it is, and both give the same logits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import mlx_lm.tuner.utils
+import mlx_lm.utils
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+
+from qwen_local.adapters.lora import Adapter, initial_arrays, lora_shapes
+from qwen_local.adapters.mlx_layout import to_mlx, to_peft
+from qwen_local.adapters.store import load_adapter, save_adapter
+from qwen_local.backends.base import Backend
+from qwen_local.backends.select import Engine
+from qwen_local.errors import ModelError
+from qwen_local.job import LoraSpec
+from qwen_local.models.source import ModelFiles
+from qwen_local.rows import Rows
+
+MakeModel = Callable[[str, bool], ModelFiles]
+OpenEngine = Callable[..., Backend]
+MakeRows = Callable[..., Rows]
+
+IDS = [5, 17, 200, 3, 44, 91, 120, 7]
+LORA = LoraSpec(rank=8, alpha=24, dropout=0.0)
+SOME = LoraSpec(
+    rank=4, dropout=0.1, targets=("q_proj", "o_proj", "down_proj"), layers=2, rslora=True
+)
+
+
+def logits_of_peft(model: ModelFiles, folder: Path) -> np.ndarray:
+    """PEFT's own loader on transformers' own model, float32 [T, V]."""
+    base = transformers.AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32)
+    loaded = peft.PeftModel.from_pretrained(base, folder)
+    with torch.no_grad():
+        logits: np.ndarray = loaded(input_ids=torch.tensor([IDS])).logits[0].numpy()
+    return logits
+
+
+def logits_of_mlx_lm(model: ModelFiles, folder: Path | None) -> np.ndarray:
+    """mlx-lm's own loader, float32 [T, V]."""
+    rope = {"rope_theta": model.architecture.rope_theta}  # see the engine: mlx-lm's qwen2
+    loaded, _ = mlx_lm.utils.load_model(model.folder, model_config=rope)
+    if folder is not None:
+        mlx_lm.tuner.utils.load_adapters(loaded, str(folder))
+        loaded.eval()
+    return np.array(loaded(mx.array([IDS]))[0].astype(mx.float32))
+
+
+def trained(
+    engine: Engine, model: ModelFiles, lora: LoraSpec, open_engine: OpenEngine, rows: Rows
+) -> Adapter:
+    """An adapter after five steps, every matrix away from zero."""
+    backend = open_engine(engine, model, lora=lora)
+    for _ in range(5):
+        backend.step(rows, lr=5e-3, tokens=rows.supervised)
+    return Adapter(
+        base=model.name, lora=lora, layers=model.architecture.layers, arrays=backend.adapter()
+    )
+
+
+@pytest.mark.parametrize("lora", [LORA, SOME], ids=["all", "some"])
+@pytest.mark.parametrize(("model_type", "tied"), [("qwen2", False), ("qwen3", True)])
+def test_what_one_engine_trained_both_libraries_load_with_the_same_logits(
+    engine: Engine,
+    model_type: str,
+    tied: bool,
+    lora: LoraSpec,
+    random_model: MakeModel,
+    open_engine: OpenEngine,
+    random_rows: MakeRows,
+    tmp_path: Path,
+) -> None:
+    model = random_model(model_type, tied)
+    adapter = trained(engine, model, lora, open_engine, random_rows(8))
+    save_adapter(adapter, tmp_path / "adapter")
+    by_peft = logits_of_peft(model, tmp_path / "adapter/peft")
+    by_mlx_lm = logits_of_mlx_lm(model, tmp_path / "adapter/mlx")
+    assert np.abs(by_peft - by_mlx_lm).max() <= 1e-4
+    assert np.abs(by_peft - logits_of_mlx_lm(model, None)).max() > 1e-2  # the adapter acts
+
+
+@pytest.mark.parametrize("layout", ["peft", "mlx"])
+@pytest.mark.parametrize("lora", [LORA, SOME], ids=["all", "some"])
+def test_an_adapter_comes_back_from_either_layout_bit_by_bit(
+    layout: str, lora: LoraSpec, random_model: MakeModel, tmp_path: Path
+) -> None:
+    architecture = random_model("qwen3", True).architecture
+    arrays = {
+        name: np.random.default_rng(1).normal(size=array.shape).astype(np.float32)
+        for name, array in initial_arrays(architecture, lora, seed=0).items()
+    }
+    save_adapter(Adapter("a/base", lora, architecture.layers, arrays), tmp_path / "adapter")
+    back = load_adapter(tmp_path / "adapter" / layout, architecture)
+    assert back.base == "a/base"
+    assert back.lora.scale == pytest.approx(lora.scale, rel=1e-12)
+    assert back.lora.target_names == lora.target_names
+    assert back.arrays.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(back.arrays[name], array)
+
+
+def test_a_run_its_adapter_folder_and_a_layout_folder_all_name_the_same_adapter(
+    random_model: MakeModel, tmp_path: Path
+) -> None:
+    architecture = random_model("qwen3", True).architecture
+    arrays = initial_arrays(architecture, LORA, seed=0)
+    save_adapter(Adapter("a/base", LORA, architecture.layers, arrays), tmp_path / "adapter")
+    for path in ("", "adapter", "adapter/peft", "adapter/mlx"):
+        assert load_adapter(tmp_path / path, architecture).arrays.keys() == arrays.keys()
+
+
+def test_saving_again_replaces_both_layouts(random_model: MakeModel, tmp_path: Path) -> None:
+    architecture = random_model("qwen3", True).architecture
+    for seed in (0, 1):
+        arrays = initial_arrays(architecture, LORA, seed=seed)
+        save_adapter(Adapter("a/base", LORA, architecture.layers, arrays), tmp_path / "adapter")
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    name = next(iter(arrays))
+    np.testing.assert_array_equal(load_adapter(tmp_path, architecture).arrays[name], arrays[name])
+
+
+def test_both_libraries_start_from_the_distribution_that_we_start_from(
+    random_model: MakeModel,
+) -> None:
+    """PEFT's kaiming_uniform(a = sqrt 5) and mlx-lm's U(+-1/sqrt(in)) have one bound."""
+    architecture = random_model("qwen3", True).architecture
+    arrays = initial_arrays(architecture, LoraSpec(rank=64), seed=0)
+    for name, array in arrays.items():
+        bound = 1 / np.sqrt(array.shape[1])
+        if ".lora_B." in name:
+            assert not array.any()
+        else:
+            assert np.abs(array).max() <= bound
+            assert array.std() == pytest.approx(bound / np.sqrt(3), rel=0.05)
+
+
+def test_a_new_target_leaves_the_start_of_the_others_as_it_was(random_model: MakeModel) -> None:
+    architecture = random_model("qwen3", True).architecture
+    few = initial_arrays(architecture, LoraSpec(targets=("q_proj",)), seed=3)
+    all_of_them = initial_arrays(architecture, LoraSpec(), seed=3)
+    for name, array in few.items():
+        np.testing.assert_array_equal(array, all_of_them[name])
+
+
+def test_names_translate_both_ways(random_model: MakeModel) -> None:
+    for name in lora_shapes(random_model("qwen3", True).architecture, LORA):
+        assert to_peft(to_mlx(name)) == name
+
+
+# --- refusals ---
+
+
+@pytest.fixture
+def saved(random_model: MakeModel, tmp_path: Path) -> tuple[Path, ModelFiles]:
+    """An adapter in both layouts that a test may damage."""
+    model = random_model("qwen3", True)
+    arrays = initial_arrays(model.architecture, SOME, seed=0)
+    adapter = Adapter("a/base", SOME, model.architecture.layers, arrays)
+    save_adapter(adapter, tmp_path / "adapter")
+    return tmp_path / "adapter", model
+
+
+def change(folder: Path, **values: object) -> Path:
+    """Change keys of an adapter_config.json; the file's path."""
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    return path
+
+
+def test_a_folder_without_an_adapter_says_what_was_looked_for(
+    random_model: MakeModel, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError) as error:
+        load_adapter(tmp_path, random_model("qwen3", True).architecture)
+    assert str(error.value) == (
+        f"--adapter {tmp_path}: found neither adapter_model.safetensors (PEFT) nor "
+        "adapters.safetensors (mlx-lm)\n\n"
+        "hint: name a run folder, or the folder that holds one of these files"
+    )
+
+
+def test_a_pickled_adapter_is_refused_unread(random_model: MakeModel, tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.bin").write_bytes(b"\x80\x04N.")
+    with pytest.raises(ModelError) as error:
+        load_adapter(tmp_path, random_model("qwen3", True).architecture)
+    assert str(error.value) == (
+        f"{tmp_path / 'adapter_model.bin'}: a pickle file, which can run code when it is read\n\n"
+        "hint: load it where it was made and save it again with safe_serialization=True"
+    )
+
+
+def test_every_fault_of_a_peft_config_is_told_at_once(saved: tuple[Path, ModelFiles]) -> None:
+    folder, model = saved
+    where = change(
+        folder / "peft",
+        peft_type="IA3",
+        r=10**9,
+        lora_alpha="x",
+        target_modules=["lm_head"],
+        layers_to_transform=[0],
+        rank_pattern={"q_proj": 2},
+    )
+    with pytest.raises(ModelError) as error:
+        load_adapter(folder / "peft", model.architecture)
+    assert str(error.value).split("\n\n") == [
+        f"{where}: peft_type: expected LORA; found 'IA3'",
+        f"{where}: rank_pattern: this adapter cannot be loaded with it set",
+        f"{where}: target_modules: expected names out of q_proj, k_proj, v_proj, o_proj, "
+        "gate_proj, up_proj, down_proj; found ['lm_head']",
+        f"{where}: layers_to_transform: expected the last blocks of 3; found [0]",
+        f"{where}: r: expected an integer from 1 to 1024; found 1000000000",
+        f"{where}: lora_alpha: expected a positive number; found 'x'",
+    ]
+
+
+def test_every_fault_of_an_mlx_config_is_told_at_once(saved: tuple[Path, ModelFiles]) -> None:
+    folder, model = saved
+    where = change(
+        folder / "mlx",
+        fine_tune_type="dora",
+        num_layers="2",
+        lora_parameters={"rank": 0, "scale": -1, "keys": ["lm_head"]},
+    )
+    with pytest.raises(ModelError) as error:
+        load_adapter(folder / "mlx", model.architecture)
+    assert str(error.value).split("\n\n") == [
+        f"{where}: fine_tune_type: expected lora; found 'dora'",
+        f"{where}: lora_parameters.keys: expected paths out of ['self_attn.q_proj', "
+        "'self_attn.k_proj', 'self_attn.v_proj', 'self_attn.o_proj', 'mlp.gate_proj', "
+        "'mlp.up_proj', 'mlp.down_proj']; found ['lm_head']",
+        f"{where}: num_layers: expected an integer; found '2'",
+        f"{where}: lora_parameters.rank: expected an integer from 1 to 1024; found 0",
+        f"{where}: lora_parameters.scale: expected a positive number; found -1",
+    ]
+
+
+def test_arrays_that_do_not_fit_the_model_are_each_named(saved: tuple[Path, ModelFiles]) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    folder, model = saved
+    path = folder / "peft/adapter_model.safetensors"
+    arrays = load_file(path)
+    first, second, third = sorted(arrays)[:3]
+    del arrays[first]
+    arrays[second] = arrays[second][:1]
+    arrays[third] = np.full_like(arrays[third], np.nan)
+    arrays["another"] = np.zeros(1, np.float32)
+    save_file(arrays, path)
+    with pytest.raises(ModelError) as error:
+        load_adapter(folder / "peft", model.architecture)
+    wanted = lora_shapes(model.architecture, SOME)[second]
+    assert str(error.value).split("\n\n") == [
+        f"{path}: another: not a matrix of this model's adapter",
+        f"{path}: {first}: missing",
+        f"{path}: {second}: expected shape {wanted}; found {arrays[second].shape}",
+        f"{path}: {third}: holds numbers that are not finite",
+    ]
+
+
+def test_a_file_that_is_no_safetensors_is_told(saved: tuple[Path, ModelFiles]) -> None:
+    folder, model = saved
+    path = folder / "peft/adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ModelError, match="not a readable safetensors file"):
+        load_adapter(folder / "peft", model.architecture)
