@@ -125,7 +125,7 @@ def _ask(engine: Engine, run: Path | None, questions: list[list[dict[str, Any]]]
 
 
 def _exact(answers: Sequence[Answer], questions: list[list[dict[str, Any]]]) -> float:
-    right = sum(
+    right: int = sum(
         answer.finish_reason == "stop" and answer.text == messages[-1]["content"]
         for answer, messages in zip(answers, questions, strict=True)
     )

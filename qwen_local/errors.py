@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
 FAULTS_SHOWN = 20
 """Faults printed in one message; the rest are counted."""
@@ -52,7 +53,7 @@ class InputError(QwenLocalError, ValueError):
         super().__init__(self.faults)  # the whole argument, so that the error pickles
 
     @classmethod
-    def at(cls, where: str, problem: str, hint: str | None = None) -> InputError:
+    def at(cls, where: str, problem: str, hint: str | None = None) -> Self:
         """An error with a single fault, of the class that it is called on."""
         return cls([Fault(where, problem, hint)])
 

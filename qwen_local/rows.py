@@ -14,6 +14,9 @@ IGNORE = -100
 """The target of a position that is not trained (the value that PyTorch and PEFT use)."""
 
 
+Ids = Sequence[int] | np.ndarray
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
     """Ragged rows of token ids with their next-token targets.
@@ -31,7 +34,7 @@ class Rows:
     """int64 [R + 1]: row r is positions offsets[r] to offsets[r + 1]."""
 
     @classmethod
-    def from_pairs(cls, rows: Iterable[tuple[Sequence[int], Sequence[int]]]) -> Rows:
+    def from_pairs(cls, rows: Iterable[tuple[Ids, Ids]]) -> Rows:
         """Rows from (ids, targets) pairs, each pair of one length."""
         pairs = [(np.asarray(i, np.int32), np.asarray(t, np.int32)) for i, t in rows]
         assert all(len(i) == len(t) for i, t in pairs)

@@ -1,4 +1,4 @@
-"""The engines: MLX and PyTorch behind one small contract (`base.py`), and the choice between them."""
+"""The engines, MLX and PyTorch, behind one small contract, and the choice between them."""
 
 import os
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -52,7 +53,7 @@ def generate(
         model,
         revision=revision,
         adapter=adapter,
-        prompt=click.get_text_stream("stdin").read() if prompt == "-" else prompt,
+        prompt=sys.stdin.read() if prompt == "-" else prompt,
         system=system,
         max_tokens=max_tokens,
         backend=backend,

@@ -153,7 +153,7 @@ class _Part:
             usable=SetReport.of(_rows(self.rows)),
             dropped=dict(self.dropped),
             cut=self.cut,
-            longest=max(self.lengths),
+            longest=max(self.lengths, default=0),
             lengths=Histogram.of(self.lengths),
             ignored_keys=dict(self.ignored),
             notes=dict(self.notes),
@@ -176,6 +176,8 @@ def _read(
         part.records += 1
         if isinstance(example, tuple):
             part.faults += example
+        elif example.says_nothing:
+            part.dropped["empty_answer"] += 1
         else:
             try:
                 tokenised = tokenise(tokenizer, example, train_on=train_on)
@@ -249,6 +251,8 @@ def _without_rows(part: _Part) -> Fault:
         return Fault(part.source.name, "expected at least one record; found none")
     reasons = ", ".join(f"{count} {reason}" for reason, count in part.dropped.items())
     problem = f"expected at least one row to train on; dropped: {reasons}"
-    longest = max(part.lengths)
-    hint = f"raise data.max_length (the longest conversation has {longest} tokens)"
+    hint = None
+    if part.lengths:
+        longest = max(part.lengths)
+        hint = f"raise data.max_length (the longest conversation has {longest} tokens)"
     return Fault(part.source.name, problem, hint)

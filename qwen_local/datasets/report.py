@@ -63,7 +63,7 @@ class SourceReport:
     usable: SetReport
     """Before rows are split off for evaluation."""
     dropped: dict[str, int]
-    """Records without a row, by reason: `overlong`, `nothing_trained`."""
+    """Records without a row, by reason: `overlong`, `empty_answer`, `nothing_trained`."""
     cut: int
     """Rows that were shortened to the longest length allowed."""
     longest: int

@@ -13,7 +13,7 @@ from qwen_local.datasets.prepare import Prepared
 from qwen_local.datasets.report import Histogram
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import ModelError
-from qwen_local.job import Draft, Job
+from qwen_local.job import Draft
 from qwen_local.models.source import ModelFiles, ModelSource, fetch, find_model
 from qwen_local.training.memory import Memory, estimate_memory
 from qwen_local.training.run import (

@@ -50,7 +50,7 @@ def check_free(output: Path) -> None:
 
 def environment(backend: str, device: str, dtype: str, commit: str | None) -> dict[str, Any]:
     """The content of environment.json: versions, hardware, the working folder's git commit."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)

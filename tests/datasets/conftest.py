@@ -43,7 +43,7 @@ def qwen(tokenizer_file: Path, trl_templates: Path) -> dict[str, ChatTokenizer]:
 @pytest.fixture(scope="session")
 def oracle(tokenizer_file: Path) -> PreTrainedTokenizerFast:
     """The same tokenizer in the hands of transformers."""
-    return PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file))  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file))
 
 
 @pytest.fixture(scope="session")

@@ -209,16 +209,6 @@ def test_unusual_turns_are_allowed_and_noted(roles: str, notes: tuple[str, ...])
             'hint: rename "contents" to "content"',
         ),
         (
-            {"messages": [PAIR[0], turn("assistant", "")]},
-            "train.jsonl:1: messages[1].content: expected the text to be learned; "
-            "found an empty string\n\nhint: remove the row",
-        ),
-        (
-            {"messages": [PAIR[0], turn("assistant", " \n")]},
-            "train.jsonl:1: messages[1].content: expected the text to be learned; "
-            "found white space alone\n\nhint: remove the row",
-        ),
-        (
             {"messages": [PAIR[0], turn("assistant", "x", reasoning_content=["Hm."])]},
             "train.jsonl:1: messages[1].reasoning_content: expected a string; found a list\n\n"
             "hint: join the parts into one string",
@@ -231,11 +221,6 @@ def test_unusual_turns_are_allowed_and_noted(roles: str, notes: tuple[str, ...])
         (
             {"instruction": "1?", "output": "2.", "history": [["Hi"]]},
             "train.jsonl:1: history[0]: expected a pair of strings, question and answer",
-        ),
-        (
-            {"instruction": "1?", "output": "2.", "history": [["Hi", ""]]},
-            "train.jsonl:1: history[0][1]: expected the text to be learned; found an empty string"
-            "\n\nhint: remove the pair",
         ),
         (
             {"instruction": "1?", "output": "2.", "history": "Hi"},
@@ -260,11 +245,6 @@ def test_unusual_turns_are_allowed_and_noted(roles: str, notes: tuple[str, ...])
             "\n\nhint: merge it into the first message",
         ),
         (
-            {"text": "  "},
-            "train.jsonl:1: text: expected the text to be learned; found white space alone\n\n"
-            "hint: remove the row",
-        ),
-        (
             {"question": "1?", "answer": "2."},
             "train.jsonl:1: expected the keys of one format (messages; prompt and completion; "
             "instruction and output; conversations; text); found question, answer\n\n"
@@ -287,10 +267,26 @@ def test_every_fault_of_a_row_is_told() -> None:
         "train.jsonl:1: messages[0].role: expected system, user or assistant; found 'bot'\n\n"
         'hint: change "bot" to "assistant"\n\n'
         "train.jsonl:1: messages[0].content: expected a string; found 1\n\n"
-        "hint: write a string in quotes\n\n"
-        "train.jsonl:1: messages[1].content: expected the text to be learned; "
-        "found an empty string\n\nhint: remove the row"
+        "hint: write a string in quotes"
     )
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": [PAIR[0], turn("assistant", "")]},
+        {"messages": [PAIR[0], turn("assistant", " \n"), *PAIR]},
+        {"prompt": "1?", "completion": ""},
+        {"instruction": "1?", "output": " "},
+        {"instruction": "1?", "output": "2.", "history": [["Hi", ""]]},
+        {"conversations": [{"from": "human", "value": "1?"}, {"from": "gpt", "value": ""}]},
+        {"text": "  "},
+    ],
+)
+def test_a_row_whose_answer_says_nothing_is_marked(record: dict[str, Any]) -> None:
+    [example] = read(record)
+    assert isinstance(example, Example)
+    assert example.says_nothing
 
 
 def test_the_first_row_settles_the_format_of_a_file() -> None:

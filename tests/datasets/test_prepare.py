@@ -122,6 +122,16 @@ def test_overlong_rows_are_dropped_and_counted(tiny: ChatTokenizer) -> None:
     assert source.longest == max(whole.lengths_R) + 1  # the last token is a target alone
 
 
+def test_rows_whose_answer_says_nothing_are_dropped_and_counted(tiny: ChatTokenizer) -> None:
+    prepared = run(tiny, put("a.jsonl", SHORT, pair("?", " ")))
+    [source] = prepared.report.sources
+    assert (source.records, source.usable.rows, source.dropped) == (2, 1, {"empty_answer": 1})
+    assert learned(tiny, prepared.train) == ["Yes.<|im_end|>"]
+    assert message_of(tiny, put("b.jsonl", pair("?", ""))) == (
+        "b.jsonl: expected at least one row to train on; dropped: 1 empty_answer"
+    )
+
+
 def test_overlong_rows_are_cut_on_demand_but_never_to_nothing(tiny: ChatTokenizer) -> None:
     prepared = run(tiny, put("a.jsonl", SHORT, LONG, LATE), overlong="cut")
     [source] = prepared.report.sources

@@ -1,7 +1,8 @@
 """One LoRA model under MLX: the step, the score, the state, greedy answers.
 
 mlx-lm gives the model classes, the LoRA layers and generation, mlx.optimizers the optimizer. Ours
-are the micro-batches, the head (`head.py`), and that the mean is taken once, over the step's tokens.
+are the micro-batches, the head (`head.py`), and that the mean is taken once, over all tokens of the
+step.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ WIDTH_MULTIPLE = 32
 compilation there. (The rounding of mlx-lm.)"""
 
 CACHE_BYTES = 2 << 30
-"""Freed buffers that MLX may keep for reuse. Without a limit the footprint only grows (mlx-lm #828)."""
+"""Freed buffers that MLX may keep; without a limit the footprint only grows (mlx-lm #828)."""
 
 Tree = dict[str, Any]
 
@@ -108,8 +109,9 @@ class MlxBackend:
             mx.async_eval(loss, total)
         assert total is not None
         mean = mlx.utils.tree_map(lambda g: g / tokens, total)
-        norm = mx.sqrt(sum(mx.square(g).sum() for _, g in mlx.utils.tree_flatten(mean)))
-        loss_sum, grad_norm = float(loss.item()), float(norm.item())  # the one host sync
+        squares = [mx.square(g).sum() for _, g in mlx.utils.tree_flatten(mean)]
+        norm = mx.sqrt(mx.stack(squares).sum())
+        loss_sum, grad_norm = np.array(mx.stack([loss, norm])).tolist()  # the one host sync
         self._optimizer.learning_rate = lr
         applied = float(self._optimizer.learning_rate.item())
         finite = bool(np.isfinite(loss_sum) and np.isfinite(grad_norm))
