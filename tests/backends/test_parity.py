@@ -88,8 +88,8 @@ def test_the_first_step_is_that_of_transformers_own_loss(
     (total / rows.supervised).backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in plain.parameters() if p.grad is not None])
     result = backend.step(rows, lr=RATE, tokens=rows.supervised)
-    assert result.loss_sum == pytest.approx(float(total), rel=1e-6)
-    assert result.grad_norm == pytest.approx(float(norm), rel=1e-5)
+    assert result.loss_sum == pytest.approx(total.item(), rel=1e-6)
+    assert result.grad_norm == pytest.approx(norm.item(), rel=1e-5)
 
 
 def test_a_split_of_the_step_into_micro_batches_does_not_change_the_curve(
