@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qwen_local.backends.select import INSTALL, Machine, choose, resolve_dtype
+from qwen_local.backends.select import INSTALL, Machine, choose, resolve_dtype, unusable_card
 from qwen_local.errors import BackendError
 
 
@@ -28,7 +28,7 @@ class Findings:
     system: str
     engines: tuple[EngineState, ...]
     auto: str | None
-    """`mlx on the gpu`, ..., or None where nothing can run."""
+    """`mlx on the gpu`, ..., or None where `auto` takes nothing."""
     reason: str
     dtype: str | None
 
@@ -46,7 +46,7 @@ class Findings:
         """The same for a person."""
         lines = [f"machine  {self.system}"]
         for engine in self.engines:
-            version = engine.version or "not installed"
+            version = engine.version or "cannot be imported"
             devices = f", runs on {' and '.join(engine.devices)}" if engine.devices else ""
             lines.append(f"{engine.name:<8} {version}{devices}")
             if engine.mend is not None:
@@ -95,8 +95,6 @@ def _cuda_mend(machine: Machine) -> str | None:
     if machine.torch is None:
         return INSTALL["cuda"]
     if machine.nvidia and not machine.cuda:
-        return (
-            "an NVIDIA card is present, but this PyTorch cannot use it: compare the driver "
-            "(`nvidia-smi`) with the CUDA version that the wheel was built for"
-        )
+        _, mend = unusable_card(machine)
+        return mend
     return None

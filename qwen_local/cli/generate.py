@@ -13,6 +13,7 @@ from qwen_local.cli.options import (
     json_option,
     print_json,
 )
+from qwen_local.errors import InputError
 
 
 @click.command()
@@ -53,7 +54,7 @@ def generate(
         model,
         revision=revision,
         adapter=adapter,
-        prompt=sys.stdin.read() if prompt == "-" else prompt,
+        prompt=_read_stdin() if prompt == "-" else prompt,
         system=system,
         max_tokens=max_tokens,
         backend=backend,
@@ -63,3 +64,13 @@ def generate(
         print_json(said.to_json())
     else:
         click.echo(said.text)
+
+
+def _read_stdin() -> str:
+    """All of stdin as UTF-8, but for the line end that `echo` adds."""
+    content = sys.stdin.buffer.read()
+    try:
+        return content.decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{content[error.start]:02x} at {error.start}"
+        raise InputError.at("--prompt -", f"expected UTF-8; found {found}") from None

@@ -15,9 +15,11 @@ from qwen_local.training.metrics import Metrics
 from qwen_local.training.progress import Progress
 from qwen_local.training.schedule import Schedule
 
+CALMER = "hint: lower train.learning_rate, or train in float32 (model.dtype)"
+
 
 class DivergedError(QwenLocalError):
-    """Loss or gradient stopped being finite; the adapter was not updated with it."""
+    """Loss or gradient stopped being finite; the adapter was neither updated with it nor kept."""
 
     exit_code = 4
 
@@ -72,7 +74,7 @@ def train_loop(
             where there is no evaluation set.
 
     Raises:
-        DivergedError: loss or gradient norm is not finite.
+        DivergedError: loss, gradient norm or evaluation loss is not finite.
     """
     best_step, best_loss, eval_loss = 0, math.inf, None
     first_loss = last_loss = loss_sum = seconds = 0.0
@@ -91,12 +93,16 @@ def train_loop(
             supervised_tokens=evaluation.supervised,
             seconds=time.monotonic() - began,
         )
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"step {step}: evaluation loss {loss:g} is not finite; the adapter was not kept\n\n"
+                f"{CALMER}"
+            )
         progress.evaluated(loss)
         return loss
 
     if evaluation is not None:
         eval_loss = evaluate(0)
-    order = epoch_order(len(train), seed=seed, epoch=0)
     for k in range(schedule.steps):
         epoch, place = divmod(k, schedule.steps_per_epoch)
         if place == 0:
@@ -125,8 +131,7 @@ def train_loop(
         if not result.finite:
             raise DivergedError(
                 f"step {k + 1}: loss {loss:g} and gradient norm {result.grad_norm:g} are not both "
-                "finite; the adapter was not updated\n\n"
-                "hint: lower train.learning_rate, or train in float32 (model.dtype)"
+                f"finite; the adapter was not updated\n\n{CALMER}"
             )
         progress.stepped(k + 1, loss, result.learning_rate, tokens / seconds)
         if schedule.evaluates_after(k + 1):

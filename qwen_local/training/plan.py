@@ -23,7 +23,7 @@ from qwen_local.training.run import (
     prepare_data,
     trainable_parameters,
 )
-from qwen_local.training.run_directory import check_free
+from qwen_local.training.run_directory import check_free, run_folder
 from qwen_local.training.schedule import make_schedule
 
 BAR = 40
@@ -125,8 +125,7 @@ def make_plan(draft: Draft, *, backend: str, device: str) -> Plan:
     source = find_model(draft.model.name, draft.model.revision)
     architecture = source.architecture(download=False)
     job = draft.complete(architecture.parameters())
-    if job.output:
-        check_free(Path(job.output))
+    check_free(run_folder(job))
     check_length(job, architecture)
     trainable = trainable_parameters(job, architecture)
     total = architecture.parameters() + trainable
@@ -153,7 +152,6 @@ def make_plan(draft: Draft, *, backend: str, device: str) -> Plan:
         name=source.name, folder=Path(), commit=None, config={}, architecture=architecture
     )
     setup: Setup = make_setup(job, model, choice, dtype)
-    share = schedule.evaluation_share(eval_rows=eval_rows, batch_size=job.train.batch_size)
     return Plan(
         job=job.model_dump(mode="json"),
         backend=choice.backend,
@@ -170,7 +168,7 @@ def make_plan(draft: Draft, *, backend: str, device: str) -> Plan:
         warmup_steps=schedule.warmup,
         evaluations=schedule.evaluations,
         eval_every=schedule.eval_every,
-        evaluation_percent=100 * share,
+        evaluation_percent=100 * schedule.evaluation_share,
         supervised_tokens=None if prepared is None else prepared.train.supervised,
         tokens=None if prepared is None else prepared.train.tokens,
         histogram=None if prepared is None else prepared.report.sources[0].lengths,

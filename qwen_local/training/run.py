@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from qwen_local.models.source import ModelFiles, fetch, find_model
 from qwen_local.training.loop import Outcome, train_loop
 from qwen_local.training.metrics import Metrics
 from qwen_local.training.progress import Progress
-from qwen_local.training.run_directory import check_free, default_output, environment
+from qwen_local.training.run_directory import check_free, environment, run_folder
 from qwen_local.training.schedule import make_schedule
 
 log = logging.getLogger("qwen_local")
@@ -76,10 +76,11 @@ def train(draft: Draft, *, backend: str, device: str, quiet: bool = False) -> Su
     choice = choose(machine, backend, device)
     source = find_model(draft.model.name, draft.model.revision)
     job = draft.complete(source.architecture(download=True).parameters())
-    output = Path(job.output) if job.output else default_output(job.model.name)
+    output = run_folder(job)
     check_free(output)
     model = fetch(source)
     check_length(job, model.architecture)
+    trainable = trainable_parameters(job, model.architecture)
     tokenizer = ChatTokenizer.load(model.folder)
     prepared = prepare_data(job, tokenizer)
     dtype, dtype_reason = resolve_dtype(machine, choice, job.model.dtype)
@@ -94,7 +95,7 @@ def train(draft: Draft, *, backend: str, device: str, quiet: bool = False) -> Su
     with _logging(output / "run.log", quiet=quiet):
         log.info("backend: %s on the %s (%s)", choice.backend, choice.device, choice.reason)
         log.info("dtype: %s (%s)", dtype, dtype_reason)
-        return _train(job, choice, setup, prepared, output, quiet=quiet)
+        return _train(job, choice, setup, prepared, trainable, output, quiet=quiet)
 
 
 def make_setup(job: Job, model: ModelFiles, choice: Choice, dtype: DType) -> Setup:
@@ -114,7 +115,11 @@ def make_setup(job: Job, model: ModelFiles, choice: Choice, dtype: DType) -> Set
 
 
 def trainable_parameters(job: Job, architecture: Architecture) -> int:
-    """Parameters of the job's adapter on this model."""
+    """Parameters of the job's adapter on this model.
+
+    Raises:
+        JobError: `lora.layers` asks for more blocks than the model has.
+    """
     blocks = len(job.lora.blocks(architecture.layers))
     return architecture.lora_parameters(job.lora.rank, job.lora.target_names, blocks)
 
@@ -152,11 +157,17 @@ def prepare_data(job: Job, tokenizer: ChatTokenizer) -> Prepared:
 
 
 def _train(
-    job: Job, choice: Choice, setup: Setup, prepared: Prepared, output: Path, *, quiet: bool
+    job: Job,
+    choice: Choice,
+    setup: Setup,
+    prepared: Prepared,
+    trainable: int,
+    output: Path,
+    *,
+    quiet: bool,
 ) -> Summary:
     """The run itself, into an existing folder."""
     architecture = setup.model.architecture
-    trainable = trainable_parameters(job, architecture)
     total = architecture.parameters() + trainable
     schedule = make_schedule(
         job.train,
@@ -173,15 +184,6 @@ def _train(
         schedule.warmup,
     )
     engine = open_backend(choice, setup)
-    metrics = Metrics(output / "metrics.jsonl")
-    metrics.write(
-        "start",
-        backend=choice.backend,
-        device=choice.device,
-        steps=schedule.steps,
-        rows=len(prepared.train),
-        trainable_parameters=trainable,
-    )
 
     def keep(step: int, arrays: Arrays) -> None:
         save_adapter(
@@ -190,7 +192,18 @@ def _train(
         )
         metrics.write("adapter", step=step)
 
-    with Progress(schedule.steps, quiet=quiet) as progress:
+    with (
+        closing(Metrics(output / "metrics.jsonl")) as metrics,
+        Progress(schedule.steps, quiet=quiet) as progress,
+    ):
+        metrics.write(
+            "start",
+            backend=choice.backend,
+            device=choice.device,
+            steps=schedule.steps,
+            rows=len(prepared.train),
+            trainable_parameters=trainable,
+        )
         outcome = train_loop(
             engine,
             prepared.train,
@@ -202,26 +215,25 @@ def _train(
             progress=progress,
             keep=keep,
         )
-    summary = Summary(
-        run=str(output),
-        adapter=str(output / "adapter"),
-        backend=choice.backend,
-        device=choice.device,
-        steps=outcome.steps,
-        epochs=outcome.steps / schedule.steps_per_epoch,
-        train_loss=outcome.train_loss,
-        eval_loss=outcome.eval_loss,
-        best_step=outcome.best_step,
-        best_eval_loss=outcome.best_eval_loss,
-        trainable_parameters=trainable,
-        total_parameters=total,
-        supervised_tokens=outcome.supervised_tokens,
-        tokens_per_second=outcome.tokens / outcome.seconds,
-        peak_memory_bytes=engine.peak_memory_bytes(),
-        stopped_because="all steps done",
-    )
-    metrics.write("end", **summary.to_json())
-    metrics.close()
+        summary = Summary(
+            run=str(output),
+            adapter=str(output / "adapter"),
+            backend=choice.backend,
+            device=choice.device,
+            steps=outcome.steps,
+            epochs=outcome.steps / schedule.steps_per_epoch,
+            train_loss=outcome.train_loss,
+            eval_loss=outcome.eval_loss,
+            best_step=outcome.best_step,
+            best_eval_loss=outcome.best_eval_loss,
+            trainable_parameters=trainable,
+            total_parameters=total,
+            supervised_tokens=outcome.supervised_tokens,
+            tokens_per_second=outcome.tokens / outcome.seconds,
+            peak_memory_bytes=engine.peak_memory_bytes(),
+            stopped_because="all steps done",
+        )
+        metrics.write("end", **summary.to_json())
     _say_outcome(outcome, output)
     return summary
 

@@ -12,8 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from qwen_local.errors import JobError
+from qwen_local.job import Job
 
 PACKAGES = ("qwen-local", "torch", "transformers", "peft", "mlx", "mlx-lm", "tokenizers", "numpy")
+
+
+def run_folder(job: Job) -> Path:
+    """Where a run of this job writes: `output`, or the default."""
+    if job.output is None:
+        return default_output(job.model.name)
+    return Path(os.path.expanduser(job.output))  # noqa: PTH111 - Path raises for `~nobody`
 
 
 def default_output(model: str, root: Path = Path("runs")) -> Path:
@@ -30,22 +38,35 @@ def default_output(model: str, root: Path = Path("runs")) -> Path:
 
 
 def check_free(output: Path) -> None:
-    """Refuse a folder that already holds something.
+    """Refuse a folder that a run could not be written to, or that already holds something.
 
     Raises:
-        JobError: the folder is not empty, or is a file.
+        JobError: why not.
     """
-    if output.is_dir() and any(output.iterdir()):
-        raise JobError.at(
-            "output",
-            f"{output} is not empty",
-            "choose another folder with --output, or remove this one first",
-        )
-    if output.exists() and not output.is_dir():
-        raise JobError.at("output", f"{output} is a file", "choose a folder with --output")
-    parent = next(p for p in (output, *output.absolute().parents) if p.exists())
-    if not os.access(parent, os.W_OK):
-        raise JobError.at("output", f"{parent} cannot be written to", "choose another --output")
+    another = "choose another folder with --output"
+    try:
+        there = next(place for place in (output, *output.absolute().parents) if _is_there(place))
+        if not there.is_dir():
+            raise JobError.at("output", f"{there} is not a folder", another)
+        if there == output and any(output.iterdir()):
+            raise JobError.at("output", f"{output} is not empty", f"{another}, or remove this one")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise JobError.at("output", f"{there} cannot be written to", another)
+    except OSError as error:
+        raise JobError.at("output", f"{output}: {error.strerror}", another) from None
+
+
+def _is_there(place: Path) -> bool:
+    """Whether the path is taken, be it by a link that leads nowhere.
+
+    Raises:
+        OSError: it can be neither taken nor free, as a name that is too long.
+    """
+    try:
+        place.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def environment(backend: str, device: str, dtype: str, commit: str | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How many steps, and the learning rate of each.
+"""How many steps, the learning rate of each, and when the run is evaluated.
 
 k is the number of optimizer steps already done, as transformers counts it: the first step runs at
 lr(0), which under warm-up is zero. Checked against reference runs R1, R3 and R4.
@@ -12,7 +12,11 @@ from dataclasses import dataclass
 from qwen_local.job import TrainSpec
 
 EVALUATIONS = 20
-"""Evaluations of a run whose eval set is small."""
+"""Most evaluations of a run under `eval_every: auto`, the one before the first step not counted."""
+
+EVALUATION_COST = 2
+"""Rows that can be evaluated in the time that one takes in training: forward and backward against
+forward alone (the frozen weights need no gradient)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +31,9 @@ class Schedule:
     peak: float
     shape: str
     """`cosine`, `linear` or `constant`, after the warm-up."""
+    trained_rows: int
+    """Rows of all steps together; a row counts once in every epoch."""
+    eval_rows: int
 
     def learning_rate(self, k: int) -> float:
         """The rate of the step that follows k finished ones."""
@@ -48,36 +55,43 @@ class Schedule:
         """Evaluations of the whole run, the one before the first step included."""
         return 1 + math.ceil(self.steps / self.eval_every) if self.eval_every else 0
 
-    def evaluation_share(self, *, eval_rows: int, batch_size: int) -> float:
-        """Expected share of the run's time that evaluation takes.
-
-        A row costs twice as much in training as in evaluation: forward and backward against
-        forward alone (the frozen weights need no gradient).
-        """
-        evaluating = self.evaluations * eval_rows / 2
-        return evaluating / (evaluating + self.steps * batch_size)
+    @property
+    def evaluation_share(self) -> float:
+        """Expected share of the run's time that evaluation takes."""
+        evaluating = self.evaluations * self.eval_rows
+        return evaluating / (evaluating + EVALUATION_COST * self.trained_rows)
 
 
 def make_schedule(train: TrainSpec, *, rows: int, eval_rows: int) -> Schedule:
     """The schedule of a job over this many rows.
 
-    With `eval_every: auto` evaluation happens about 20 times, or so rarely that it costs at most a
-    tenth of the training it interrupts.
+    A run with an eval set is always evaluated before its first step and after its last. Under
+    `eval_every: auto` it is evaluated in between as well, up to 20 times in all, as long as
+    evaluation stays within a tenth of the time.
     """
-    steps = train.total_steps(rows)
+    steps, steps_per_epoch = train.total_steps(rows), math.ceil(rows / train.batch_size)
+    epochs, rest = divmod(steps, steps_per_epoch)
+    trained_rows = epochs * rows + rest * train.batch_size
     every = train.eval_every
     if every == "auto":
-        every = _eval_every(steps, eval_rows, train.batch_size)
+        every = _eval_every(steps, trained_rows, eval_rows)
     return Schedule(
         steps=steps,
-        steps_per_epoch=math.ceil(rows / train.batch_size),
+        steps_per_epoch=steps_per_epoch,
         warmup=train.warm_up(steps),
         eval_every=every if eval_rows else 0,
         peak=train.learning_rate,
         shape=train.schedule,
+        trained_rows=trained_rows,
+        eval_rows=eval_rows,
     )
 
 
-def _eval_every(steps: int, eval_rows: int, batch_size: int) -> int:
-    """Steps between evaluations: eval_rows / 2 <= (1/10) x batch_size x every."""
-    return max(1, math.ceil(steps / EVALUATIONS), math.ceil(5 * eval_rows / batch_size))
+def _eval_every(steps: int, trained_rows: int, eval_rows: int) -> int:
+    """The fewest steps between evaluations that keep their share within a tenth.
+
+    n evaluations are a tenth where n x eval_rows = (cost x trained_rows + n x eval_rows) / 10. The
+    one before the first step leaves n - 1 to follow a step; one always follows the last step.
+    """
+    affordable = EVALUATION_COST * trained_rows // (9 * max(1, eval_rows)) - 1
+    return math.ceil(steps / min(EVALUATIONS, max(1, affordable)))

@@ -7,6 +7,7 @@ step.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -42,8 +43,8 @@ from qwen_local.models.architecture import block_path
 from qwen_local.rows import Rows
 
 WIDTH_MULTIPLE = 32
-"""Widths and counts of supervised positions are padded to this on a GPU: every new shape costs a
-compilation there. (The rounding of mlx-lm.)"""
+"""Widths and counts of supervised positions are padded to this where the step is compiled: every
+new shape costs a compilation. (The rounding of mlx-lm.)"""
 
 CACHE_BYTES = 2 << 30
 """Freed buffers that MLX may keep; without a limit the footprint only grows (mlx-lm #828)."""
@@ -54,13 +55,23 @@ Tree = dict[str, Any]
 class MlxBackend:
     """The contract of `qwen_local.backends.base.Backend` on MLX."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, *, few_shapes: bool | None = None) -> None:
+        """Load the model.
+
+        Args:
+            setup: see `Setup`.
+            few_shapes: compile the step, over padded shapes so that few are compiled. It pays on a
+                GPU and is the default there; on a CPU it is slower to start and no faster after.
+        """
         self._setup = setup
         self._gpu = setup.device == "gpu"
+        few_shapes = self._gpu if few_shapes is None else few_shapes
         mx.set_default_device(mx.gpu if self._gpu else mx.cpu)
+        if not self._gpu and shutil.which("g++") is None:
+            mx.disable_compile()  # mlx-lm's models compile parts of themselves, with g++ on a CPU
         mx.set_cache_limit(CACHE_BYTES)
         self._chunk = HEAD_CHUNK_GPU if self._gpu else HEAD_CHUNK
-        self._multiple = WIDTH_MULTIPLE if self._gpu else 1
+        self._multiple = WIDTH_MULTIPLE if few_shapes else 1
         self._dtype = getattr(mx, setup.dtype)
         self._steps = 0
         self._adapter: Tree = {}
@@ -74,7 +85,7 @@ class MlxBackend:
         if setup.lora is not None:
             self._attach(setup)
         self._gradient = mx.value_and_grad(self._surrogate)
-        if self._gpu:
+        if few_shapes:
             self._gradient = mx.compile(
                 self._gradient, inputs=[mx.random.state], outputs=[mx.random.state]
             )
