@@ -7,7 +7,6 @@ step.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -67,8 +66,6 @@ class MlxBackend:
         self._gpu = setup.device == "gpu"
         few_shapes = self._gpu if few_shapes is None else few_shapes
         mx.set_default_device(mx.gpu if self._gpu else mx.cpu)
-        if not self._gpu and shutil.which("g++") is None:
-            mx.disable_compile()  # mlx-lm's models compile parts of themselves, with g++ on a CPU
         mx.set_cache_limit(CACHE_BYTES)
         self._chunk = HEAD_CHUNK_GPU if self._gpu else HEAD_CHUNK
         self._multiple = WIDTH_MULTIPLE if few_shapes else 1
