@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from qwen_local.adapters.lora import Adapter
-from qwen_local.files import write_json
+from qwen_local.files import write_arrays, write_json
 from qwen_local.models.architecture import block_path
 
 PREFIX = "base_model.model."
@@ -58,5 +57,5 @@ def mlx_config(adapter: Adapter) -> dict[str, Any]:
 def write_mlx(adapter: Adapter, folder: Path) -> None:
     """Write the adapter for mlx-lm into an existing, empty folder."""
     arrays = {to_mlx(name): np.ascontiguousarray(a.T) for name, a in adapter.arrays.items()}
-    save_file(arrays, folder / "adapters.safetensors", metadata={"format": "mlx"})
+    write_arrays(folder / "adapters.safetensors", arrays, made_for="mlx")
     write_json(folder / "adapter_config.json", mlx_config(adapter))

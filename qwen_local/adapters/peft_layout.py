@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from qwen_local.adapters.lora import Adapter
-from qwen_local.files import write_json
+from qwen_local.files import write_arrays, write_json
 
 
 def peft_config(adapter: Adapter) -> dict[str, Any]:
@@ -37,5 +36,5 @@ def peft_config(adapter: Adapter) -> dict[str, Any]:
 def write_peft(adapter: Adapter, folder: Path) -> None:
     """Write the adapter for PEFT into an existing, empty folder."""
     arrays = {name: np.ascontiguousarray(a) for name, a in adapter.arrays.items()}
-    save_file(arrays, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    write_arrays(folder / "adapter_model.safetensors", arrays, made_for="pt")
     write_json(folder / "adapter_config.json", peft_config(adapter))

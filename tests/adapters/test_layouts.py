@@ -118,6 +118,15 @@ def test_a_run_its_adapter_folder_and_a_layout_folder_all_name_the_same_adapter(
         assert load_adapter(tmp_path / path, architecture).arrays.keys() == arrays.keys()
 
 
+def test_the_files_are_as_readable_as_any_other(random_model: MakeModel, tmp_path: Path) -> None:
+    architecture = random_model("qwen3", True).architecture
+    arrays = initial_arrays(architecture, LORA, seed=0)
+    save_adapter(Adapter("a/base", LORA, architecture.layers, arrays), tmp_path / "adapter")
+    (tmp_path / "other").touch()
+    modes = {path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "other").stat().st_mode}
+
+
 def test_saving_again_replaces_both_layouts(random_model: MakeModel, tmp_path: Path) -> None:
     architecture = random_model("qwen3", True).architecture
     for seed in (0, 1):
