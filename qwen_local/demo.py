@@ -22,8 +22,6 @@ ANSWER_TOKENS = 96
 """Longer than any answer of the held-out rows."""
 CURVE_POINTS = 11
 """Rows of the printed table of losses."""
-SHOWN = 1
-"""Held-out questions that are printed with their answers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,8 +104,8 @@ def _story(engine: Engine, output: Path, questions: list[list[dict[str, Any]]]) 
     seconds = time.monotonic() - began
     after = _ask(engine, run, questions)
     _say(f"exact match {_exact(after, questions):.0%}")
-    for messages, old, new in list(zip(questions, before, after, strict=True))[:SHOWN]:
-        _say(f"\nquestion: {messages[0]['content']}\nbefore:   {old.text}\nafter:    {new.text}")
+    _say(f"\nquestion: {questions[0][0]['content']}")
+    _say(f"before:   {before[0].text}\nafter:    {after[0].text}")
     return EngineStory(
         backend=engine,
         run=str(run),
@@ -150,13 +148,12 @@ def _table(result: DemoResult) -> str:
         lines.append(f"{title:>12}{values}")
     if result.largest_loss_difference is not None:
         lines.append(f"\nlargest difference of the curves: {result.largest_loss_difference:.1e}")
-    for story in result.engines:
-        lines.append(
-            f"\nask it yourself:\n  qwen-local generate --backend {story.backend} "
-            f"--model {TINY_MODEL} --adapter {story.run} \\\n    --prompt "
-            '"Create a function that lists the squares of the negative days in a list."'
-        )
-        break
+    first = result.engines[0]
+    lines.append(
+        f"\nask it yourself:\n  qwen-local generate --backend {first.backend} "
+        f"--model {TINY_MODEL} --adapter {first.run} \\\n      --prompt "
+        '"Create a function that lists the squares of the negative days in a list."'
+    )
     return "\n".join(lines)
 
 

@@ -5,24 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 
 class Metrics:
-    """Appends events to a file, each a whole line at once."""
+    """Appends events to a file, each a whole line at once; closes it at the end of a `with`."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8", newline="\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
     def write(self, event: str, **fields: Any) -> None:
         """One event. A number that is not finite is written as null: JSON has no NaN."""
         line = {"event": event, **{name: _plain(value) for name, value in fields.items()}}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 def read_metrics(path: Path, event: str | None = None) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -193,7 +193,7 @@ def _train(
         metrics.write("adapter", step=step)
 
     with (
-        closing(Metrics(output / "metrics.jsonl")) as metrics,
+        Metrics(output / "metrics.jsonl") as metrics,
         Progress(schedule.steps, quiet=quiet) as progress,
     ):
         metrics.write(

@@ -1,4 +1,4 @@
-"""Makes `adapters/`: small adapters of the embedded model, written by PEFT and by mlx-lm themselves.
+"""Makes `adapters/`: adapters of the embedded model, written by PEFT and by mlx-lm themselves.
 
     python tests/golden/make_adapters.py
 

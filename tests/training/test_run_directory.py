@@ -1,0 +1,136 @@
+"""The name of a run's folder, that it is free, and what is written of its surroundings."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from pathlib import Path
+
+import pytest
+
+import qwen_local
+from qwen_local.errors import JobError
+from qwen_local.job import Job, ModelSpec
+from qwen_local.training.run_directory import check_free, default_output, environment, run_folder
+
+TODAY = f"{datetime.date.today():%Y%m%d}"
+HINT = "\n\nhint: choose another folder with --output"
+
+
+def refusal(output: Path) -> str:
+    with pytest.raises(JobError) as raised:
+        check_free(output)
+    return str(raised.value)
+
+
+# --- the name ---
+
+
+def test_the_default_is_named_after_the_model_and_the_day_and_counts_up(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        output = default_output("Qwen/Qwen3-0.6B", tmp_path)
+        assert output == tmp_path / f"Qwen3-0.6B-{TODAY}-{number}"
+        output.mkdir()
+
+
+def test_a_number_that_became_free_is_taken_again(tmp_path: Path) -> None:
+    (tmp_path / f"tiny-{TODAY}-2").mkdir()
+    assert default_output("qwen-local/tiny", tmp_path).name == f"tiny-{TODAY}-1"
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [("models/mine/", "mine"), ("/data/qwen", "qwen"), (".", "model")]
+)
+def test_a_folder_gives_its_own_name(model: str, name: str, tmp_path: Path) -> None:
+    assert default_output(model, tmp_path).name == f"{name}-{TODAY}-1"
+
+
+def test_naming_a_folder_makes_none(tmp_path: Path) -> None:
+    default_output("qwen-local/tiny", tmp_path / "runs")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_without_output_gets_the_default_in_runs() -> None:
+    folder = run_folder(Job(model=ModelSpec(name="Qwen/Qwen3-0.6B")))
+    assert (folder.parent, folder.name[:11]) == (Path("runs"), "Qwen3-0.6B-")
+
+
+def test_an_output_below_the_home_folder_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert run_folder(Job(output="~/runs/a")) == Path("/home/me/runs/a")
+    assert run_folder(Job(output="~nobody-of-this-name/a")) == Path("~nobody-of-this-name/a")
+
+
+# --- that it is free ---
+
+
+def test_a_new_folder_and_an_empty_one_are_free(tmp_path: Path) -> None:
+    check_free(tmp_path)
+    check_free(tmp_path / "new" / "newer")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_relative_folder_is_free_below_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_free(Path("runs/a"))
+    check_free(Path())
+
+
+def test_a_folder_that_holds_something_is_refused_with_both_ways_out(tmp_path: Path) -> None:
+    (tmp_path / ".hidden").touch()
+    assert refusal(tmp_path) == f"output: {tmp_path} is not empty{HINT}, or remove this one"
+
+
+def test_a_file_is_refused_as_the_folder_and_on_the_way_to_it(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for output in (file, file / "run", file / "runs" / "run"):
+        assert refusal(output) == f"output: {file} is not a folder{HINT}"
+
+
+def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "gone")
+    assert refusal(link) == f"output: {link} is not a folder{HINT}"
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may always write
+    for output in (tmp_path, tmp_path / "runs" / "run"):
+        assert refusal(output) == f"output: {tmp_path} cannot be written to{HINT}"
+
+
+def test_a_name_that_no_file_system_takes_is_refused(tmp_path: Path) -> None:
+    output = tmp_path / ("a" * 300)
+    assert refusal(output) == f"output: {output}: File name too long{HINT}"
+
+
+# --- environment.json ---
+
+
+def test_the_environment_names_versions_hardware_and_the_commit_of_the_model() -> None:
+    found = environment("mlx", "cpu", "float32", "abc")
+    assert {key: found[key] for key in ("backend", "device", "dtype", "base_commit")} == {
+        "backend": "mlx",
+        "device": "cpu",
+        "dtype": "float32",
+        "base_commit": "abc",
+    }
+    assert found["packages"]["qwen-local"] == qwen_local.__version__
+    assert found["packages"]["numpy"] is not None
+    assert found["python"].startswith("3.")
+    assert found["cpu_count"] == os.cpu_count()
+    assert found.keys() >= {"platform", "processor", "git"}
+
+
+def test_a_working_folder_without_git_has_no_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert environment("mlx", "cpu", "float32", None)["git"] is None
+    monkeypatch.setenv("PATH", "")
+    assert environment("mlx", "cpu", "float32", None)["git"] is None
