@@ -57,6 +57,32 @@ class DemoResult:
             "largest_loss_difference": self.largest_loss_difference,
         }
 
+    def describe(self) -> str:
+        """Both curves side by side, and what came of them."""
+        steps = len(self.engines[0].losses)
+        shown = [round(i * (steps - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)]
+        names = "".join(f"{story.backend:>12}" for story in self.engines)
+        lines = ["", f"loss at step{names}"]
+        for at in shown:
+            values = "".join(f"{story.losses[at]:>12.6f}" for story in self.engines)
+            lines.append(f"{at + 1:>12}{values}")
+        for title, field in (
+            ("before", "exact_match_before"),
+            ("after", "exact_match_after"),
+            ("ended", "ended_after"),
+        ):
+            values = "".join(f"{getattr(story, field):>12.0%}" for story in self.engines)
+            lines.append(f"{title:>12}{values}")
+        if self.largest_loss_difference is not None:
+            lines.append(f"\nlargest difference of the curves: {self.largest_loss_difference:.1e}")
+        first = self.engines[0]
+        lines.append(
+            f"\nask it yourself:\n  qwen-local generate --backend {first.backend} "
+            f"--model {TINY_MODEL} --adapter {first.run} \\\n      --prompt "
+            '"Create a function that lists the squares of the negative days in a list."'
+        )
+        return "\n".join(lines)
+
 
 def run_demo(output: Path | None) -> DemoResult:
     """Train on each engine, ask before and after, compare the curves; talks on stderr."""
@@ -70,9 +96,7 @@ def run_demo(output: Path | None) -> DemoResult:
     difference = None
     if len(stories) > 1:
         difference = largest_difference(stories[0].losses, stories[1].losses)
-    result = DemoResult(engines=stories, largest_loss_difference=difference)
-    _say(_table(result))
-    return result
+    return DemoResult(engines=stories, largest_loss_difference=difference)
 
 
 def largest_difference(a: Sequence[float], b: Sequence[float]) -> float:
@@ -128,33 +152,6 @@ def _exact(answers: Sequence[Answer], questions: list[list[dict[str, Any]]]) -> 
         for answer, messages in zip(answers, questions, strict=True)
     )
     return right / len(questions)
-
-
-def _table(result: DemoResult) -> str:
-    """Both curves side by side, and what came of them."""
-    steps = len(result.engines[0].losses)
-    shown = [round(i * (steps - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)]
-    names = "".join(f"{story.backend:>12}" for story in result.engines)
-    lines = ["", f"loss at step{names}"]
-    for at in shown:
-        values = "".join(f"{story.losses[at]:>12.6f}" for story in result.engines)
-        lines.append(f"{at + 1:>12}{values}")
-    for title, field in (
-        ("before", "exact_match_before"),
-        ("after", "exact_match_after"),
-        ("ended", "ended_after"),
-    ):
-        values = "".join(f"{getattr(story, field):>12.0%}" for story in result.engines)
-        lines.append(f"{title:>12}{values}")
-    if result.largest_loss_difference is not None:
-        lines.append(f"\nlargest difference of the curves: {result.largest_loss_difference:.1e}")
-    first = result.engines[0]
-    lines.append(
-        f"\nask it yourself:\n  qwen-local generate --backend {first.backend} "
-        f"--model {TINY_MODEL} --adapter {first.run} \\\n      --prompt "
-        '"Create a function that lists the squares of the negative days in a list."'
-    )
-    return "\n".join(lines)
 
 
 def _say(text: str) -> None:

@@ -26,3 +26,5 @@ def demo(output: Path | None, as_json: bool) -> None:
     result = run_demo(output)
     if as_json:
         print_json(result.to_json())
+    else:
+        click.echo(result.describe())
