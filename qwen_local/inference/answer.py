@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from qwen_local.errors import InputError
 from qwen_local.models.source import fetch, find_model
 
 Messages = list[dict[str, Any]]
+
+log = logging.getLogger("qwen_local")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +51,8 @@ class Answerer:
         choice = choose(machine, backend, device)
         files = fetch(find_model(model, revision))
         loaded = None if adapter is None else load_adapter(adapter, files.architecture)
+        if loaded is not None and loaded.base != model:
+            log.warning("the adapter was made for %s; this is %s", loaded.base or "?", model)
         dtype, _ = resolve_dtype(machine, choice, "auto")
         self._positions = files.architecture.positions
         self._tokenizer = ChatTokenizer.load(files.folder)
