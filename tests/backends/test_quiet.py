@@ -1,4 +1,4 @@
-"""Promise 7: nothing runs that the user did not write. bitsandbytes would fetch kernels on import."""
+"""Promise 7: nothing runs that the user did not write; bitsandbytes would fetch kernels."""
 
 from __future__ import annotations
 
