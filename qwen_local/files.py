@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
+"""Types of safetensors that numpy has, too."""
+
+
 def write_json(path: Path, content: Any) -> None:
     """Readable JSON with a final newline."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -30,6 +34,35 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, made_for: str)
     from safetensors.numpy import save
 
     path.write_bytes(save(dict(arrays), metadata={"format": made_for}))
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file as float32, by name.
+
+    Read by hand from the bytes that the library has checked, because numpy has no bfloat16 and
+    `safetensors.numpy` therefore cannot give it.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no safetensors file, or holds arrays that are not of floats.
+    """
+    import numpy as np
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        views = deserialize(path.read_bytes())
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    arrays = {}
+    for name, view in views:
+        if view["dtype"] == "BF16":  # the upper half of a float32
+            flat = (np.frombuffer(view["data"], "<u2").astype("<u4") << 16).view("<f4")
+        elif view["dtype"] in FLOATS:
+            flat = np.frombuffer(view["data"], FLOATS[view["dtype"]]).astype(np.float32)
+        else:
+            raise ValueError(f"{name} is of type {view['dtype']}; expected floats")
+        arrays[name] = flat.reshape(view["shape"])
+    return arrays
 
 
 def replace_folder(new: Path, target: Path) -> None:

@@ -29,12 +29,14 @@ def to_mlx(name: str) -> str:
 
 
 def to_peft(name: str) -> str:
-    """mlx-lm's name of a matrix -> PEFT's.
+    """mlx-lm's name of a matrix -> PEFT's; the name of anything else stays as it is.
 
     >>> to_peft("model.layers.3.self_attn.q_proj.lora_b")
     'base_model.model.model.layers.3.self_attn.q_proj.lora_B.weight'
     """
-    path, matrix = name.rsplit(".", 1)
+    path, _, matrix = name.rpartition(".")
+    if matrix not in ("lora_a", "lora_b"):
+        return name
     return f"{PREFIX}{path}.lora_{matrix[-1].upper()}.weight"
 
 

@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
-
 from qwen_local.adapters.lora import Adapter, lora_shapes
 from qwen_local.adapters.mlx_layout import to_peft, write_mlx
 from qwen_local.adapters.peft_layout import write_peft
 from qwen_local.errors import Fault, ModelError
-from qwen_local.files import replace_folder
+from qwen_local.files import read_arrays, replace_folder
 from qwen_local.job import LoraSpec
 from qwen_local.models.architecture import LINEARS, Architecture, block_path
 
@@ -53,17 +50,17 @@ def load_adapter(path: Path, architecture: Architecture) -> Adapter:
         else _lora_of_peft(config, architecture, folder)
     )
     try:
-        arrays = load_file(weights)
-    except (OSError, SafetensorError) as error:
+        arrays = read_arrays(weights)
+    except (OSError, ValueError) as error:
         raise ModelError.at(str(weights), f"not a readable safetensors file: {error}") from error
     if mlx:
-        arrays = {to_peft(name): array.T for name, array in arrays.items() if "lora_" in name}
+        arrays = {to_peft(name): array.T for name, array in arrays.items()}
     _check_arrays(arrays, lora_shapes(architecture, lora), weights)
     return Adapter(
         base=str(config.get("model" if mlx else "base_model_name_or_path") or ""),
         lora=lora,
         layers=architecture.layers,
-        arrays={name: np.ascontiguousarray(a, np.float32) for name, a in arrays.items()},
+        arrays={name: np.ascontiguousarray(array) for name, array in arrays.items()},
     )
 
 
@@ -109,20 +106,20 @@ def _lora_of_peft(config: dict[str, Any], architecture: Architecture, folder: Pa
     if not isinstance(targets, list) or not set(map(str, targets)) <= set(LINEARS):
         faults.append(_expected(where, "target_modules", f"names out of {_LINEARS}", targets))
     layers: Any = config.get("layers_to_transform")
-    if isinstance(layers, int):
-        layers = [layers]
+    layers = [layers] if isinstance(layers, int) else layers or []
     total = architecture.layers
-    if layers and sorted(layers) != list(range(total - len(layers), total)):
+    if layers and set(map(str, layers)) != set(map(str, range(total - len(layers), total))):
         faults.append(
             _expected(where, "layers_to_transform", f"the last blocks of {total}", layers)
         )
-    faults += _number_faults(where, {"r": rank}, {"lora_alpha": alpha})
+    dropout = config.get("lora_dropout") or 0.0
+    faults += _number_faults(where, {"r": rank}, {"lora_alpha": alpha}, {"lora_dropout": dropout})
     if faults:
         raise ModelError(faults)
     return LoraSpec(
         rank=int(str(rank)),
         alpha=float(str(alpha)),
-        dropout=float(config.get("lora_dropout") or 0.0),
+        dropout=float(dropout),
         targets=_ordered(set(map(str, targets or []))),
         layers=len(layers) if layers else "all",
         rslora=bool(config.get("use_rslora")),
@@ -144,8 +141,12 @@ def _lora_of_mlx(config: dict[str, Any], architecture: Architecture, folder: Pat
     count = config.get("num_layers")
     if not isinstance(count, int):
         faults.append(_expected(where, "num_layers", "an integer", count))
+    dropout = parameters.get("dropout") or 0.0
     faults += _number_faults(
-        where, {"lora_parameters.rank": rank}, {"lora_parameters.scale": scale}
+        where,
+        {"lora_parameters.rank": rank},
+        {"lora_parameters.scale": scale},
+        {"lora_parameters.dropout": dropout},
     )
     if faults:
         raise ModelError(faults)
@@ -153,7 +154,7 @@ def _lora_of_mlx(config: dict[str, Any], architecture: Architecture, folder: Pat
     return LoraSpec(
         rank=int(str(rank)),
         alpha=float(str(scale)) * int(str(rank)),
-        dropout=float(parameters.get("dropout") or 0.0),
+        dropout=float(dropout),
         targets=_ordered({paths[key] for key in map(str, keys)}),
         layers="all" if every else int(str(count)),
     )
@@ -170,7 +171,9 @@ def _expected(where: str, key: str, wanted: str, found: object) -> Fault:
     return Fault(f"{where}: {key}", f"expected {wanted}; found {found!r}")
 
 
-def _number_faults(where: str, ranks: dict[str, Any], scales: dict[str, Any]) -> list[Fault]:
+def _number_faults(
+    where: str, ranks: dict[str, Any], scales: dict[str, Any], dropouts: dict[str, Any]
+) -> list[Fault]:
     faults = []
     for key, value in ranks.items():
         if type(value) is not int or not 1 <= value <= MAX_RANK:
@@ -178,6 +181,9 @@ def _number_faults(where: str, ranks: dict[str, Any], scales: dict[str, Any]) ->
     for key, value in scales.items():
         if type(value) not in (int, float) or not np.isfinite(value) or value <= 0:
             faults.append(_expected(where, key, "a positive number", value))
+    for key, value in dropouts.items():
+        if type(value) not in (int, float) or not 0 <= value < 1:
+            faults.append(_expected(where, key, "a number from 0 to 1", value))
     return faults
 
 

@@ -215,7 +215,8 @@ def test_every_fault_of_a_peft_config_is_told_at_once(saved: tuple[Path, ModelFi
         r=10**9,
         lora_alpha="x",
         target_modules=["lm_head"],
-        layers_to_transform=[0],
+        layers_to_transform=[0, "x"],
+        lora_dropout="none",
         rank_pattern={"q_proj": 2},
     )
     with pytest.raises(ModelError) as error:
@@ -225,9 +226,10 @@ def test_every_fault_of_a_peft_config_is_told_at_once(saved: tuple[Path, ModelFi
         f"{where}: rank_pattern: this adapter cannot be loaded with it set",
         f"{where}: target_modules: expected names out of q_proj, k_proj, v_proj, o_proj, "
         "gate_proj, up_proj, down_proj; found ['lm_head']",
-        f"{where}: layers_to_transform: expected the last blocks of 3; found [0]",
+        f"{where}: layers_to_transform: expected the last blocks of 3; found [0, 'x']",
         f"{where}: r: expected an integer from 1 to 1024; found 1000000000",
         f"{where}: lora_alpha: expected a positive number; found 'x'",
+        f"{where}: lora_dropout: expected a number from 0 to 1; found 'none'",
     ]
 
 
@@ -273,6 +275,32 @@ def test_arrays_that_do_not_fit_the_model_are_each_named(saved: tuple[Path, Mode
         f"{path}: {second}: expected shape {wanted}; found {arrays[second].shape}",
         f"{path}: {third}: holds numbers that are not finite",
     ]
+
+
+def test_an_adapter_in_bfloat16_loads_as_float32(saved: tuple[Path, ModelFiles]) -> None:
+    """As other tools save it; safetensors.numpy cannot read it."""
+    import safetensors.torch
+
+    folder, model = saved
+    path = folder / "peft/adapter_model.safetensors"
+    half = {n: a.bfloat16() for n, a in safetensors.torch.load_file(path).items()}
+    path.write_bytes(safetensors.torch.save(half))
+    for name, array in load_adapter(folder / "peft", model.architecture).arrays.items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, half[name].float().numpy())
+
+
+def test_arrays_of_another_kind_are_refused(saved: tuple[Path, ModelFiles]) -> None:
+    from safetensors.numpy import save_file
+
+    folder, model = saved
+    path = folder / "peft/adapter_model.safetensors"
+    save_file({"codes": np.zeros(2, np.int8)}, path)
+    with pytest.raises(ModelError) as error:
+        load_adapter(folder / "peft", model.architecture)
+    assert str(error.value) == (
+        f"{path}: not a readable safetensors file: codes is of type I8; expected floats"
+    )
 
 
 def test_a_file_that_is_no_safetensors_is_told(saved: tuple[Path, ModelFiles]) -> None:
