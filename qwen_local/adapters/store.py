@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from qwen_local.adapters.lora import Adapter, lora_shapes
 from qwen_local.adapters.mlx_layout import to_peft, write_mlx
 from qwen_local.adapters.peft_layout import write_peft
