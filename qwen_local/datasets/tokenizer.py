@@ -61,6 +61,10 @@ class _Encoded:
     """Where in `ids` the trainable part of each complete assistant turn stands."""
 
 
+QUESTION = {"role": "user", "content": "?"}
+"""The shortest conversation, to see what a template writes around it."""
+
+
 class ChatTokenizer:
     """The tokenizer of a model together with its chat template."""
 
@@ -233,13 +237,26 @@ class ChatTokenizer:
         rendered = self.render(escaped, add_generation_prompt=True, enable_thinking=enable_thinking)
         return self._encode(rendered).ids
 
+    def thinking_as_trained(self) -> bool | None:
+        """The `enable_thinking` whose prompt is the one that plain answers are trained after.
+
+        Qwen3's hybrid template opens the last turn of a conversation with an empty think block,
+        and a prompt only where thinking is off: an adapter of plain answers wants it off. None
+        leaves it to the template.
+        """
+        rendered = self.render([QUESTION, {"role": "assistant", "content": "!"}])
+        for thinking in (None, False, True):
+            prompt = self.render([QUESTION], add_generation_prompt=True, enable_thinking=thinking)
+            if rendered.startswith(f"{prompt}!"):
+                return thinking
+        return None
+
     # --- how ---
 
     def _generation_heads(self) -> list[str]:
         """Every way in which this template begins the assistant's turn, the longest first."""
-        question = [{"role": "user", "content": "?"}]
         prompts = [
-            self.render(question, add_generation_prompt=True, enable_thinking=thinking)
+            self.render([QUESTION], add_generation_prompt=True, enable_thinking=thinking)
             for thinking in (None, True, False)
         ]
         heads = {prompt.rpartition(START)[2] for prompt in prompts}

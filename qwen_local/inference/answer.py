@@ -56,6 +56,7 @@ class Answerer:
         dtype, _ = resolve_dtype(machine, choice, "auto")
         self._positions = files.architecture.positions
         self._tokenizer = ChatTokenizer.load(files.folder)
+        self._thinking = None if adapter is None else self._tokenizer.thinking_as_trained()
         self._engine = open_backend(
             choice,
             Setup(
@@ -75,7 +76,10 @@ class Answerer:
         Raises:
             InputError: a prompt leaves no room for an answer in the model's context.
         """
-        prompts = [self._tokenizer.encode_prompt(messages) for messages in conversations]
+        prompts = [
+            self._tokenizer.encode_prompt(messages, enable_thinking=self._thinking)
+            for messages in conversations
+        ]
         for prompt in prompts:
             if len(prompt) + max_tokens > self._positions:
                 raise InputError.at(

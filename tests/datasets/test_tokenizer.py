@@ -122,7 +122,8 @@ def test_answers_begin_in_training_where_they_begin_in_generation(
 ) -> None:
     messages = [user("1?"), assistant("x"), user("2?"), assistant(answer)]
     row = qwen[name].encode_conversation(messages, train_on="last")
-    thinking = False if name == "qwen3" else None
+    thinking = qwen[name].thinking_as_trained()
+    assert thinking is (False if name == "qwen3" else None)
     prompt = qwen[name].encode_prompt(messages[:-1], enable_thinking=thinking)
     assert row.ids[: row.trained.index(True)] == prompt
 
