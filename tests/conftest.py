@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,44 @@ VOCABULARY = 320
 MakeModel = Callable[[str, bool], ModelFiles]
 MakeRows = Callable[..., Rows]
 OpenEngine = Callable[..., Backend]
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Said]
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    """(*args, stdin=b"") -> what `qwen-local` says, in an empty folder and without a network.
+
+    It runs in this process; an error that the command line does not explain comes through.
+    """
+    from huggingface_hub import constants
+
+    from qwen_local.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path.with_name("no-cache")))
+
+    def run(*args: str | Path, stdin: bytes = b"") -> Said:
+        monkeypatch.setattr(sys, "argv", ["qwen-local", *map(str, args)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return Said(ended.value.code, *capfd.readouterr())
+
+    return run
 
 
 @pytest.fixture(params=["mlx", "cuda"])

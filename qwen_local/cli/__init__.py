@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 
 import click
 
@@ -30,20 +31,21 @@ for command in (train, plan, generate, demo, doctor):
 
 def main() -> None:
     """Entry point: our own errors become one message and their exit code."""
-    debug = "--debug" in sys.argv[1:2]
     try:
-        status = cli.main(standalone_mode=False)
+        status = cli.main(prog_name="qwen-local", standalone_mode=False)
     except QwenLocalError as error:
-        if debug:
-            raise
-        click.echo(str(error), err=True)
+        _tell(str(error))
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        if debug:
-            raise
-        click.echo("interrupted", err=True)
+        _tell("interrupted")
         sys.exit(INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _tell(message: str) -> None:
+    """What ended the command: the message or, with --debug, the traceback (which ends with it)."""
+    debug = "--debug" in sys.argv[1:2]  # an option of the whole program, so before any command
+    click.echo(traceback.format_exc() if debug else message, err=True)

@@ -17,9 +17,10 @@ from qwen_local.cli.options import json_option, print_json
 )
 @json_option
 def demo(output: Path | None, as_json: bool) -> None:
-    """The whole story on the embedded model, on every engine that this machine has.
+    """The whole story on the embedded model, on every engine here.
 
-    Trains the embedded job, compares the curves, and asks held-out questions before and after.
+    Trains the embedded job on each, compares the curves, and asks held-out questions before and
+    after.
     """
     from qwen_local.demo import run_demo
 

@@ -10,7 +10,7 @@ from qwen_local.cli.options import json_option, print_json
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Say what is here, which engine `auto` takes and why, and what is missing."""
+    """Say what is here, which engine auto takes, and what is missing."""
     from qwen_local.backends.doctor import diagnose
     from qwen_local.backends.select import probe
 

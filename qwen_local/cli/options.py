@@ -83,5 +83,5 @@ def read_draft(
 
 
 def print_json(content: Any) -> None:
-    """One JSON object on stdout."""
-    click.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    """One JSON object on stdout. JSON has no NaN: a number that is not finite is a bug."""
+    click.echo(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))

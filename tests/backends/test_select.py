@@ -376,7 +376,9 @@ def test_a_card_is_seen_with_its_memory_its_driver_and_the_cuda_of_the_wheel(
     assert (machine.nvidia, machine.driver, machine.torch_cuda) == (True, "580.65.06", "13.0")
 
 
-@pytest.mark.parametrize("answer", ["exit 9", "echo", "exec nothing-of-this-name"])
+@pytest.mark.parametrize(
+    "answer", ["echo NVIDIA-SMI has failed; exit 9", "echo", "exec nothing-of-this-name"]
+)
 def test_a_driver_that_does_not_answer_is_none(
     answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,509 @@
+"""The command line: what is parsed, what is said where, how a command ends, what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_local import __version__
+from qwen_local.backends.select import Engine
+from qwen_local.cli.options import PRESETS
+from qwen_local.job import read_job
+from qwen_local.presets import CHOICES
+from qwen_local.training.metrics import read_metrics
+
+Cli = Callable[..., Any]
+
+COMMANDS = ("train", "plan", "generate", "demo", "doctor")
+TINY = "qwen-local/tiny"
+
+
+def files_in(folder: Path) -> dict[str, bytes | None]:
+    """Everything below a folder: the content of files, None for folders."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def process(*args: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python -m qwen_local ...` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "qwen_local", *args],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+# --- help ---
+
+HEAVY = ("torch", "mlx", "transformers", "datasets", "pydantic", "numpy")
+WATCHED = """
+import sys
+sys.argv = ["qwen-local", *sys.argv[1:]]
+from qwen_local.cli import main
+try:
+    main()
+finally:
+    print("loaded:", *({name.partition(".")[0] for name in sys.modules} & set(HEAVY)))
+"""
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=" ".join)
+def test_help_loads_no_framework(command: list[str], tmp_path: Path) -> None:
+    program = WATCHED.replace("HEAVY", repr(HEAVY))
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command, "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith(f"Usage: {' '.join(['qwen-local', *command])} [OPTIONS]")
+    assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_importing_the_package_loads_no_framework(tmp_path: Path) -> None:
+    program = f"import qwen_local, sys; print(set(sys.modules) & set({HEAVY}))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True)
+    assert done.stdout == b"set()\n"
+
+
+def test_every_command_is_told_in_one_line_that_is_not_cut(cli: Cli) -> None:
+    commands = cli("--help").out.partition("Commands:\n")[2]
+    assert commands == (
+        "  demo      The whole story on the embedded model, on every engine here.\n"
+        "  doctor    Say what is here, which engine auto takes, and what is missing.\n"
+        "  generate  Answer one prompt, greedily.\n"
+        "  plan      Say what JOB would do: counts, steps, data, memory.\n"
+        "  train     Train the adapter that JOB describes.\n"
+    )
+
+
+def test_the_version_is_that_of_the_package(cli: Cli) -> None:
+    assert cli("--version").out == f"qwen-local, version {__version__}\n"
+
+
+def test_the_presets_of_the_flag_are_those_of_the_job() -> None:
+    assert tuple(PRESETS) == CHOICES
+
+
+# --- bad input: one message, exit code 2, nothing written ---
+
+BAD_INPUT = {
+    "an unknown key": (
+        {"job.yaml": "train:\n  epochs: 1\n  learning_rat: 1e-4\n"},
+        ("job.yaml",),
+        "job.yaml:3: train.learning_rat: unknown key\n\nhint: did you mean learning_rate?",
+    ),
+    "a learning rate that is no number": (
+        {"job.yaml": "train: {learning_rate: fast}\n"},
+        ("job.yaml",),
+        "job.yaml:1: train.learning_rate: expected a number; found 'fast'\n\n"
+        "hint: learning_rate is the highest learning rate, reached after the warm-up; "
+        "for example 0.0002",
+    ),
+    "several faults at once": (
+        {"job.yaml": "epochs: 3\ntrain: {batch_size: 0}\n"},
+        ("job.yaml", "--set", "lora.rnk=4", "--seed", "-1"),
+        "job.yaml:1: epochs: unknown key\n\nhint: epochs belongs under train\n\n"
+        "job.yaml:2: train.batch_size: must be at least 1; found 0\n\n"
+        "hint: batch_size is the number of rows of an optimizer step; for example 8\n\n"
+        "--set lora.rnk=4: unknown key\n\nhint: did you mean lora.rank?\n\n"
+        "--seed: must be at least 0; found -1\n\n"
+        "hint: seed is what the order, the adapter's start and dropout follow from; "
+        "for example 0",
+    ),
+    "an output that is not empty": (
+        {"run/metrics.jsonl": ""},
+        ("--output", "run"),
+        "output: run is not empty\n\nhint: choose another folder with --output, or remove this one",
+    ),
+    "a model that is not there": (
+        {},
+        ("--model", "./nowhere"),
+        "./nowhere: expected a folder that exists, or a hub id; found neither\n\n"
+        "hint: a hub id is <owner>/<model>",
+    ),
+    "a model of another family": (
+        {"llama/config.json": '{"model_type": "llama"}'},
+        ("--model", "llama"),
+        'llama: config.json: model_type: expected qwen2 or qwen3; found "llama"\n\n'
+        "hint: take a dense Qwen2.5, Qwen2.5-Coder or Qwen3 model; those are trained here",
+    ),
+    "a model on the hub while offline": (
+        {},
+        ("--model", "somebody/something"),
+        "somebody/something: not in the cache, and HF_HUB_OFFLINE forbids to ask the hub\n\n"
+        "hint: unset HF_HUB_OFFLINE, or download it once while online: "
+        "hf download somebody/something",
+    ),
+    "rows beyond the model's positions": (
+        {},
+        ("--max-length", "2049"),
+        "data.max_length: expected at most the 2048 positions of qwen-local/tiny; found 2049\n\n"
+        "hint: set it to 2048 or less",
+    ),
+    "more blocks than the model has": (
+        {},
+        ("--set", "lora.layers=5"),
+        "lora.layers: must be at most 4, the blocks of this model; found 5\n\n"
+        "hint: write all, or a number up to 4",
+    ),
+    "an empty file": (
+        {"rows.jsonl": ""},
+        ("--data", "rows.jsonl"),
+        "rows.jsonl: expected at least one record; found none",
+    ),
+    "a malformed line": (
+        {"rows.jsonl": '{"text": "fine"}\n{"text": \n'},
+        ("--data", "rows.jsonl"),
+        "rows.jsonl:2: not valid JSON: Expecting value at column 9; found the end\n\n"
+        'hint: write one object a line, such as {"prompt": "Hi", "completion": "Hello."}',
+    ),
+    "an unknown role": (
+        {"rows.jsonl": '{"messages": [{"role": "bot", "content": "Hi."}]}\n'},
+        ("--data", "rows.jsonl"),
+        "rows.jsonl:1: messages[0].role: expected system, user or assistant; found 'bot'\n\n"
+        'hint: change "bot" to "assistant"',
+    ),
+    "data that are not there": (
+        {"train.jsonl": ""},
+        ("--data", "tran.jsonl"),
+        "tran.jsonl: no such file or folder\n\nhint: did you mean train.jsonl?",
+    ),
+}
+"""What is there, the arguments, the whole message."""
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+@pytest.mark.parametrize(("there", "args", "message"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
+def test_bad_input_gives_one_message_and_exit_code_2_and_writes_nothing(
+    command: str,
+    there: dict[str, str],
+    args: tuple[str, ...],
+    message: str,
+    cli: Cli,
+    tmp_path: Path,
+) -> None:
+    for name, content in there.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    before = files_in(tmp_path)
+    said = cli(command, *args)
+    assert said.err == f"{message}\n"
+    assert (said.code, said.out) == (2, "")
+    assert files_in(tmp_path) == before
+
+
+def test_data_on_the_hub_while_offline_are_refused_by_a_process_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    home = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    done = process("train", "--data", "owner/name", cwd=tmp_path / "work", **home)
+    assert done.stderr == (
+        "owner/name: not in the local cache, and HF_HUB_OFFLINE forbids to ask the hub\n\n"
+        "hint: unset HF_HUB_OFFLINE once, or name a local file\n"
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert files_in(tmp_path / "work") == {}
+
+
+def test_a_flag_of_the_wrong_kind_is_a_matter_of_usage(cli: Cli) -> None:
+    said = cli("train", "--learning-rate", "fast")
+    assert (said.code, said.out) == (2, "")
+    assert said.err == (
+        "Usage: qwen-local train [OPTIONS] [JOB]\n"
+        "Try 'qwen-local train --help' for help.\n\n"
+        "Error: Invalid value for '--learning-rate': 'fast' is not a valid float.\n"
+    )
+
+
+def test_a_job_file_that_is_not_there_is_a_matter_of_usage(cli: Cli) -> None:
+    said = cli("plan", "job.yaml")
+    assert (said.code, said.out) == (2, "")
+    assert said.err == (
+        "Usage: qwen-local plan [OPTIONS] [JOB]\n"
+        "Try 'qwen-local plan --help' for help.\n\n"
+        "Error: Invalid value for '[JOB]': File 'job.yaml' does not exist.\n"
+    )
+
+
+def test_debug_shows_the_traceback_of_an_error_of_ours_and_the_same_exit_code(cli: Cli) -> None:
+    said = cli("--debug", "train", "--set", "lora.layers=5")
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith("Traceback (most recent call last):\n")
+    assert said.err.endswith(
+        "\nqwen_local.errors.JobError: lora.layers: must be at most 4, the blocks of this model; "
+        "found 5\n\nhint: write all, or a number up to 4\n\n"
+    )
+
+
+def test_a_bug_keeps_its_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("qwen_local.training.run.train", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli("train")
+
+
+def test_an_interrupted_command_says_so_and_ends_with_130(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qwen_local.training.run.train", interrupted)
+    said = cli("train")
+    assert (said.code, said.out, said.err.strip()) == (130, "", "interrupted")
+
+
+def test_a_run_that_diverges_ends_with_4_and_its_message(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qwen_local.training.loop import DivergedError
+
+    def diverged(*_: object, **__: object) -> None:
+        raise DivergedError("step 3: too much\n\nhint: less")
+
+    monkeypatch.setattr("qwen_local.training.run.train", diverged)
+    said = cli("train")
+    assert (said.code, said.out, said.err) == (4, "", "step 3: too much\n\nhint: less\n")
+
+
+# --- train ---
+
+SHORT = ("train", "--device", "cpu", "--steps", "3", "--set", "data.limit=24")
+
+
+def test_a_run_leaves_its_files_and_a_job_that_reads_back(
+    cli: Cli, engine: Engine, tmp_path: Path
+) -> None:
+    (tmp_path / "job.yaml").write_text("lora: {rank: 4, layers: 2}\ntrain: {schedule: linear}\n")
+    args = ("job.yaml", "--backend", engine, "--output", "run", "--set", "train.eval_every=2")
+    assert cli(*SHORT, *args, "--quiet").code == 0
+    assert sorted(path for path, content in files_in(tmp_path / "run").items() if content) == [
+        "adapter/mlx/adapter_config.json",
+        "adapter/mlx/adapters.safetensors",
+        "adapter/peft/adapter_config.json",
+        "adapter/peft/adapter_model.safetensors",
+        "data.json",
+        "environment.json",
+        "job.yaml",
+        "metrics.jsonl",
+        "run.log",
+    ]
+    job = read_job(tmp_path / "run/job.yaml", preset="none").complete(0)
+    assert (job.lora.rank, job.lora.layers, job.train.schedule) == (4, 2, "linear")
+    assert (job.train.steps, job.train.epochs, job.train.batch_size) == (3, None, 8)
+    assert job.to_yaml() == (tmp_path / "run/job.yaml").read_text()
+    environment = json.loads((tmp_path / "run/environment.json").read_text())
+    assert (environment["backend"], environment["dtype"]) == (engine, "float32")
+    data = json.loads((tmp_path / "run/data.json").read_text())
+    assert data["sources"][0]["records"] == 24
+    events = [event["event"] for event in read_metrics(tmp_path / "run/metrics.jsonl")]
+    assert events[:2] == ["start", "eval"] and events[-1] == "end"
+    assert [event for event in events if event in ("train", "eval")] == [
+        "eval", "train", "train", "eval", "train", "eval",
+    ]  # fmt: skip
+
+
+def test_the_job_of_a_run_can_be_run_again(cli: Cli, tmp_path: Path) -> None:
+    assert cli(*SHORT, "--output", "one", "--quiet").code == 0
+    job = tmp_path / "one/job.yaml"
+    assert cli("train", job, "--output", "two", "--device", "cpu", "--quiet").code == 0
+    first, second = (
+        [event["loss"] for event in read_metrics(tmp_path / run / "metrics.jsonl", "train")]
+        for run in ("one", "two")
+    )
+    assert first == second
+
+
+def test_the_default_output_is_a_new_folder_each_time(cli: Cli, tmp_path: Path) -> None:
+    runs = [cli(*SHORT, "--steps", "1", "--quiet").out.strip() for _ in range(2)]
+    assert [Path(run).parts[0] for run in runs] == ["runs", "runs"]
+    assert [Path(run).parent.name[-2:] for run in runs] == ["-1", "-2"]
+    assert all((tmp_path / run / "peft").is_dir() for run in runs)
+
+
+def test_the_result_goes_to_stdout_and_the_talk_to_stderr_and_to_the_log(
+    cli: Cli, tmp_path: Path
+) -> None:
+    said = cli(*SHORT, "--backend", "cuda", "--output", "run")
+    assert (said.code, said.out) == (0, "run/adapter\n")
+    talk = said.err.splitlines()
+    assert talk[:2] == [
+        "backend: cuda on the cpu (asked for by --backend and --device)",
+        "dtype: float32 (the CPU is fastest and exact in it)",
+    ]
+    assert talk[-1] == "adapter: run/adapter/peft (PEFT), run/adapter/mlx (mlx-lm)"
+    steps = [line for line in talk if line.startswith("step ")]
+    assert [line.partition(":")[0] for line in steps] == ["step 1/3", "step 2/3", "step 3/3"]
+    logged = [line.split(" ", 2)[2] for line in (tmp_path / "run/run.log").read_text().splitlines()]
+    assert logged == [line for line in talk if not line.startswith("step ")]
+
+
+def test_a_quiet_run_says_its_result_alone_and_logs_all_the_same(cli: Cli, tmp_path: Path) -> None:
+    said = cli(*SHORT, "--output", "run", "--quiet")
+    assert (said.code, said.out, said.err) == (0, "run/adapter\n", "")
+    assert "done: loss" in (tmp_path / "run/run.log").read_text()
+
+
+@pytest.mark.parametrize("backend", ["mlx", "cuda"])
+def test_a_process_of_its_own_is_quiet_too_whatever_its_libraries_would_say(
+    backend: str, tmp_path: Path
+) -> None:
+    done = process(*SHORT, "--backend", backend, "--output", "run", "--quiet", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "run/adapter\n", "")
+
+
+# --- JSON ---
+
+
+def test_json_of_train_has_every_key(cli: Cli) -> None:
+    said = cli(*SHORT, "--output", "run", "--json")
+    found = json.loads(said.out)
+    assert found.keys() >= {
+        "run",
+        "adapter",
+        "backend",
+        "device",
+        "steps",
+        "epochs",
+        "train_loss",
+        "eval_loss",
+        "best_step",
+        "best_eval_loss",
+        "trainable_parameters",
+        "total_parameters",
+        "supervised_tokens",
+        "tokens_per_second",
+        "peak_memory_bytes",
+        "stopped_because",
+    }
+    assert (found["run"], found["adapter"]) == ("run", "run/adapter")
+    assert (found["steps"], found["stopped_because"]) == (3, "all steps done")
+    (end,) = read_metrics(Path("run/metrics.jsonl"), "end")
+    assert end == {"event": "end", **found}
+
+
+def test_json_of_plan_has_every_key(cli: Cli) -> None:
+    said = cli("plan", "--json")
+    assert said.err == ""
+    assert json.loads(said.out).keys() >= {
+        "job",
+        "trainable_parameters",
+        "total_parameters",
+        "trainable_percent",
+        "histogram",
+        "optimizer_steps",
+        "warmup_steps",
+        "memory",
+    }
+
+
+def test_json_of_doctor_names_both_engines(cli: Cli) -> None:
+    said = cli("doctor", "--json")
+    found = json.loads(said.out)
+    assert said.err == ""
+    assert found["backends"].keys() == {"mlx", "cuda"}
+    assert "cpu" in found["backends"]["mlx"]["devices"]
+    assert cli("doctor").out.startswith(f"machine  {found['system']}\nmlx ")
+
+
+# --- generate ---
+
+ASK = ("generate", "--model", TINY, "--device", "cpu", "--max-tokens", "8")
+
+
+def test_json_of_generate_has_every_key(cli: Cli, engine: Engine) -> None:
+    said = cli(*ASK, "--backend", engine, "--prompt", "Hello", "--json")
+    found = json.loads(said.out)
+    assert (said.code, said.err) == (0, "")
+    assert found.keys() == {"text", "prompt_tokens", "completion_tokens", "finish_reason"}
+    assert found["finish_reason"] in ("stop", "length")
+    assert 0 < found["completion_tokens"] <= 8
+    assert cli(*ASK, "--backend", engine, "--prompt", "Hello").out == f"{found['text']}\n"
+
+
+def test_a_prompt_from_stdin_is_the_prompt_without_the_line_end_of_echo(cli: Cli) -> None:
+    given = json.loads(cli(*ASK, "--json", "--prompt", "Grüße\n\nan alle").out)
+    for stdin in ("Grüße\n\nan alle", "Grüße\n\nan alle\n"):
+        read = cli(*ASK, "--json", "--prompt", "-", stdin=stdin.encode())
+        assert json.loads(read.out) == given
+
+
+def test_a_system_message_comes_before_the_prompt(cli: Cli) -> None:
+    with_system = json.loads(cli(*ASK, "--json", "--prompt", "Hi", "--system", "Be brief.").out)
+    without = json.loads(cli(*ASK, "--json", "--prompt", "Hi").out)
+    assert with_system["prompt_tokens"] > without["prompt_tokens"]
+
+
+def test_the_adapter_of_a_run_changes_the_answer_and_either_layout_is_found(cli: Cli) -> None:
+    train = (*SHORT, "--steps", "12", "--learning-rate", "0.003", "--set", "data.eval_fraction=0")
+    assert cli(*train, "--output", "run", "--quiet").code == 0
+    question = ("--prompt", "Create a function that doubles the days in a list.")
+    bare = cli(*ASK, *question).out
+    answers = {
+        cli(*ASK, *question, "--adapter", adapter).out
+        for adapter in ("run", "run/adapter", "run/adapter/peft", "run/adapter/mlx")
+    }
+    assert len(answers) == 1 and answers != {bare}
+
+
+@pytest.mark.parametrize(
+    ("args", "stdin", "message"),
+    [
+        (
+            ("--prompt", "-"),
+            b"caf\xe9",
+            "--prompt -: expected UTF-8; found byte 0xe9 at 3",
+        ),
+        (
+            ("--prompt", "Hi", "--max-tokens", "3000"),
+            b"",
+            "--max-tokens: 9 prompt tokens and 3000 more exceed the model's 2048 positions\n\n"
+            "hint: at most 2039 fit after this prompt",
+        ),
+        (
+            ("--prompt", "Hi", "--adapter", "nowhere"),
+            b"",
+            "--adapter nowhere: found neither adapter_model.safetensors (PEFT) nor "
+            "adapters.safetensors (mlx-lm)\n\n"
+            "hint: name a run folder, or the folder that holds one of these files",
+        ),
+        (
+            ("--prompt", "half \udc80 a character"),
+            b"",
+            "messages[0].content: expected text; found half of a surrogate pair, \\udc80 "
+            "(character 6)",
+        ),
+    ],
+    ids=["bytes", "too many tokens", "no adapter", "half a character"],
+)
+def test_a_question_that_cannot_be_asked_is_refused(
+    args: tuple[str, ...], stdin: bytes, message: str, cli: Cli
+) -> None:
+    said = cli(*ASK, *args, stdin=stdin)
+    assert (said.code, said.out, said.err) == (2, "", f"{message}\n")
+
+
+def test_a_prompt_beyond_the_positions_of_the_model_is_refused(cli: Cli) -> None:
+    said = cli(*ASK, "--prompt", "-", stdin=b"7 " * 3000)
+    found = int(said.err.split()[1])
+    assert found > 2048
+    assert (said.code, said.out) == (2, "")
+    assert said.err == (
+        f"--max-tokens: {found} prompt tokens and 8 more exceed the model's 2048 positions\n\n"
+        "hint: at most 0 fit after this prompt\n"
+    )

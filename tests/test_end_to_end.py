@@ -1,0 +1,69 @@
+"""Whole runs on both engines, from a job to its adapter: they learn, and along one curve.
+
+The rule of promise 1: losses a and b of a step satisfy |a - b| / max(|b|, 0.1) <= 1e-4.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_local.backends.select import Engine
+from qwen_local.demo import largest_difference
+from qwen_local.embedded import sample_data_path
+from qwen_local.job import read_job
+from qwen_local.training.metrics import read_metrics
+from qwen_local.training.run import train
+
+ENGINES: tuple[Engine, ...] = ("mlx", "cuda")
+BOUND = 1e-4
+CODE_ALPACA = Path("../shared/data/code-alpaca/code_alpaca_2k.json")
+"""2,000 rows of CodeAlpaca-20k, beside the repository on machines that have them."""
+
+
+def curve(engine: Engine, output: Path, *sets: str, **flags: Any) -> list[float]:
+    """The loss of every step of a run on the CPU: the embedded job, with changes."""
+    given = {f"--{name.replace('_', '-')}": value for name, value in flags.items()}
+    draft = read_job(None, sets=sets, flags={**given, "--output": str(output)})
+    train(draft, backend=engine, device="cpu", quiet=True)
+    return [event["loss"] for event in read_metrics(output / "metrics.jsonl", "train")]
+
+
+def test_the_embedded_job_learns_along_one_curve(tmp_path: Path) -> None:
+    a, b = (curve(engine, tmp_path / engine, steps=12) for engine in ENGINES)
+    assert sum(b[-3:]) < 0.8 * sum(b[:3])
+    assert largest_difference(a, b) <= BOUND
+
+
+def test_eight_examples_are_learned_by_heart_along_one_curve(tmp_path: Path) -> None:
+    lines = (sample_data_path() / "train.jsonl").read_text("utf-8").splitlines(keepends=True)
+    (tmp_path / "eight.jsonl").write_text("".join(lines[:8]), "utf-8")
+    a, b = (
+        curve(
+            engine,
+            tmp_path / engine,
+            data=str(tmp_path / "eight.jsonl"),
+            steps=60,
+            batch_size=8,
+            learning_rate=1e-3,
+            lora_dropout=0.0,
+        )
+        for engine in ENGINES
+    )
+    assert a[-1] < 0.05 and b[-1] < 0.05
+    assert largest_difference(a, b) <= BOUND
+
+
+def test_real_rows_are_learned_along_one_curve(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    data = pytestconfig.rootpath / CODE_ALPACA
+    if not data.exists():
+        pytest.skip(f"{CODE_ALPACA} is not here: the same is tested above on the sample data")
+    sets = ("data.limit=200", "data.eval_fraction=0")
+    a, b = (curve(engine, tmp_path / engine, *sets, data=str(data), steps=20) for engine in ENGINES)
+    report = json.loads((tmp_path / "cuda/data.json").read_text())
+    assert (report["sources"][0]["records"], report["sources"][0]["format"]) == (200, "alpaca")
+    assert sum(b[-5:]) < 0.95 * sum(b[:5])
+    assert largest_difference(a, b) <= BOUND

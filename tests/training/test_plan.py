@@ -1,0 +1,216 @@
+"""What a job would do: golden counts with nothing on disk, and that `train` then does it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytest import approx
+
+from qwen_local.backends.select import Machine
+from qwen_local.training import plan as plan_module
+from qwen_local.training.metrics import read_metrics
+
+Cli = Callable[..., Any]
+
+LAPTOP = Machine(
+    system="Darwin",
+    processor="arm64",
+    mlx="0.32.4",
+    metal=True,
+    torch=None,
+    torch_cuda=None,
+    cuda=False,
+    bfloat16=True,
+    nvidia=False,
+    driver=None,
+    memory_bytes=16 * 10**9,
+    gpu_bytes=11 * 10**9,
+)
+CODER = "Qwen/Qwen2.5-Coder-1.5B-Instruct"
+QKVO = "lora.targets=[q_proj, k_proj, v_proj, o_proj]"
+
+
+def planned(cli: Cli, *args: str | Path) -> dict[str, Any]:
+    said = cli("plan", "--json", *args)
+    assert (said.code, said.err) == (0, "")
+    content: dict[str, Any] = json.loads(said.out)
+    return content
+
+
+def generated_rows(folder: Path, count: int) -> Path:
+    """A file of so many different rows."""
+    file = folder / f"{count}.jsonl"
+    lines = (f'{{"prompt": "Rows before this one?", "completion": "{n}"}}\n' for n in range(count))
+    file.write_text("".join(lines))
+    return file
+
+
+# --- golden counts: no weights, no tokenizer, no network ---
+
+
+def test_run_1_of_r1_trains_0_141_percent_of_qwen2_5_coder(cli: Cli) -> None:
+    found = planned(cli, "--model", CODER, "--lora-rank", "8", "--set", QKVO)
+    assert found["trainable_parameters"] == 2_179_072
+    assert found["total_parameters"] == 1_545_893_376
+    assert found["trainable_percent"] == approx(0.1410, abs=5e-5)
+
+
+def test_run_2_of_r1_trains_twice_as_much_with_twice_the_rank(cli: Cli) -> None:
+    found = planned(cli, "--model", CODER, "--lora-rank", "16", "--set", QKVO)
+    assert found["trainable_parameters"] == 4_358_144
+    assert found["total_parameters"] == 1_548_072_448
+
+
+def test_r4_trains_1_665_percent_of_qwen3(cli: Cli) -> None:
+    found = planned(cli, "--model", "Qwen/Qwen3-0.6B", "--lora-rank", "16")
+    assert found["trainable_parameters"] == 10_092_544
+    assert found["total_parameters"] == 606_142_464
+    assert found["trainable_percent"] == approx(1.665, abs=5e-4)
+
+
+def test_run_3_of_r1_takes_39_steps(cli: Cli, tmp_path: Path) -> None:
+    rows = generated_rows(tmp_path, 100)
+    job = ("--model", CODER, "--data", rows, "--batch-size", "8", "--epochs", "3")
+    found = planned(cli, *job, "--set", "data.eval_fraction=0")
+    assert (found["rows"], found["eval_rows"]) == (100, 0)
+    assert (found["steps_per_epoch"], found["optimizer_steps"]) == (13, 39)
+    assert (found["evaluations"], found["evaluation_percent"]) == (0, 0.0)
+
+
+def test_the_job_of_r4_takes_234_813_steps_and_warms_up_over_7_044(
+    cli: Cli, tmp_path: Path
+) -> None:
+    rows = generated_rows(tmp_path, 78_271)
+    job = ("--model", "Qwen/Qwen3-0.6B", "--data", rows, "--batch-size", "1", "--epochs", "3")
+    settings = ("--set", "data.eval_fraction=0", "--set", "train.warmup_ratio=0.03")
+    found = planned(cli, *job, *settings)
+    assert (found["optimizer_steps"], found["warmup_steps"]) == (234_813, 7_044)
+
+
+def test_a_process_of_its_own_without_cache_and_network_counts_the_same(tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    command = [sys.executable, "-m", "qwen_local", "plan", "--json", "--model", "Qwen/Qwen3-0.6B"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
+    found = json.loads(done.stdout)
+    assert (found["trainable_parameters"], found["total_parameters"]) == (10_092_544, 606_142_464)
+    assert done.stderr == b""
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- what it says ---
+
+REPORT = """\
+backend     mlx on the gpu in bfloat16 (there is an Apple GPU, which MLX uses through Metal)
+parameters  18,464,768 trainable of 1,562,179,072 (1.182 %)
+rows        947 to train on, 53 to evaluate on
+steps       357 (119 an epoch), warm-up 10
+evaluation  11 times, every 36 steps: about 9 % of the time
+tokens      unknown: Qwen/Qwen2.5-Coder-1.5B-Instruct is not on this machine, so there is no \
+tokenizer
+memory      (estimate)
+  weights         3.09 GB
+  adapter         0.30 GB
+  activations    21.90 GB
+  head            1.87 GB
+  total          27.15 GB
+  available      11.00 GB
+  it does not fit
+
+hint: set train.gradient_checkpointing=true, lower train.micro_batch_tokens or data.max_length, \
+or take a smaller model
+"""
+
+
+def test_without_a_tokenizer_the_histogram_is_null_and_that_is_said(cli: Cli) -> None:
+    found = planned(cli, "--model", "Qwen/Qwen3-0.6B")
+    why = "Qwen/Qwen3-0.6B is not on this machine, so there is no tokenizer"
+    assert (found["histogram"], found["tokens"], found["supervised_tokens"]) == (None, None, None)
+    assert found["histogram_missing"] == why
+    assert f"\ntokens      unknown: {why}\n" in cli("plan", "--model", "Qwen/Qwen3-0.6B").out
+
+
+def test_the_whole_plan_is_told_to_a_person(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "probe", lambda: LAPTOP)
+    said = cli("plan", "--model", CODER, "--data", generated_rows(tmp_path, 1000))
+    assert (said.code, said.err) == (0, "")
+    assert said.out == REPORT
+
+
+def test_the_lengths_of_the_rows_are_drawn_where_there_is_a_tokenizer(
+    cli: Cli, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    lines = ['{"prompt": "Say it.", "completion": "%s"}\n' % (" a" * n) for n in (1, 2, 70)]
+    rows.write_text("".join(lines))
+    found = planned(cli, "--data", rows)
+    assert found["histogram"] == {"edges": [0, 32, 64, 128], "counts": [2, 0, 1]}
+    assert found["histogram_missing"] is None
+    drawn = cli("plan", "--data", rows).out.splitlines()
+    at = next(n for n, line in enumerate(drawn) if line.startswith("tokens"))
+    assert drawn[at] == (
+        f"tokens      {found['tokens']} an epoch, {found['supervised_tokens']} of them "
+        f"supervised ({found['supervised_tokens'] / found['tokens']:.0%})"
+    )
+    assert drawn[at + 1 : at + 4] == [
+        "       1-32           2  " + "#" * 40,
+        "      33-64           0",
+        "      65-128          1  " + "#" * 20,
+    ]
+
+
+def test_a_run_without_rows_for_evaluation_says_so(cli: Cli, tmp_path: Path) -> None:
+    said = cli("plan", "--data", generated_rows(tmp_path, 5))
+    assert "\nevaluation  none: there are no rows for it\n" in said.out
+
+
+# --- that it is true ---
+
+
+@pytest.mark.parametrize("backend", ["mlx", "cuda"])
+def test_train_does_what_the_plan_of_the_same_job_says(cli: Cli, backend: str) -> None:
+    """The embedded job, cut to its first 60 rows."""
+    job = ("--backend", backend, "--device", "cpu", "--epochs", "2", "--set", "data.limit=60")
+    plan = planned(cli, *job)
+    said = cli("train", "--json", "--output", "run", *job)
+    assert said.code == 0
+    run = json.loads(said.out)
+    (start,) = read_metrics(Path("run/metrics.jsonl"), "start")
+    for name in ("trainable_parameters", "total_parameters", "backend", "device"):
+        assert run[name] == plan[name]
+    assert (run["steps"], start["rows"]) == (plan["optimizer_steps"], plan["rows"])
+    assert run["supervised_tokens"] == 2 * plan["supervised_tokens"]
+    steps = list(read_metrics(Path("run/metrics.jsonl"), "train"))
+    assert sum(step["tokens"] for step in steps) == 2 * plan["tokens"]
+    rates = [step["learning_rate"] for step in steps]
+    assert rates.index(max(rates)) == plan["warmup_steps"]
+    evaluations = [event["step"] for event in read_metrics(Path("run/metrics.jsonl"), "eval")]
+    assert len(evaluations) == plan["evaluations"] > 0
+    assert evaluations[1] == plan["eval_every"]
+    data = json.loads(Path("run/data.json").read_text())
+    assert data["train"]["rows"] == plan["rows"]
+    assert data["eval"]["rows"] == plan["eval_rows"]
+    assert data["sources"][0]["lengths"] == plan["histogram"]
+
+
+def test_a_dry_run_is_a_plan(cli: Cli) -> None:
+    job = ("--steps", "7", "--output", "run")
+    assert cli("train", "--dry-run", *job) == cli("plan", *job)
+    assert cli("train", "--dry-run", "--json", *job) == cli("plan", "--json", *job)
+
+
+def test_a_plan_writes_nothing(cli: Cli, tmp_path: Path) -> None:
+    for model in ("qwen-local/tiny", "Qwen/Qwen3-0.6B"):
+        for form in ((), ("--json",)):
+            assert cli("plan", "--model", model, "--output", "run", *form).code == 0
+            assert cli("plan", "--model", model, *form).code == 0
+    assert list(tmp_path.iterdir()) == []
+    assert not tmp_path.with_name("no-cache").exists()

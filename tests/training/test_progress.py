@@ -1,0 +1,51 @@
+"""What a person sees of a run: a bar on a terminal, ten lines elsewhere, nothing when quiet."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from qwen_local.training.progress import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch, *, steps: int, quiet: bool = False
+) -> str:
+    """What a run of so many steps writes to stderr; it is evaluated once, after the first."""
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress(steps, quiet=quiet) as progress:
+        for step in range(1, steps + 1):
+            progress.stepped(step, loss=1 / step, rate=1e-4, tokens_per_second=1234.5)
+            if step == 1:
+                progress.evaluating()
+                progress.evaluated(0.25)
+    return stream.getvalue()
+
+
+def test_a_terminal_sees_a_bar_with_loss_rate_and_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    last = shown(Terminal(), monkeypatch, steps=4).rpartition("\r")[2]
+    assert last.startswith("100%|") and "| 4/4 [" in last
+    assert last.endswith(", loss 0.2500 (eval 0.2500), lr 1.00e-04, 1,234 tok/s]\n")
+
+
+def test_a_file_sees_about_ten_lines_and_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = shown(io.StringIO(), monkeypatch, steps=43).splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        *(f"step {step}/43" for step in range(4, 43, 4)),
+        "step 43/43",
+    ]
+    assert lines[-1] == (
+        "step 43/43: loss 0.0233 (eval 0.2500), lr 1.00e-04, 1,234 tok/s, 0 s left"
+    )
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_quiet_is_quiet(stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown(stream(), monkeypatch, steps=20, quiet=True) == ""
