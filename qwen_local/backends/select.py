@@ -30,9 +30,6 @@ INSTALL = {
     "cuda": "pip install torch peft",
 }
 
-MICRO_BATCH_TOKENS = {"cpu": 2048, "gpu": 8192}
-"""`train.micro_batch_tokens: auto`. A bigger product gains nothing on a CPU."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
@@ -60,6 +57,10 @@ class Machine:
     """Of the machine."""
     gpu_bytes: int
     """That a program may use on the GPU; 0 without one."""
+
+    def bytes_on(self, device: Device) -> int:
+        """Memory for a run on this device."""
+        return self.gpu_bytes if device == "gpu" else self.memory_bytes
 
     @property
     def lacks_mlx(self) -> bool:

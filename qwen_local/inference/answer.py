@@ -11,7 +11,6 @@ from typing import Any
 from qwen_local.adapters.store import load_adapter
 from qwen_local.backends.base import Setup
 from qwen_local.backends.select import (
-    MICRO_BATCH_TOKENS,
     choose,
     open_backend,
     probe,
@@ -64,7 +63,6 @@ class Answerer:
                 lora=None if loaded is None else loaded.lora,
                 device=choice.device,
                 dtype=dtype,
-                micro_batch_tokens=MICRO_BATCH_TOKENS[choice.device],
             ),
         )
         if loaded is not None:

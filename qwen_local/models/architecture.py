@@ -6,6 +6,7 @@ Shapes are (out, in), as a linear layer stores its weight. Sources: the `configu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,24 +71,30 @@ class Architecture:
             "down_proj": (self.hidden, self.intermediate),
         }
 
-    def block_linear_parameters(self) -> int:
-        """Weights of the linear layers of all blocks: what a matrix product touches per token."""
-        return self.layers * sum(out * into for out, into in self.linear_shapes().values())
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor of the model, as its safetensors hold them."""
+        shapes: dict[str, tuple[int, ...]] = {
+            "model.embed_tokens.weight": (self.vocabulary, self.hidden),
+            "model.norm.weight": (self.hidden,),
+        }
+        if not self.tied:
+            shapes["lm_head.weight"] = (self.vocabulary, self.hidden)
+        for layer in range(self.layers):
+            block = f"model.layers.{layer}"
+            shapes[f"{block}.input_layernorm.weight"] = (self.hidden,)
+            shapes[f"{block}.post_attention_layernorm.weight"] = (self.hidden,)
+            for target, shape in self.linear_shapes().items():
+                shapes[f"{block}.{block_path(target)}.weight"] = shape
+                if self.model_type == "qwen2" and target in ("q_proj", "k_proj", "v_proj"):
+                    shapes[f"{block}.self_attn.{target}.bias"] = shape[:1]
+            if self.model_type == "qwen3":
+                shapes[f"{block}.self_attn.q_norm.weight"] = (self.head_dim,)
+                shapes[f"{block}.self_attn.k_norm.weight"] = (self.head_dim,)
+        return shapes
 
     def parameters(self) -> int:
         """Parameters of the whole model, a tied head counted once."""
-        norms = 2 * self.hidden
-        if self.model_type == "qwen3":
-            biases, norms = 0, norms + 2 * self.head_dim  # q_norm and k_norm instead of biases
-        else:
-            biases = (self.heads + 2 * self.kv_heads) * self.head_dim
-        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return (
-            embeddings
-            + self.block_linear_parameters()
-            + self.layers * (biases + norms)
-            + self.hidden
-        )
+        return sum(math.prod(shape) for shape in self.weight_shapes().values())
 
     def lora_parameters(self, rank: int, targets: tuple[str, ...], layers: int) -> int:
         """Trainable parameters of a LoRA adapter: rank x (in + out) for every target.

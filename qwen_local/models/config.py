@@ -226,7 +226,7 @@ def weight_faults(folder: Path, name: str) -> Iterator[Fault]:
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
         found = f"only {', '.join(pickles)}, which could run code" if pickles else "no weights"
-        hint = "take the model as safetensors; huggingface.co/spaces/safetensors/convert makes them"
+        hint = "take the model as safetensors, or save it so where it was made"
         yield Fault(name, f"expected *.safetensors; found {found}", hint)
         return
     index = folder / "model.safetensors.index.json"

@@ -20,6 +20,7 @@ from qwen_local.errors import Fault, ModelError
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.config import check_folder
 from qwen_local.models.published import PUBLISHED
+from qwen_local.models.weights import tensor_faults
 
 EMBEDDED = "qwen-local/tiny"
 """The model that ships with the package."""
@@ -126,12 +127,15 @@ def fetch(source: ModelSource, *, weights: bool = True, download: bool = True) -
             check_folder(folder, source.name, weights=False)
             folder = _snapshot(source.name, commit, MODEL_FILES, download)
     config = check_folder(folder, source.name, weights=weights)
+    architecture = Architecture.from_config(config)
+    if weights and (faults := list(tensor_faults(folder, source.name, architecture))):
+        raise ModelError(faults)
     return ModelFiles(
         name=source.name,
         folder=folder,
         commit=commit,
         config=config,
-        architecture=Architecture.from_config(config),
+        architecture=architecture,
     )
 
 

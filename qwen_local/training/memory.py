@@ -9,10 +9,16 @@ one hidden vector per block and a single block in full.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qwen_local.backends.base import HEAD_CHUNK, HEAD_CHUNK_GPU, Setup
+
+MICRO_BATCH_TOKENS = {"cpu": 2048, "gpu": 8192}
+"""Padded positions of one forward pass where memory does not matter. A bigger product gains nothing
+on a CPU."""
+SMALLEST_MICRO_BATCH = 256
+USABLE = 0.9
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -44,6 +50,22 @@ class Memory:
     def to_json(self) -> dict[str, Any]:
         """Parts, total, and whether it fits."""
         return {**asdict(self), "total": self.total, "fits": self.fits}
+
+
+def fitting_micro_batch(setup: Setup, *, trainable: int, available: int) -> int:
+    """`train.micro_batch_tokens: auto`: what the device likes best, halved until it should fit.
+
+    A tenth of the memory is left for what the estimate does not know of; below 256 positions
+    nothing is gained by going on.
+    """
+    size = MICRO_BATCH_TOKENS[setup.device]
+    while size > SMALLEST_MICRO_BATCH:
+        tried = replace(setup, micro_batch_tokens=size)
+        need = estimate_memory(tried, trainable=trainable, longest=0, available=available).total
+        if need <= USABLE * available:
+            break
+        size //= 2
+    return size
 
 
 def estimate_memory(setup: Setup, *, trainable: int, longest: int, available: int) -> Memory:

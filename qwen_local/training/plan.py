@@ -6,13 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen_local.backends.base import Setup
 from qwen_local.backends.select import choose, probe, resolve_dtype
 from qwen_local.datasets.count import count_rows
 from qwen_local.datasets.prepare import Prepared
 from qwen_local.datasets.report import Histogram
 from qwen_local.datasets.tokenizer import ChatTokenizer
-from qwen_local.errors import ModelError
+from qwen_local.errors import JobError, ModelError
 from qwen_local.job import Draft
 from qwen_local.models.source import ModelFiles, ModelSource, fetch, find_model
 from qwen_local.training.memory import Memory, estimate_memory
@@ -58,7 +57,12 @@ class Plan:
     """Lengths of the training source's conversations; None without a tokenizer."""
     histogram_missing: str | None
     """Why there is none."""
+    micro_batch_tokens: int
+    """Padded positions computed at once."""
     memory: Memory
+    output: str
+    output_taken: str | None
+    """Why `train` would refuse the output folder, or None."""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
@@ -75,11 +79,13 @@ class Plan:
             f"warm-up {self.warmup_steps:,}",
             self._evaluation(),
             *self._tokens(),
-            "memory      (estimate)",
+            f"memory      an estimate, {self.micro_batch_tokens:,} tokens computed at once",
         ]
         for part in ("weights", "adapter", "activations", "head", "total", "available"):
             lines.append(f"  {part:<12}{getattr(self.memory, part) / 1e9:>8.2f} GB")
-        lines.append("  it fits" if self.memory.fits else f"  it does not fit\n\n{TOO_LARGE}")
+        lines.append("  it fits" if self.memory.fits else f"  it does not fit\n\n{TOO_LARGE}\n")
+        taken = f" ({self.output_taken})" if self.output_taken else ""
+        lines.append(f"output      {self.output}{taken}")
         return "\n".join(lines)
 
     def _evaluation(self) -> str:
@@ -125,7 +131,11 @@ def make_plan(draft: Draft, *, backend: str, device: str) -> Plan:
     source = find_model(draft.model.name, draft.model.revision)
     architecture = source.architecture(download=False)
     job = draft.complete(architecture.parameters())
-    check_free(run_folder(job))
+    output, taken = run_folder(job), None
+    try:
+        check_free(output)
+    except JobError as error:
+        taken = error.faults[0].problem
     check_length(job, architecture)
     trainable = trainable_parameters(job, architecture)
     total = architecture.parameters() + trainable
@@ -151,7 +161,8 @@ def make_plan(draft: Draft, *, backend: str, device: str) -> Plan:
     model = ModelFiles(
         name=source.name, folder=Path(), commit=None, config={}, architecture=architecture
     )
-    setup: Setup = make_setup(job, model, choice, dtype)
+    available = machine.bytes_on(choice.device)
+    setup = make_setup(job, model, choice, dtype, trainable=trainable, available=available)
     return Plan(
         job=job.model_dump(mode="json"),
         backend=choice.backend,
@@ -173,11 +184,14 @@ def make_plan(draft: Draft, *, backend: str, device: str) -> Plan:
         tokens=None if prepared is None else prepared.train.tokens,
         histogram=None if prepared is None else prepared.report.sources[0].lengths,
         histogram_missing=missing,
+        micro_batch_tokens=setup.micro_batch_tokens,
+        output=str(output),
+        output_taken=taken,
         memory=estimate_memory(
             setup,
             trainable=trainable,
             longest=longest,
-            available=machine.gpu_bytes if choice.device == "gpu" else machine.memory_bytes,
+            available=available,
         ),
     )
 

@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from qwen_local.adapters.lora import Adapter
 from qwen_local.adapters.store import save_adapter
 from qwen_local.backends.base import Arrays, Setup
 from qwen_local.backends.select import (
-    MICRO_BATCH_TOKENS,
     Choice,
     DType,
     choose,
@@ -31,6 +30,7 @@ from qwen_local.job import SAMPLE_DATA, Draft, Job
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.source import ModelFiles, fetch, find_model
 from qwen_local.training.loop import Outcome, train_loop
+from qwen_local.training.memory import fitting_micro_batch
 from qwen_local.training.metrics import Metrics
 from qwen_local.training.progress import Progress
 from qwen_local.training.run_directory import check_free, environment, run_folder
@@ -84,7 +84,9 @@ def train(draft: Draft, *, backend: str, device: str, quiet: bool = False) -> Su
     tokenizer = ChatTokenizer.load(model.folder)
     prepared = prepare_data(job, tokenizer)
     dtype, dtype_reason = resolve_dtype(machine, choice, job.model.dtype)
-    setup = make_setup(job, model, choice, dtype)
+    setup = make_setup(
+        job, model, choice, dtype, trainable=trainable, available=machine.bytes_on(choice.device)
+    )
     output.mkdir(parents=True, exist_ok=True)
     (output / "job.yaml").write_text(job.to_yaml(), encoding="utf-8")
     write_json(
@@ -98,10 +100,20 @@ def train(draft: Draft, *, backend: str, device: str, quiet: bool = False) -> Su
         return _train(job, choice, setup, prepared, trainable, output, quiet=quiet)
 
 
-def make_setup(job: Job, model: ModelFiles, choice: Choice, dtype: DType) -> Setup:
-    """What the engine must know of a job."""
-    wanted = job.train.micro_batch_tokens
-    return Setup(
+def make_setup(
+    job: Job, model: ModelFiles, choice: Choice, dtype: DType, *, trainable: int, available: int
+) -> Setup:
+    """What the engine must know of a job.
+
+    Args:
+        job: complete.
+        model: its files; a plan has none but the architecture.
+        choice: engine and device.
+        dtype: of the frozen model.
+        trainable: adapter parameters.
+        available: bytes of the device.
+    """
+    setup = Setup(
         model=model,
         lora=job.lora,
         device=choice.device,
@@ -109,9 +121,12 @@ def make_setup(job: Job, model: ModelFiles, choice: Choice, dtype: DType) -> Set
         seed=job.train.seed,
         weight_decay=job.train.weight_decay,
         max_grad_norm=job.train.max_grad_norm,
-        micro_batch_tokens=MICRO_BATCH_TOKENS[choice.device] if wanted == "auto" else wanted,
         gradient_checkpointing=job.train.gradient_checkpointing,
     )
+    wanted = job.train.micro_batch_tokens
+    if wanted == "auto":
+        wanted = fitting_micro_batch(setup, trainable=trainable, available=available)
+    return replace(setup, micro_batch_tokens=wanted)
 
 
 def trainable_parameters(job: Job, architecture: Architecture) -> int:

@@ -321,9 +321,7 @@ def test_a_folder_without_a_config_says_what_it_is(
     assert folder_refusal(tmp_path) == expected
 
 
-CONVERT = (
-    "hint: take the model as safetensors; huggingface.co/spaces/safetensors/convert makes them"
-)
+CONVERT = "hint: take the model as safetensors, or save it so where it was made"
 
 
 def test_weights_that_could_run_code_are_refused_unopened(folder: Path) -> None:

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import pytest
 from huggingface_hub import constants, errors
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
+from safetensors.numpy import save_file
 
 from qwen_local.embedded import tiny_model_path
 from qwen_local.errors import ModelError
+from qwen_local.models.architecture import Architecture
 from qwen_local.models.published import PUBLISHED
 from qwen_local.models.source import MODEL_FILES, ModelSource, fetch, find_model
 
@@ -53,8 +56,11 @@ def refusal_of(name: str, revision: str | None = None) -> str:
 
 def write_model(folder: Path, **change: object) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG | change))
-    (folder / "model.safetensors").touch()
+    config = CONFIG | change
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes = Architecture.from_config(config).weight_shapes()
+    weights = {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}
+    save_file(weights, folder / "model.safetensors")
     return folder
 
 
@@ -388,7 +394,7 @@ def test_weights_that_are_not_cached_are_missed_before_an_engine_is(offline_cach
         fetch(source)
     assert str(raised.value) == (
         "me/model: expected *.safetensors; found no weights\n\nhint: take the model as "
-        "safetensors; huggingface.co/spaces/safetensors/convert makes them"
+        "safetensors, or save it so where it was made"
     )
 
 
