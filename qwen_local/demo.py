@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen_local.backends.select import Engine, Machine, probe
+from qwen_local.backends.select import Engine, Machine, choose, probe
 from qwen_local.embedded import sample_data_path
 from qwen_local.inference.answer import Answer, Answerer
 from qwen_local.job import TINY_MODEL, read_job
@@ -66,6 +66,7 @@ class DemoResult:
         for at in shown:
             values = "".join(f"{story.losses[at]:>12.6f}" for story in self.engines)
             lines.append(f"{at + 1:>12}{values}")
+        lines.append("\nheld-out questions answered word for word, and answers that end properly")
         for title, field in (
             ("before", "exact_match_before"),
             ("after", "exact_match_after"),
@@ -77,11 +78,17 @@ class DemoResult:
             lines.append(f"\nlargest difference of the curves: {self.largest_loss_difference:.1e}")
         first = self.engines[0]
         lines.append(
-            f"\nask it yourself:\n  qwen-local generate --backend {first.backend} "
+            f"\nask it yourself:\n  {_program()} generate --backend {first.backend} "
             f"--model {TINY_MODEL} --adapter {first.run} \\\n      --prompt "
             '"Create a function that lists the squares of the negative days in a list."'
         )
         return "\n".join(lines)
+
+
+def _program() -> str:
+    """How this program was called: `.venv/bin/qwen-local` from `make demo`."""
+    called = Path(sys.argv[0])
+    return str(called) if called.name == "qwen-local" else "qwen-local"
 
 
 def run_demo(output: Path | None) -> DemoResult:
@@ -92,7 +99,9 @@ def run_demo(output: Path | None) -> DemoResult:
         json.loads(line)["messages"]
         for line in (sample_data_path() / "heldout.jsonl").read_text("utf-8").splitlines()
     ]
-    stories = tuple(_story(engine, output, questions) for engine in _engines(probe()))
+    machine = probe()
+    choose(machine)  # refuses a machine without any engine
+    stories = tuple(_story(engine, output, questions) for engine in _engines(machine))
     difference = None
     if len(stories) > 1:
         difference = largest_difference(stories[0].losses, stories[1].losses)

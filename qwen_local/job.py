@@ -349,6 +349,10 @@ class Draft:
     layers: tuple[Layer, ...]
     """What the user set, the weakest source first."""
 
+    def sets(self, key: str) -> bool:
+        """Whether the user set this dotted key, in the file or on the command line."""
+        return any(key in layer.settings for layer in self.layers)
+
     def complete(self, parameters: int) -> Job:
         """The job for a model with this many parameters."""
         preset = choose(self.preset, parameters)

@@ -67,6 +67,10 @@ def load_adapter(path: Path, architecture: Architecture) -> Adapter:
 
 def _find(path: Path) -> Path:
     """The folder that holds the adapter's two files."""
+    if not path.is_dir():
+        raise ModelError.at(
+            f"--adapter {path}", "no such folder", "name a run folder, or an adapter's folder"
+        )
     for folder in (path, path / "peft", path / "adapter" / "peft", path / "mlx"):
         if (folder / PEFT_WEIGHTS).exists() or (folder / MLX_WEIGHTS).exists():
             return folder

@@ -64,6 +64,8 @@ def generate(
         print_json(said.to_json())
     else:
         click.echo(said.text)
+        if said.finish_reason == "length":
+            click.echo(f"(cut off after {max_tokens} tokens: see --max-tokens)", err=True)
 
 
 def _read_stdin() -> str:

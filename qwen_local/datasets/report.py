@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -104,3 +105,24 @@ class DataReport:
     def to_json(self) -> dict[str, Any]:
         """The report in JSON's types."""
         return asdict(self)
+
+    def describe(self) -> str:
+        """What a person must know of it: the source, the rows, and what is not among them."""
+        dropped: Counter[str] = Counter()
+        ignored: set[str] = set()
+        for source in self.sources:
+            dropped.update(source.dropped)
+            ignored.update(source.ignored_keys)
+        held_out = 0 if self.eval is None else self.eval.rows
+        said = [
+            f"{self.sources[0].name}: {self.train.rows:,} rows to train on, "
+            f"{held_out:,} to evaluate on"
+        ]
+        if dropped:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+            said.append(f"dropped: {reasons}")
+        if cut := sum(source.cut for source in self.sources):
+            said.append(f"cut to {self.max_length:,} tokens: {cut:,}")
+        if ignored:
+            said.append(f"keys ignored: {', '.join(sorted(ignored))}")
+        return "; ".join(said)

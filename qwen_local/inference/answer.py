@@ -79,12 +79,18 @@ class Answerer:
             for messages in conversations
         ]
         for prompt in prompts:
+            if len(prompt) >= self._positions:
+                raise InputError.at(
+                    "--prompt",
+                    f"{len(prompt)} tokens exceed the model's {self._positions} positions",
+                    "shorten it",
+                )
             if len(prompt) + max_tokens > self._positions:
                 raise InputError.at(
                     "--max-tokens",
                     f"{len(prompt)} prompt tokens and {max_tokens} more exceed the model's "
                     f"{self._positions} positions",
-                    f"at most {max(0, self._positions - len(prompt))} fit after this prompt",
+                    f"at most {self._positions - len(prompt)} fit after this prompt",
                 )
         completions = self._engine.generate(
             prompts, max_tokens=max_tokens, stop_ids=self._tokenizer.stop_ids

@@ -184,9 +184,10 @@ def _hub_fault(error: Exception, name: str, revision: str | None, download: bool
             problem = "not in the cache, and HF_HUB_OFFLINE forbids to ask the hub"
             hint = f"unset HF_HUB_OFFLINE, or {once}"
         case errors.LocalEntryNotFoundError() if not download:
-            problem, hint = "its figures are not known here, and it is not in the cache", once
+            problem = "no such folder here, not in the cache, and no model whose figures are known"
+            hint = _near(name) or f"if it is a dense Qwen2 or Qwen3, {once}"
         case errors.LocalEntryNotFoundError():
-            problem = "not whole in the cache, and the hub cannot be reached"
+            problem = "no such folder here, not in the cache, and the hub cannot be reached"
             hint = f"check the connection to {constants.ENDPOINT}, or give a local folder"
         case errors.HfHubHTTPError():
             problem = f"the hub answered {error.response.status_code}"

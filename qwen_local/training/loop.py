@@ -37,6 +37,8 @@ class Outcome:
     """The same of the last step."""
     best_step: int
     """Of the adapter that was kept. Without an eval set the last; step 0 is never the best."""
+    first_eval_loss: float | None
+    """Before the first step; None without an eval set, as are the next two."""
     best_eval_loss: float | None
     eval_loss: float | None
     """Of the last evaluation."""
@@ -76,7 +78,8 @@ def train_loop(
     Raises:
         DivergedError: loss, gradient norm or evaluation loss is not finite.
     """
-    best_step, best_loss, eval_loss = 0, math.inf, None
+    best_step, best_loss = 0, math.inf
+    first_eval_loss = eval_loss = None
     first_loss = last_loss = loss_sum = seconds = 0.0
     tokens = supervised = 0
 
@@ -102,7 +105,7 @@ def train_loop(
         return loss
 
     if evaluation is not None:
-        eval_loss = evaluate(0)
+        first_eval_loss = eval_loss = evaluate(0)
     for k in range(schedule.steps):
         epoch, place = divmod(k, schedule.steps_per_epoch)
         if place == 0:
@@ -148,6 +151,7 @@ def train_loop(
         first_loss=first_loss,
         last_loss=last_loss,
         best_step=best_step,
+        first_eval_loss=first_eval_loss,
         best_eval_loss=None if evaluation is None else best_loss,
         eval_loss=eval_loss,
         supervised_tokens=supervised,

@@ -41,6 +41,8 @@ class Plan:
     trainable_parameters: int
     total_parameters: int
     trainable_percent: float
+    data: str
+    """The source and what becomes of its records, in words."""
     rows: int
     eval_rows: int
     steps_per_epoch: int
@@ -74,12 +76,14 @@ class Plan:
             f"backend     {self.backend} on the {self.device} in {self.dtype} ({self.reason})",
             f"parameters  {self.trainable_parameters:,} trainable of {self.total_parameters:,} "
             f"({self.trainable_percent:.4g} %)",
-            f"rows        {self.rows:,} to train on, {self.eval_rows:,} to evaluate on",
+            f"data        {self.data}",
+            f"adapter     {self._adapter()}",
             f"steps       {self.optimizer_steps:,} ({self.steps_per_epoch:,} an epoch), "
-            f"warm-up {self.warmup_steps:,}",
+            f"warm-up {self.warmup_steps:,}; {self._rate()}",
             self._evaluation(),
             *self._tokens(),
-            f"memory      an estimate, {self.micro_batch_tokens:,} tokens computed at once",
+            f"memory      an estimate, without the 0.5 to 1 GB of the libraries themselves; "
+            f"{self.micro_batch_tokens:,} tokens computed at once",
         ]
         for part in ("weights", "adapter", "activations", "head", "total", "available"):
             lines.append(f"  {part:<12}{getattr(self.memory, part) / 1e9:>8.2f} GB")
@@ -87,6 +91,24 @@ class Plan:
         taken = f" ({self.output_taken})" if self.output_taken else ""
         lines.append(f"output      {self.output}{taken}")
         return "\n".join(lines)
+
+    def _adapter(self) -> str:
+        lora = self.job["lora"]
+        scaled = "alpha / sqrt(rank)" if lora["rslora"] else "alpha / rank"
+        targets = lora["targets"]
+        on = targets if isinstance(targets, str) else ", ".join(targets)
+        blocks = "all blocks" if lora["layers"] == "all" else f"the last {lora['layers']} blocks"
+        return (
+            f"rank {lora['rank']}, alpha {lora['alpha']:g} (scale {scaled}), "
+            f"dropout {lora['dropout']:g}; {on} of {blocks}"
+        )
+
+    def _rate(self) -> str:
+        train = self.job["train"]
+        return (
+            f"batch {train['batch_size']}, learning rate {train['learning_rate']:g}, "
+            f"{train['schedule']}"
+        )
 
     def _evaluation(self) -> str:
         if not self.evaluations:
@@ -103,7 +125,8 @@ class Plan:
         share = self.supervised_tokens / self.tokens
         lines = [
             f"tokens      {self.tokens:,} an epoch, {self.supervised_tokens:,} of them "
-            f"supervised ({share:.0%})"
+            f"supervised ({share:.0%})",
+            "lengths     of all conversations, in tokens",
         ]
         most = max(self.histogram.counts)
         for low, high, count in zip(
@@ -151,11 +174,13 @@ def make_plan(draft: Draft, *, backend: str, device: str) -> Plan:
             seed=job.train.seed,
         )
         rows, eval_rows, longest = counted.train, counted.eval, job.data.max_length
+        data = f"{job.data.train}: {rows:,} rows to train on, {eval_rows:,} to evaluate on"
     else:
         prepared = prepare_data(job, tokenizer)
         rows = len(prepared.train)
         eval_rows = 0 if prepared.eval is None else len(prepared.eval)
         longest = int(prepared.train.lengths_R.max())
+        data = prepared.report.describe()
     schedule = make_schedule(job.train, rows=rows, eval_rows=eval_rows)
     dtype, _ = resolve_dtype(machine, choice, job.model.dtype)
     model = ModelFiles(
@@ -172,6 +197,7 @@ def make_plan(draft: Draft, *, backend: str, device: str) -> Plan:
         trainable_parameters=trainable,
         total_parameters=total,
         trainable_percent=100 * trainable / total,
+        data=data,
         rows=rows,
         eval_rows=eval_rows,
         steps_per_epoch=schedule.steps_per_epoch,

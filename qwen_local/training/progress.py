@@ -22,7 +22,10 @@ class Progress:
         self._steps = steps
         self._began = time.monotonic()
         self._bar = tqdm(
-            total=steps, unit="step", disable=quiet or not terminal, dynamic_ncols=True
+            total=steps,
+            disable=quiet or not terminal,
+            dynamic_ncols=True,
+            bar_format="{desc}{percentage:3.0f}%|{bar}| {n}/{total} {elapsed}<{remaining}{postfix}",
         )
         self._eval = ""
 
@@ -34,7 +37,7 @@ class Progress:
 
     def stepped(self, step: int, loss: float, rate: float, tokens_per_second: float) -> None:
         """An optimizer step is done."""
-        shown = f"loss {loss:.4f}{self._eval}, lr {rate:.2e}, {tokens_per_second:,.0f} tok/s"
+        shown = f"loss {loss:.4f}{self._eval}, lr {rate:.1e}, {tokens_per_second:,.0f} tok/s"
         self._bar.set_postfix_str(shown, refresh=False)
         self._bar.update()
         if self._lines and (step % self._every == 0 or step == self._steps):
@@ -48,4 +51,4 @@ class Progress:
     def evaluated(self, loss: float) -> None:
         """An evaluation is done."""
         self._bar.set_description("")
-        self._eval = f" (eval {loss:.4f})"
+        self._eval = f", eval {loss:.4f}"

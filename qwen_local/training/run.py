@@ -22,18 +22,19 @@ from qwen_local.backends.select import (
     resolve_dtype,
 )
 from qwen_local.datasets.prepare import Prepared, prepare
+from qwen_local.datasets.sources import locate
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.embedded import sample_data_path
 from qwen_local.errors import JobError
 from qwen_local.files import write_json
-from qwen_local.job import SAMPLE_DATA, Draft, Job
+from qwen_local.job import SAMPLE_DATA, TINY_MODEL, Draft, Job
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.source import ModelFiles, fetch, find_model
 from qwen_local.training.loop import Outcome, train_loop
 from qwen_local.training.memory import fitting_micro_batch
 from qwen_local.training.metrics import Metrics
 from qwen_local.training.progress import Progress
-from qwen_local.training.run_directory import check_free, environment, run_folder
+from qwen_local.training.run_directory import check_free, environment, make_folder, run_folder
 from qwen_local.training.schedule import make_schedule
 
 log = logging.getLogger("qwen_local")
@@ -78,6 +79,8 @@ def train(draft: Draft, *, backend: str, device: str, quiet: bool = False) -> Su
     job = draft.complete(source.architecture(download=True).parameters())
     output = run_folder(job)
     check_free(output)
+    check_data_given(draft, job)
+    locate(data_path(job.data.train), job.data.eval)  # before gigabytes of weights are fetched
     model = fetch(source)
     check_length(job, model.architecture)
     trainable = trainable_parameters(job, model.architecture)
@@ -87,7 +90,7 @@ def train(draft: Draft, *, backend: str, device: str, quiet: bool = False) -> Su
     setup = make_setup(
         job, model, choice, dtype, trainable=trainable, available=machine.bytes_on(choice.device)
     )
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     (output / "job.yaml").write_text(job.to_yaml(), encoding="utf-8")
     write_json(
         output / "environment.json",
@@ -150,6 +153,17 @@ def check_length(job: Job, architecture: Architecture) -> None:
         )
 
 
+def check_data_given(draft: Draft, job: Job) -> None:
+    """Refuse the sample data where nobody asked for it: it is there for the tiny model."""
+    if job.model.name != TINY_MODEL and not draft.sets("data.train"):
+        raise JobError.at(
+            "data.train",
+            f"expected the data to train {job.model.name} on; it is not given",
+            "pass --data, or write data: {train: ...} into the job; "
+            f"{SAMPLE_DATA} is the sample data",
+        )
+
+
 def data_path(name: str) -> str:
     """A data source as the reader knows it: the sample data by its file."""
     return str(sample_data_path() / "train.jsonl") if name == SAMPLE_DATA else name
@@ -190,13 +204,13 @@ def _train(
         eval_rows=0 if prepared.eval is None else len(prepared.eval),
     )
     log.info("trainable: %s of %s parameters", f"{trainable:,}", f"{total:,}")
+    log.info("data: %s", prepared.report.describe())
     log.info(
-        "data: %s rows, %s of %s tokens supervised; %s optimizer steps, warm-up %s",
-        len(prepared.train),
+        "steps: %s, warm-up %s; %s of %s tokens supervised",
+        f"{schedule.steps:,}",
+        f"{schedule.warmup:,}",
         f"{prepared.train.supervised:,}",
         f"{prepared.train.tokens:,}",
-        schedule.steps,
-        schedule.warmup,
     )
     engine = open_backend(choice, setup)
 
@@ -255,13 +269,16 @@ def _train(
 
 def _say_outcome(outcome: Outcome, output: Path) -> None:
     evaluated = ""
-    if outcome.eval_loss is not None:
-        evaluated = f", best eval loss {outcome.best_eval_loss:.4f} at step {outcome.best_step}"
+    if outcome.best_eval_loss is not None:
+        evaluated = (
+            f"; eval loss {outcome.first_eval_loss:.4f} -> {outcome.best_eval_loss:.4f}, "
+            f"best at step {outcome.best_step}"
+        )
     log.info(
-        "done: loss %.4f -> %.4f in %.0f s%s",
+        "done in %.0f s: loss of the first step %.4f, of the last %.4f%s",
+        outcome.seconds,
         outcome.first_loss,
         outcome.last_loss,
-        outcome.seconds,
         evaluated,
     )
     log.info("adapter: %s (PEFT), %s (mlx-lm)", output / "adapter/peft", output / "adapter/mlx")

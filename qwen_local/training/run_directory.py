@@ -69,6 +69,19 @@ def _is_there(place: Path) -> bool:
     return True
 
 
+def make_folder(output: Path) -> None:
+    """Make the folder of a run.
+
+    Raises:
+        JobError: it cannot be made.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"{output} cannot be made: {(error.strerror or str(error)).lower()}"
+        raise JobError.at("output", problem, "choose another folder with --output") from None
+
+
 def environment(backend: str, device: str, dtype: str, commit: str | None) -> dict[str, Any]:
     """The content of environment.json: versions, hardware, the working folder's git commit."""
     versions: dict[str, str | None] = {}

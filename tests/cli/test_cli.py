@@ -15,6 +15,7 @@ import pytest
 from qwen_local import __version__
 from qwen_local.backends.select import Engine
 from qwen_local.cli.options import PRESETS
+from qwen_local.embedded import tiny_model_path
 from qwen_local.job import read_job
 from qwen_local.presets import CHOICES
 from qwen_local.training.metrics import read_metrics
@@ -124,11 +125,6 @@ BAD_INPUT = {
         "hint: seed is what the order, the adapter's start and dropout follow from; "
         "for example 0",
     ),
-    "an output that is not empty": (
-        {"run/metrics.jsonl": ""},
-        ("--output", "run"),
-        "output: run is not empty\n\nhint: choose another folder with --output, or remove this one",
-    ),
     "a model that is not there": (
         {},
         ("--model", "./nowhere"),
@@ -184,6 +180,32 @@ BAD_INPUT = {
     ),
 }
 """What is there, the arguments, the whole message."""
+
+
+def test_an_output_that_is_not_empty_is_refused(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.jsonl").touch()
+    said = cli("train", "--output", "run")
+    assert (said.code, said.out) == (2, "")
+    assert said.err == (
+        "output: run is not empty\n\n"
+        "hint: choose another folder with --output, or remove this one\n"
+    )
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_model_of_ones_own_is_never_trained_on_the_sample_data_by_mistake(
+    cli: Cli, tmp_path: Path
+) -> None:
+    said = cli("train", "--model", str(tiny_model_path()))
+    assert said.code == 2
+    assert said.err == (
+        f"data.train: expected the data to train {tiny_model_path()} on; it is not given\n\n"
+        "hint: pass --data, or write data: {train: ...} into the job; qwen-local/sample is the "
+        "sample data\n"
+    )
+    wanted = ("--data", "qwen-local/sample", "--steps", "1", "--output", "run")
+    assert cli("train", "--model", str(tiny_model_path()), *wanted).code == 0
 
 
 @pytest.mark.parametrize("command", ["train", "plan"])
@@ -356,7 +378,7 @@ def test_the_result_goes_to_stdout_and_the_talk_to_stderr_and_to_the_log(
 def test_a_quiet_run_says_its_result_alone_and_logs_all_the_same(cli: Cli, tmp_path: Path) -> None:
     said = cli(*SHORT, "--output", "run", "--quiet")
     assert (said.code, said.out, said.err) == (0, "run/adapter\n", "")
-    assert "done: loss" in (tmp_path / "run/run.log").read_text()
+    assert " done in " in (tmp_path / "run/run.log").read_text()
 
 
 @pytest.mark.parametrize("backend", ["mlx", "cuda"])
@@ -478,9 +500,7 @@ def test_the_adapter_of_a_run_changes_the_answer_and_either_layout_is_found(cli:
         (
             ("--prompt", "Hi", "--adapter", "nowhere"),
             b"",
-            "--adapter nowhere: found neither adapter_model.safetensors (PEFT) nor "
-            "adapters.safetensors (mlx-lm)\n\n"
-            "hint: name a run folder, or the folder that holds one of these files",
+            "--adapter nowhere: no such folder\n\nhint: name a run folder, or an adapter's folder",
         ),
         (
             ("--prompt", "half \udc80 a character"),
@@ -504,6 +524,15 @@ def test_a_prompt_beyond_the_positions_of_the_model_is_refused(cli: Cli) -> None
     assert found > 2048
     assert (said.code, said.out) == (2, "")
     assert said.err == (
-        f"--max-tokens: {found} prompt tokens and 8 more exceed the model's 2048 positions\n\n"
-        "hint: at most 0 fit after this prompt\n"
+        f"--prompt: {found} tokens exceed the model's 2048 positions\n\nhint: shorten it\n"
+    )
+
+
+def test_an_answer_that_would_not_fit_behind_its_prompt_is_refused(cli: Cli) -> None:
+    said = cli(*ASK, "--prompt", "Hi", "--max-tokens", "2048")
+    found = int(said.err.split()[1])
+    assert (said.code, said.out) == (2, "")
+    assert said.err == (
+        f"--max-tokens: {found} prompt tokens and 2048 more exceed the model's 2048 positions\n\n"
+        f"hint: at most {2048 - found} fit after this prompt\n"
     )

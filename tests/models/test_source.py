@@ -286,7 +286,7 @@ ONCE = "download it once while online: hf download me/model"
         (
             errors.LocalEntryNotFoundError("said by the hub"),
             False,
-            "not whole in the cache, and the hub cannot be reached\n\n"
+            "no such folder here, not in the cache, and the hub cannot be reached\n\n"
             "hint: check the connection to https://hub.test, or give a local folder",
         ),
         (
@@ -349,7 +349,8 @@ def test_a_figure_that_is_neither_published_nor_cached_says_how_to_get_it(
     with pytest.raises(ModelError) as raised:
         find_model("me/model").architecture(download=False)
     assert str(raised.value) == (
-        f"me/model: its figures are not known here, and it is not in the cache\n\nhint: {ONCE}"
+        "me/model: no such folder here, not in the cache, and no model whose figures are known\n\n"
+        f"hint: if it is a dense Qwen2 or Qwen3, {ONCE}"
     )
 
 

@@ -109,22 +109,22 @@ def test_a_process_of_its_own_without_cache_and_network_counts_the_same(tmp_path
 REPORT = """\
 backend     mlx on the gpu in bfloat16 (there is an Apple GPU, which MLX uses through Metal)
 parameters  18,464,768 trainable of 1,562,179,072 (1.182 %)
-rows        947 to train on, 53 to evaluate on
-steps       357 (119 an epoch), warm-up 10
+data        1000.jsonl: 947 rows to train on, 53 to evaluate on
+adapter     rank 16, alpha 32 (scale alpha / rank), dropout 0.1; all-linear of all blocks
+steps       357 (119 an epoch), warm-up 10; batch 8, learning rate 0.0002, cosine
 evaluation  11 times, every 36 steps: about 9 % of the time
 tokens      unknown: Qwen/Qwen2.5-Coder-1.5B-Instruct is not on this machine, so there is no \
 tokenizer
-memory      (estimate)
+memory      an estimate, without the 0.5 to 1 GB of the libraries themselves; 1,024 tokens \
+computed at once
   weights         3.09 GB
   adapter         0.30 GB
-  activations    21.90 GB
+  activations     5.47 GB
   head            1.87 GB
-  total          27.15 GB
+  total          10.72 GB
   available      11.00 GB
-  it does not fit
-
-hint: set train.gradient_checkpointing=true, lower train.micro_batch_tokens or data.max_length, \
-or take a smaller model
+  it fits
+output      runs/my-run
 """
 
 
@@ -140,7 +140,9 @@ def test_the_whole_plan_is_told_to_a_person(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan_module, "probe", lambda: LAPTOP)
-    said = cli("plan", "--model", CODER, "--data", generated_rows(tmp_path, 1000))
+    generated_rows(tmp_path, 1000)
+    job = ("--data", "1000.jsonl", "--output", "runs/my-run")
+    said = cli("plan", "--model", CODER, *job)
     assert (said.code, said.err) == (0, "")
     assert said.out == REPORT
 
@@ -160,7 +162,8 @@ def test_the_lengths_of_the_rows_are_drawn_where_there_is_a_tokenizer(
         f"tokens      {found['tokens']} an epoch, {found['supervised_tokens']} of them "
         f"supervised ({found['supervised_tokens'] / found['tokens']:.0%})"
     )
-    assert drawn[at + 1 : at + 4] == [
+    assert drawn[at + 1 : at + 5] == [
+        "lengths     of all conversations, in tokens",
         "       1-32           2  " + "#" * 40,
         "      33-64           0",
         "      65-128          1  " + "#" * 20,
@@ -199,6 +202,14 @@ def test_train_does_what_the_plan_of_the_same_job_says(cli: Cli, backend: str) -
     assert data["train"]["rows"] == plan["rows"]
     assert data["eval"]["rows"] == plan["eval_rows"]
     assert data["sources"][0]["lengths"] == plan["histogram"]
+
+
+def test_an_output_that_is_taken_is_told_and_refused_only_by_train(cli: Cli) -> None:
+    Path("run").mkdir()
+    Path("run/metrics.jsonl").touch()
+    assert cli("plan", "--output", "run").out.endswith("\noutput      run (run is not empty)\n")
+    assert planned(cli, "--output", "run")["output_taken"] == "run is not empty"
+    assert planned(cli, "--output", "other")["output_taken"] is None
 
 
 def test_a_dry_run_is_a_plan(cli: Cli) -> None:
