@@ -229,8 +229,15 @@ def weight_faults(folder: Path, name: str) -> Iterator[Fault]:
         hint = "take the model as safetensors, or save it so where it was made"
         yield Fault(name, f"expected *.safetensors; found {found}", hint)
         return
+    if (folder / "adapter_config.json").exists():
+        hint = "move adapter_config.json away, or give it as --adapter"
+        yield Fault(name, "expected a bare model; found an adapter beside it", hint)
+    if (folder / "model.safetensors").exists():
+        return
     index = folder / "model.safetensors.index.json"
-    if not index.exists() or (folder / "model.safetensors").exists():
+    if not index.exists():
+        problem = "expected model.safetensors, or shards with an index; found neither"
+        yield Fault(name, problem, f"copy {index.name} too, or download the model again")
         return
     where = f"{name}: {index.name}"
     content = _read_json(index, where, largest=100 * LARGEST_CONFIG)

@@ -35,6 +35,9 @@ def tensor_faults(folder: Path, name: str, architecture: Architecture) -> Iterat
             with safe_open(file, framework="np") as tensors:
                 for key in tensors.keys():  # noqa: SIM118  # not a mapping
                     shape = tuple(tensors.get_slice(key).get_shape())
+                    if key in found:
+                        problem, hint = "stands in another file, too", "keep one of the two files"
+                        yield Fault(f"{name}: {file.name}: {key}", problem, hint)
                     found.add(key)
                     if key not in wanted and not key.endswith(PASSED_OVER):
                         problem = f"not a tensor of a {architecture.model_type} model"
@@ -46,5 +49,5 @@ def tensor_faults(folder: Path, name: str, architecture: Architecture) -> Iterat
             damaged = True
             yield Fault(f"{name}: {file.name}", f"not a readable safetensors file: {error}", HINT)
     if not damaged:
-        for key in wanted.keys() - found:
+        for key in sorted(wanted.keys() - found):
             yield Fault(f"{name}: {key}", "missing from the weights", HINT)

@@ -9,10 +9,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import mlx.core as mx
+import numpy as np
 import pytest
 
 from qwen_local.backends.base import Setup
-from qwen_local.backends.mlx.engine import MlxBackend
+from qwen_local.backends.mlx.engine import MlxBackend, with_few_shapes
+from qwen_local.backends.mlx.head import loss_and_gradient
 from qwen_local.demo import largest_difference
 from qwen_local.job import LoraSpec
 from qwen_local.models.source import ModelFiles
@@ -36,7 +39,6 @@ def test_the_compiled_step_is_the_plain_step(
             device="cpu",
             dtype="float32",
             max_grad_norm=1.0,
-            # Dropout draws by shape: with the widths padded, only the law is the same.
             micro_batch_tokens=100,
         )
         backend = MlxBackend(setup, few_shapes=few_shapes)
@@ -46,8 +48,59 @@ def test_the_compiled_step_is_the_plain_step(
             result = backend.step(batch, lr=1e-3, tokens=batch.supervised)
             losses.append(result.loss_sum / batch.supervised)
         curves.append([*losses, backend.score(rows).mean])
+    # Dropout draws by shape: with the widths padded, only the law of the masks is the same.
     assert largest_difference(*curves) <= (1e-5 if dropout == 0.0 else 2e-2)
     assert curves[0][0] == pytest.approx(curves[1][0], rel=1e-6)  # B = 0: dropout acts on nothing
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="MLX compiles with g++ on a CPU")
+def test_the_compiled_step_draws_new_masks_each_step_and_the_same_ones_each_run(
+    random_model: Callable[[str, bool], ModelFiles], random_rows: Callable[..., Rows]
+) -> None:
+    rows = random_rows(8)
+    runs = []
+    for _ in range(2):
+        setup = Setup(
+            model=random_model("qwen3", True),
+            lora=LoraSpec(rank=8, dropout=0.4),
+            device="cpu",
+            dtype="float32",
+        )
+        backend = MlxBackend(setup, few_shapes=True)
+        backend.step(rows, lr=1e-2, tokens=rows.supervised)
+        still = [backend.step(rows, lr=0.0, tokens=rows.supervised).loss_sum for _ in range(3)]
+        assert len(set(still)) == 3  # nothing moves but the masks
+        runs.append(still)
+    assert runs[0] == runs[1]
+
+
+def test_few_shapes_are_few_and_say_the_same() -> None:
+    generator = np.random.default_rng(0)
+    shapes = set()
+    for _ in range(1000):
+        rows, width = int(generator.integers(1, 9)), int(generator.lognormal(5, 0.6)) + 2
+        ids = generator.integers(1, 9, (rows, width)).astype(np.int32)
+        positions = np.sort(generator.choice(rows * width, rows, replace=False))
+        padded, moved, targets = with_few_shapes(ids, positions, np.arange(rows))
+        shapes.add((padded.shape, moved.shape))
+        np.testing.assert_array_equal(padded[:rows, :width], ids)
+        np.testing.assert_array_equal(padded.ravel()[moved[:rows]], ids.ravel()[positions])
+        assert targets.tolist() == [*range(rows), *[-1] * (len(targets) - rows)]
+        assert padded.shape[1] <= max(32, 1.25 * width)
+    assert len(shapes) <= 80
+
+
+def test_the_head_holds_the_logits_of_a_few_chunks_however_many_there_are() -> None:
+    def peak(chunks: int) -> int:
+        hidden, weight = mx.ones((chunks * 32, 8)), mx.ones((4096, 8))
+        targets = mx.zeros(chunks * 32, mx.int32)
+        mx.eval(hidden, weight, targets)
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        mx.eval(loss_and_gradient(hidden, lambda h: h @ weight.T, weight, targets, 32))
+        return mx.get_peak_memory() - before
+
+    assert peak(32) < 2 * peak(4)
 
 
 def test_a_machine_without_a_compiler_runs_mlx_all_the_same(tmp_path: Path) -> None:

@@ -56,6 +56,40 @@ def test_missing_unknown_and_misshapen_tensors_are_each_named(copy: Path) -> Non
     ]
 
 
+def test_a_second_copy_of_the_weights_is_refused(copy: Path) -> None:
+    """mlx-lm would load both files, transformers one."""
+    weights = load_file(copy / "model.safetensors")
+    norm = {"model.norm.weight": weights["model.norm.weight"] + 1}
+    save_file(norm, copy / "model-old.safetensors")
+    with pytest.raises(ModelError) as raised:
+        fetch(find_model(str(copy)))
+    assert str(raised.value) == (
+        f"{copy}: model.safetensors: model.norm.weight: stands in another file, too\n\n"
+        "hint: keep one of the two files"
+    )
+
+
+def test_an_adapter_beside_the_weights_is_refused(copy: Path) -> None:
+    """transformers would put it into the model, mlx-lm not."""
+    (copy / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError) as raised:
+        fetch(find_model(str(copy)))
+    assert str(raised.value) == (
+        f"{copy}: expected a bare model; found an adapter beside it\n\n"
+        "hint: move adapter_config.json away, or give it as --adapter"
+    )
+
+
+def test_shards_without_an_index_are_refused(copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "model-00001-of-00001.safetensors")
+    with pytest.raises(ModelError) as raised:
+        fetch(find_model(str(copy)))
+    assert str(raised.value) == (
+        f"{copy}: expected model.safetensors, or shards with an index; found neither\n\n"
+        "hint: copy model.safetensors.index.json too, or download the model again"
+    )
+
+
 def test_a_file_that_was_cut_off_is_told(copy: Path) -> None:
     file = copy / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])

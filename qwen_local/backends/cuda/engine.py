@@ -57,6 +57,8 @@ class TorchBackend:
             attn_implementation="sdpa",
         ).to(self._device)
         base.requires_grad_(False)
+        # Its own would fill what our settings leave open: a repetition penalty, say, is not greedy.
+        base.generation_config = transformers.GenerationConfig()
         self._model: torch.nn.Module = base
         self._backbone: torch.nn.Module = base.model
         self._head: Tensor = base.get_output_embeddings().weight
@@ -213,18 +215,26 @@ class TorchBackend:
     def _hidden(self, batch: MicroBatch) -> Tensor:
         """Hidden states after the last norm at the supervised positions, [N, D].
 
-        No mask and no cache: under a causal mask, padding on the right reaches no real position,
-        and a cache would make transformers build masks of its own.
+        The mask of every layer is given as None, plainly causal: padding on the right reaches no
+        real position, and transformers would ask the device whether rows are packed.
         """
-        ids = torch.from_numpy(batch.ids_BW).to(self._device, torch.int64)
+        causal = {"full_attention": None}
         with self._autocast():
-            hidden_BWD = self._backbone(input_ids=ids, use_cache=False).last_hidden_state
-        at = torch.from_numpy(batch.positions_N).to(self._device)
-        hidden_ND: Tensor = hidden_BWD.flatten(0, 1)[at]
+            hidden_BWD = self._backbone(
+                input_ids=self._to_device(batch.ids_BW), attention_mask=causal, use_cache=False
+            ).last_hidden_state
+        hidden_ND: Tensor = hidden_BWD.flatten(0, 1)[self._to_device(batch.positions_N)]
         return hidden_ND.to(self._head.dtype)
 
     def _targets(self, batch: MicroBatch) -> tuple[Tensor, int]:
-        return torch.from_numpy(batch.targets_N).to(self._device), self._chunk
+        return self._to_device(batch.targets_N), self._chunk
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        """int64 on the device, without waiting for it."""
+        tensor = torch.from_numpy(array)
+        if self._device.type == "cuda":
+            tensor = tensor.pin_memory().to(self._device, non_blocking=True)
+        return tensor.to(torch.int64)
 
     def _autocast(self) -> AbstractContextManager[object]:
         """Matrix products in the model's dtype: PEFT computes float32 adapters in float32."""

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers
 import mlx.utils
 import mlx_lm.tuner.utils
@@ -37,13 +36,14 @@ from qwen_local.backends.base import (
     peak_resident_bytes,
 )
 from qwen_local.backends.batches import MicroBatch, cut
+from qwen_local.backends.mlx.dropout import DropoutKeys, checkpoint_blocks, put_dropout
 from qwen_local.backends.mlx.head import loss_and_gradient, losses
 from qwen_local.models.architecture import block_path
 from qwen_local.rows import Rows
 
-WIDTH_MULTIPLE = 32
-"""Widths and counts of supervised positions are padded to this where the step is compiled: every
-new shape costs a compilation. (The rounding of mlx-lm.)"""
+SMALLEST_SHAPE = 32
+"""Widths and counts of supervised positions are padded at least to this where the step is compiled;
+every new shape costs a compilation."""
 
 CACHE_BYTES = 2 << 30
 """Freed buffers that MLX may keep; without a limit the footprint only grows (mlx-lm #828)."""
@@ -68,10 +68,11 @@ class MlxBackend:
         mx.set_default_device(mx.gpu if self._gpu else mx.cpu)
         mx.set_cache_limit(CACHE_BYTES)
         self._chunk = HEAD_CHUNK_GPU if self._gpu else HEAD_CHUNK
-        self._multiple = WIDTH_MULTIPLE if few_shapes else 1
+        self._few_shapes = few_shapes
         self._dtype = getattr(mx, setup.dtype)
         self._steps = 0
         self._adapter: Tree = {}
+        self._dropout = DropoutKeys()
         # mlx-lm's qwen2 reads `rope_theta` only, and transformers 5 writes `rope_parameters`: left
         # to itself it would train on a wrong base without an error.
         self._model, _ = mlx_lm.utils.load_model(
@@ -83,9 +84,7 @@ class MlxBackend:
             self._attach(setup)
         self._gradient = mx.value_and_grad(self._surrogate)
         if few_shapes:
-            self._gradient = mx.compile(
-                self._gradient, inputs=[mx.random.state], outputs=[mx.random.state]
-            )
+            self._gradient = mx.compile(self._gradient)
 
     def _attach(self, setup: Setup) -> None:
         """Put LoRA layers into the model and an optimizer over them."""
@@ -100,8 +99,9 @@ class MlxBackend:
                 "keys": [block_path(target) for target in setup.lora.target_names],
             },
         )
+        self._dropout = put_dropout(self._model, setup.lora.dropout)
         if setup.gradient_checkpointing:
-            _checkpoint_blocks(self._model)
+            checkpoint_blocks(self._model)
         self.load_adapter(initial_arrays(setup.model.architecture, setup.lora, setup.seed))
 
     def step(self, rows: Rows, *, lr: float, tokens: int) -> StepResult:
@@ -110,8 +110,8 @@ class MlxBackend:
         total: Tree | None = None
         loss = mx.array(0.0)
         for number, batch in enumerate(self._cut(rows)):
-            mx.random.seed(dropout_seed(self._setup.seed, self._steps, number))
-            (_, part), gradients = self._gradient(self._adapter, *self._arrays(batch))
+            key = mx.random.key(dropout_seed(self._setup.seed, self._steps, number))
+            (_, part), gradients = self._gradient(self._adapter, key, *self._arrays(batch))
             loss = loss + part
             total = gradients if total is None else mlx.utils.tree_map(mx.add, total, gradients)
             mx.async_eval(loss, total)
@@ -197,7 +197,10 @@ class MlxBackend:
         self._use_adapter()
         self._model.eval()
         generator = BatchGenerator(
-            self._model, max_tokens=max_tokens, stop_tokens=[[token] for token in stop_ids]
+            self._model,
+            max_tokens=max_tokens,
+            stop_tokens=[[token] for token in stop_ids],
+            stream=mx.new_stream(mx.default_device()),  # its own is of the device at import
         )
         uids = generator.insert([list(prompt) for prompt in prompts])
         answers: dict[int, list[int]] = {uid: [] for uid in uids}
@@ -219,10 +222,16 @@ class MlxBackend:
         return int(mx.get_peak_memory()) if self._gpu else peak_resident_bytes()
 
     def _surrogate(
-        self, adapter: Tree, ids: mx.array, positions: mx.array, targets: mx.array
+        self,
+        adapter: Tree,
+        key: mx.array,
+        ids: mx.array,
+        positions: mx.array,
+        targets: mx.array,
     ) -> tuple[mx.array, mx.array]:
         """(a scalar whose gradient is that of the summed loss, the summed loss itself)."""
         self._use_adapter(adapter)
+        self._dropout.draw(key)
         hidden_ND = self._hidden(ids, positions)
         losses_N, gradient_ND = loss_and_gradient(
             mx.stop_gradient(hidden_ND), self._head, self._head_weight, targets, self._chunk
@@ -254,18 +263,51 @@ class MlxBackend:
         return self._model.model.embed_tokens.weight if tied else self._model.lm_head.weight
 
     def _cut(self, rows: Rows) -> Iterator[MicroBatch]:
-        return cut(rows, budget=self._setup.micro_batch_tokens, multiple=self._multiple)
+        return cut(rows, budget=self._setup.micro_batch_tokens)
 
     def _arrays(self, batch: MicroBatch) -> tuple[mx.array, mx.array, mx.array]:
         """(ids [B, W], positions [N], targets [N]); N padded with target -1."""
-        pad = -len(batch.targets_N) % self._multiple
-        positions = np.pad(batch.positions_N, (0, pad))
-        targets = np.pad(batch.targets_N, (0, pad), constant_values=-1)
+        ids, positions, targets = batch.ids_BW, batch.positions_N, batch.targets_N
+        if self._few_shapes:
+            ids, positions, targets = with_few_shapes(ids, positions, targets)
         return (
-            mx.array(batch.ids_BW),
+            mx.array(ids),
             mx.array(positions.astype(np.int32)),
             mx.array(targets.astype(np.int32)),
         )
+
+
+def with_few_shapes(
+    ids_BW: np.ndarray, positions_N: np.ndarray, targets_N: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same micro-batch, padded to one of few shapes.
+
+    Rows and supervised positions go up to a power of two, widths to one of four sizes an octave
+    (at most a fourth more). Padded rows hold token 0 and nothing to predict, padded positions the
+    target -1.
+    """
+    rows, width = ids_BW.shape
+    wide = _among(width, smallest=SMALLEST_SHAPE, an_octave=4)
+    many = _among(len(targets_N), smallest=SMALLEST_SHAPE, an_octave=1)
+    row_N, column_N = np.divmod(positions_N, width)
+    pad = (0, many - len(targets_N))
+    return (
+        np.pad(ids_BW, ((0, _among(rows, smallest=1, an_octave=1) - rows), (0, wide - width))),
+        np.pad(row_N * wide + column_N, pad),
+        np.pad(targets_N, pad, constant_values=-1),
+    )
+
+
+def _among(count: int, *, smallest: int, an_octave: int) -> int:
+    """The next of few sizes: `an_octave` of them between a power of two and the next.
+
+    >>> [_among(n, smallest=32, an_octave=4) for n in (3, 32, 33, 41, 65, 100)]
+    [32, 32, 40, 48, 80, 112]
+    """
+    if count <= smallest:
+        return smallest
+    step = max(1, (1 << ((count - 1).bit_length() - 1)) // an_octave)
+    return -(-count // step) * step
 
 
 def _to_peft_arrays(tree: Tree) -> dict[str, np.ndarray]:
@@ -274,23 +316,3 @@ def _to_peft_arrays(tree: Tree) -> dict[str, np.ndarray]:
         to_peft(name): np.ascontiguousarray(np.array(array, np.float32).T)
         for name, array in mlx.utils.tree_flatten(tree)
     }
-
-
-def _checkpoint_blocks(model: nn.Module) -> None:
-    """Recompute each block in the backward pass instead of keeping its activations.
-
-    The blocks of this model get a class of their own; mlx-lm's class stays as it is, so other
-    models of the process are not touched.
-    """
-    block = type(model.layers[0])
-
-    def call(self: Any, *args: Any) -> mx.array:
-        def inner(parameters: Tree, *args: Any) -> mx.array:
-            self.update(parameters)
-            return block.__call__(self, *args)
-
-        return mx.checkpoint(inner)(self.trainable_parameters(), *args)
-
-    checkpointed = type(f"Checkpointed{block.__name__}", (block,), {"__call__": call})
-    for layer in model.layers:
-        layer.__class__ = checkpointed

@@ -56,6 +56,11 @@ def _sum_in_blocks(values_CV: mx.array) -> mx.array:
     return values_CV.reshape(rows, -1, BLOCK).sum(2).sum(1, keepdims=True)
 
 
+def _after(chunk_CD: mx.array, before: list[mx.array]) -> mx.array:
+    """This chunk, but not before that: left to itself MLX computes all chunks at once."""
+    return mx.depends([chunk_CD], before)[0] if before else chunk_CD
+
+
 def loss_and_gradient(
     hidden_ND: mx.array, head: Head, weight_VD: mx.array, targets_N: mx.array, chunk: int
 ) -> tuple[mx.array, mx.array]:
@@ -71,11 +76,13 @@ def loss_and_gradient(
     Returns:
         (nll float32 [N], gradient [N, D] in the dtype of the hidden states).
     """
-    losses, gradients = [], []
+    losses: list[mx.array] = []
+    gradients: list[mx.array] = []
     for start in range(0, hidden_ND.shape[0], chunk):
         part = slice(start, start + chunk)
         real_C = (targets_N[part] >= 0).astype(mx.float32)
-        logits_CV = head(hidden_ND[part]).astype(mx.float32)
+        hidden_CD = _after(hidden_ND[part], gradients[-1:] + losses[-1:])
+        logits_CV = head(hidden_CD).astype(mx.float32)
         nll_C, gradient_CV = nll(logits_CV, mx.maximum(targets_N[part], 0))
         losses.append(nll_C * real_C)
         gradients.append((gradient_CV * real_C[:, None]).astype(weight_VD.dtype) @ weight_VD)
@@ -84,10 +91,10 @@ def loss_and_gradient(
 
 def losses(hidden_ND: mx.array, head: Head, targets_N: mx.array, chunk: int) -> mx.array:
     """Loss at each position, float32 [N]; padding (a negative target) gives zero."""
-    parts = []
+    parts: list[mx.array] = []
     for start in range(0, hidden_ND.shape[0], chunk):
         part = slice(start, start + chunk)
-        logits_CV = head(hidden_ND[part]).astype(mx.float32)
+        logits_CV = head(_after(hidden_ND[part], parts[-1:])).astype(mx.float32)
         nll_C, _ = nll(logits_CV, mx.maximum(targets_N[part], 0))
         parts.append(mx.where(targets_N[part] >= 0, nll_C, 0.0))
     return mx.concatenate(parts)
