@@ -1,10 +1,12 @@
 """How much memory a run is expected to need, by part. An estimate from shapes; nothing is loaded.
 
 Kept for the backward pass, per padded position and block (Qwen2 and Qwen3, frozen weights, LoRA on
-every linear layer): the two norms' inputs and outputs (4 hidden), queries before and after rotation
-and the attention's output (3 q), keys and values likewise (4 kv), gate, up, their activation and
-product (4 intermediate), and one rank-wide vector for every target. With gradient checkpointing,
-one hidden vector per block and a single block in full.
+every linear layer): the two norms' inputs and outputs (4 hidden), queries before and after norm and
+rotation and the attention's output (3 q), keys and values likewise (4 kv), gate, up, their
+activation and product (4 intermediate), and one rank-wide vector for every target; with dropout
+each target's own dropped input and its mask. Norms compute in float32 whatever the model is held
+in. With gradient checkpointing, one hidden vector per block and a single block in full. Checked
+against what PyTorch keeps (`tests/backends/test_kept_tensors.py`).
 """
 
 from __future__ import annotations
@@ -13,10 +15,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qwen_local.backends.base import HEAD_CHUNK, HEAD_CHUNK_GPU, Setup
+from qwen_local.job import LoraSpec
+from qwen_local.models.architecture import Architecture
 
 MICRO_BATCH_TOKENS = {"cpu": 2048, "gpu": 8192}
 """Padded positions of one forward pass where memory does not matter. A bigger product gains nothing
 on a CPU."""
+DROPOUT_BYTES = 1.6
+"""Of a dropped input beside itself: a byte of mask, and what goes with it (fitted)."""
 SMALLEST_MICRO_BATCH = 256
 USABLE = 0.9
 
@@ -77,27 +83,35 @@ def estimate_memory(setup: Setup, *, trainable: int, longest: int, available: in
         longest: positions of the longest row; it is a micro-batch of its own if it must be.
         available: bytes of the device.
     """
-    shape = setup.model.architecture
-    lora = setup.lora
+    shape, lora = setup.model.architecture, setup.lora
     assert lora is not None
-    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    block = (
-        4 * shape.hidden
-        + 3 * queries
-        + 4 * keys
-        + 4 * shape.intermediate
-        + lora.rank * len(lora.target_names)
-    )
+    width = BYTES[setup.dtype]
+    block = _kept_per_position(shape, lora, width)
     kept = shape.layers * block
     if setup.gradient_checkpointing:
-        kept = shape.layers * shape.hidden + block
-    width = BYTES[setup.dtype]
+        kept = shape.layers * shape.hidden * width + block
     positions = max(setup.micro_batch_tokens, longest)
     chunk = HEAD_CHUNK_GPU if setup.device == "gpu" else HEAD_CHUNK
     return Memory(
         weights=shape.parameters() * width,
         adapter=4 * 4 * trainable,
-        activations=positions * kept * width,
+        activations=positions * kept,
         head=3 * 4 * chunk * shape.vocabulary,
         available=available,
     )
+
+
+def _kept_per_position(shape: Architecture, lora: LoraSpec, width: int) -> int:
+    """Bytes that a block keeps for the backward pass, for each padded position."""
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    low_rank = lora.rank * len(lora.target_names)
+    everything = 4 * shape.hidden + 3 * queries + 4 * keys + 4 * shape.intermediate + low_rank
+    in_float32 = 4 * shape.hidden + low_rank
+    if shape.model_type == "qwen3":
+        in_float32 += 2 * (queries + keys)  # its queries and keys are normalised, too
+    kept = 4 * in_float32 + width * (everything - in_float32)
+    if lora.dropout:
+        linear = shape.linear_shapes()
+        dropped = sum(linear[name][1] for name in lora.target_names)
+        kept += round((width + DROPOUT_BYTES) * dropped)
+    return kept

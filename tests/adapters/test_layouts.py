@@ -214,23 +214,57 @@ def test_every_fault_of_a_peft_config_is_told_at_once(saved: tuple[Path, ModelFi
         peft_type="IA3",
         r=10**9,
         lora_alpha="x",
+        use_rslora="no",
+        lora_dropout=1.5,
         target_modules=["lm_head"],
-        layers_to_transform=[0, "x"],
-        lora_dropout="none",
+        layers_to_transform=5.0,
         rank_pattern={"q_proj": 2},
     )
     with pytest.raises(ModelError) as error:
         load_adapter(folder / "peft", model.architecture)
     assert str(error.value).split("\n\n") == [
-        f"{where}: peft_type: expected LORA; found 'IA3'",
         f"{where}: rank_pattern: this adapter cannot be loaded with it set",
-        f"{where}: target_modules: expected names out of q_proj, k_proj, v_proj, o_proj, "
-        "gate_proj, up_proj, down_proj; found ['lm_head']",
-        f"{where}: layers_to_transform: expected the last blocks of 3; found [0, 'x']",
-        f"{where}: r: expected an integer from 1 to 1024; found 1000000000",
-        f"{where}: lora_alpha: expected a positive number; found 'x'",
-        f"{where}: lora_dropout: expected a number from 0 to 1; found 'none'",
+        f"{where}: peft_type: expected 'LORA'; found 'IA3'",
+        f"{where}: r: expected less than or equal to 1024; found 1000000000",
+        f"{where}: lora_alpha: expected a valid number; found 'x'",
+        f"{where}: use_rslora: expected a valid boolean; found 'no'",
+        f"{where}: lora_dropout: expected less than 1; found 1.5",
+        f"{where}: target_modules.0: expected one of q_proj, k_proj, v_proj, o_proj, gate_proj, "
+        "up_proj, down_proj; found 'lm_head'",
+        f"{where}: layers_to_transform.int: expected a valid integer; found 5.0",
+        f"{where}: layers_to_transform.list[int]: expected a valid list; found 5.0",
     ]
+
+
+@pytest.mark.parametrize("given", [[0], [0, 2], 1, [2, 3]])
+def test_an_adapter_of_other_blocks_than_the_last_is_refused(
+    given: object, saved: tuple[Path, ModelFiles]
+) -> None:
+    folder, model = saved
+    where = change(folder / "peft", layers_to_transform=given)
+    with pytest.raises(ModelError) as error:
+        load_adapter(folder / "peft", model.architecture)
+    assert str(error.value) == (
+        f"{where}: layers_to_transform: expected the last blocks of 3; found {given}"
+    )
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"target_modules": []},
+        {"lora_alpha": 10**400},
+        {"layers_to_transform": {"a": 1}},
+        {"layer_replication": [[0, 2]]},
+    ],
+)
+def test_a_malformed_setting_is_never_a_traceback(
+    values: dict[str, object], saved: tuple[Path, ModelFiles]
+) -> None:
+    folder, model = saved
+    change(folder / "peft", **values)
+    with pytest.raises(ModelError, match=next(iter(values))):
+        load_adapter(folder / "peft", model.architecture)
 
 
 def test_every_fault_of_an_mlx_config_is_told_at_once(saved: tuple[Path, ModelFiles]) -> None:
@@ -238,19 +272,18 @@ def test_every_fault_of_an_mlx_config_is_told_at_once(saved: tuple[Path, ModelFi
     where = change(
         folder / "mlx",
         fine_tune_type="dora",
-        num_layers="2",
-        lora_parameters={"rank": 0, "scale": -1, "keys": ["lm_head"]},
+        num_layers=True,
+        lora_parameters={"rank": 0, "scale": 1e308, "keys": []},
     )
     with pytest.raises(ModelError) as error:
         load_adapter(folder / "mlx", model.architecture)
     assert str(error.value).split("\n\n") == [
-        f"{where}: fine_tune_type: expected lora; found 'dora'",
-        f"{where}: lora_parameters.keys: expected paths out of ['self_attn.q_proj', "
-        "'self_attn.k_proj', 'self_attn.v_proj', 'self_attn.o_proj', 'mlp.gate_proj', "
-        "'mlp.up_proj', 'mlp.down_proj']; found ['lm_head']",
-        f"{where}: num_layers: expected an integer; found '2'",
-        f"{where}: lora_parameters.rank: expected an integer from 1 to 1024; found 0",
-        f"{where}: lora_parameters.scale: expected a positive number; found -1",
+        f"{where}: fine_tune_type: expected 'lora'; found 'dora'",
+        f"{where}: num_layers: expected a valid integer; found True",
+        f"{where}: lora_parameters.rank: expected greater than or equal to 1; found 0",
+        f"{where}: lora_parameters.scale: expected less than or equal to 1000000; found 1e+308",
+        f"{where}: lora_parameters.keys: list should have at least 1 item after validation, not 0; "
+        "found []",
     ]
 
 

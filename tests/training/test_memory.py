@@ -29,13 +29,15 @@ SHAPE = Architecture(
 )
 SETUP = Setup(
     model=ModelFiles(name="m", folder=Path(), commit=None, config={}, architecture=SHAPE),
-    lora=LoraSpec(rank=2, targets=("q_proj", "v_proj")),
+    lora=LoraSpec(rank=2, targets=("q_proj", "v_proj"), dropout=0.0),
     device="cpu",
     dtype="float32",
     micro_batch_tokens=50,
 )
 BLOCK = 4 * 10 + 3 * (4 * 5) + 4 * (2 * 5) + 4 * 30 + 2 * 2
 """Norms, queries, keys and values, the MLP, and a rank for each of two targets."""
+QK_NORM = 2 * (4 * 5 + 2 * 5)
+"""Queries and keys around the norms that Qwen3 has on them."""
 
 
 def estimate(setup: Setup = SETUP, *, trainable: int = 7, longest: int = 20) -> Memory:
@@ -66,8 +68,16 @@ def test_half_precision_halves_the_model_and_not_the_adapter(
     dtype: Literal["bfloat16", "float16"],
 ) -> None:
     whole, half = estimate(), estimate(replace(SETUP, dtype=dtype))
-    assert (2 * half.weights, 2 * half.activations) == (whole.weights, whole.activations)
+    assert 2 * half.weights == whole.weights
+    in_float32 = 50 * 3 * (4 * 10 + 2 * 2 + QK_NORM) * 4  # the norms, and the low-rank vectors
+    assert 2 * (half.activations - in_float32) == whole.activations - in_float32
     assert (half.adapter, half.head) == (whole.adapter, whole.head)
+
+
+def test_dropout_keeps_the_dropped_input_of_each_target_and_its_mask() -> None:
+    dropping = replace(SETUP, lora=LoraSpec(rank=2, targets=("q_proj", "v_proj"), dropout=0.1))
+    added = estimate(dropping).activations - estimate().activations
+    assert added == 50 * 3 * round((4 + 1.6) * 2 * 10)
 
 
 def test_a_gpu_takes_a_longer_chunk_through_the_head() -> None:
@@ -80,8 +90,8 @@ def test_a_larger_budget_rank_or_model_never_needs_less() -> None:
 
     larger = replace(SETUP.model, architecture=replace(SHAPE, layers=4))
     assert total(micro_batch_tokens=51) > total()
-    assert total(lora=LoraSpec(rank=3, targets=("q_proj", "v_proj"))) > total()
-    assert total(lora=LoraSpec(rank=2)) > total()
+    assert total(lora=LoraSpec(rank=3, targets=("q_proj", "v_proj"), dropout=0.0)) > total()
+    assert total(lora=LoraSpec(rank=2, dropout=0.0)) > total()
     assert total(model=larger) > total()
     assert total(gradient_checkpointing=True) < total()
     assert estimate(trainable=8).total > total()

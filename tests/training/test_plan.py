@@ -115,15 +115,19 @@ steps       357 (119 an epoch), warm-up 10; batch 8, learning rate 0.0002, cosin
 evaluation  11 times, every 36 steps: about 9 % of the time
 tokens      unknown: Qwen/Qwen2.5-Coder-1.5B-Instruct is not on this machine, so there is no \
 tokenizer
-memory      an estimate, without the 0.5 to 1 GB of the libraries themselves; 1,024 tokens \
+memory      an estimate, without the 0.5 to 1 GB of the libraries themselves; 512 tokens \
 computed at once
   weights         3.09 GB
   adapter         0.30 GB
-  activations     5.47 GB
+  activations     9.94 GB
   head            1.87 GB
-  total          10.72 GB
+  total          15.19 GB
   available      11.00 GB
-  it fits
+  it does not fit
+
+hint: set train.gradient_checkpointing=true, lower train.micro_batch_tokens or data.max_length, \
+or take a smaller model
+
 output      runs/my-run
 """
 
