@@ -35,6 +35,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from qwen_local.embedded import SAMPLE_DATA, TINY_MODEL
 from qwen_local.errors import Fault, JobError
 from qwen_local.job_faults import explain
 from qwen_local.job_file import (
@@ -50,11 +51,6 @@ from qwen_local.job_file import (
 )
 from qwen_local.models.architecture import LINEARS
 from qwen_local.presets import CHOICES, Choice, choose
-
-TINY_MODEL = "qwen-local/tiny"
-"""The model that ships with the package."""
-SAMPLE_DATA = "qwen-local/sample"
-"""The data that ships with the package."""
 
 Text: TypeAlias = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 Count: TypeAlias = Annotated[int, Field(ge=1)]

@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 
 from qwen_local.backends.select import Engine
-from qwen_local.demo import largest_difference
 from qwen_local.embedded import sample_data_path
 from qwen_local.job import read_job
-from qwen_local.training.metrics import read_metrics
+from qwen_local.training.metrics import largest_difference, read_metrics
 from qwen_local.training.run import train
 
 ENGINES: tuple[Engine, ...] = ("mlx", "cuda")

@@ -105,6 +105,8 @@ class Completion:
     ids: tuple[int, ...]
     """Generated tokens, the stop token not among them."""
     finish_reason: Literal["stop", "length"]
+    stop_id: int | None
+    """The token that ended it."""
 
 
 class Backend(Protocol):

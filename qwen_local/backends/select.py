@@ -55,6 +55,8 @@ class Machine:
     """Version of the NVIDIA driver, None where there is none that answers."""
     memory_bytes: int
     """Of the machine."""
+    gpu: str | None = None
+    """The name of the GPU that an engine can use."""
     gpu_bytes: int
     """That a program may use on the GPU; 0 without one."""
 
@@ -85,6 +87,7 @@ def probe() -> Machine:
     if torch is not None and torch.cuda.is_available():
         cuda, bfloat16 = True, torch.cuda.is_bf16_supported(including_emulation=False)
     nvidia_smi = shutil.which("nvidia-smi")
+    driver = None if nvidia_smi is None else _driver(nvidia_smi)
     return Machine(
         system=platform.system(),
         processor=platform.machine(),
@@ -94,9 +97,10 @@ def probe() -> Machine:
         torch_cuda=None if torch is None else torch.version.cuda,
         cuda=cuda,
         bfloat16=metal or bfloat16,
-        nvidia=nvidia_smi is not None or Path("/dev/nvidia0").exists(),
-        driver=None if nvidia_smi is None else _driver(nvidia_smi),
+        nvidia=driver is not None or _nvidia_in_the_machine(),
+        driver=driver,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        gpu=_gpu_name(mlx if metal else None, torch if cuda else None),
         gpu_bytes=_gpu_bytes(mlx if metal else None, torch if cuda else None),
     )
 
@@ -188,7 +192,7 @@ def resolve_dtype(
         return "float32", "the CPU is fastest and exact in it"
     if machine.bfloat16:
         return "bfloat16", "the GPU computes in it"
-    return "float16", "this GPU has no bfloat16"
+    return "float32", "this GPU has no bfloat16, and float16 overflows"
 
 
 def open_backend(choice: Choice, setup: Setup) -> Backend:
@@ -223,6 +227,26 @@ def _driver(nvidia_smi: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return said.split("\n", 1)[0].strip() or None
+
+
+def _nvidia_in_the_machine() -> bool:
+    """Whether a display controller of NVIDIA is there, driver or not (the tools alone are none)."""
+    if Path("/dev/nvidia0").exists():
+        return True
+    for device in Path("/sys/bus/pci/devices").glob("*"):
+        try:
+            vendor, kind = (device / "vendor").read_text(), (device / "class").read_text()
+        except OSError:
+            continue
+        if vendor.strip() == "0x10de" and kind.startswith("0x03"):
+            return True
+    return False
+
+
+def _gpu_name(mlx: ModuleType | None, torch: ModuleType | None) -> str | None:
+    if mlx is not None:
+        return str(mlx.device_info()["device_name"])
+    return None if torch is None else str(torch.cuda.get_device_name(0))
 
 
 def _gpu_bytes(mlx: ModuleType | None, torch: ModuleType | None) -> int:

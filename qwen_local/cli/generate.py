@@ -33,6 +33,11 @@ from qwen_local.errors import InputError
     show_default=True,
     help="Longest answer.",
 )
+@click.option(
+    "--thinking/--no-thinking",
+    default=None,
+    help="For models that can do both; by default as the adapter was trained.",
+)
 @backend_option
 @device_option
 @json_option
@@ -43,6 +48,7 @@ def generate(
     prompt: str,
     system: str | None,
     max_tokens: int,
+    thinking: bool | None,
     backend: str,
     device: str,
     as_json: bool,
@@ -59,6 +65,7 @@ def generate(
         max_tokens=max_tokens,
         backend=backend,
         device=device,
+        thinking=thinking,
     )
     if as_json:
         print_json(said.to_json())

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+TINY_MODEL = "qwen-local/tiny"
+"""The name of the model that ships with the package."""
+SAMPLE_DATA = "qwen-local/sample"
+"""The name of the data that ships with the package."""
+
 _HERE = Path(__file__).resolve().parent
 
 

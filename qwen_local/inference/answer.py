@@ -6,11 +6,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from qwen_local.adapters.store import load_adapter
 from qwen_local.backends.base import Setup
 from qwen_local.backends.select import (
+    DType,
     choose,
     open_backend,
     probe,
@@ -33,7 +34,9 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     finish_reason: str
-    """`stop` at the end of the turn, `length` at the limit."""
+    """`stop` at the end of the turn or of the text, `length` at the limit."""
+    ended_turn: bool
+    """Whether the model ended its turn, as it was taught to."""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
@@ -44,25 +47,47 @@ class Answerer:
     """A model with its tokenizer, ready to be asked."""
 
     def __init__(
-        self, model: str, *, revision: str | None, adapter: Path | None, backend: str, device: str
+        self,
+        model: str,
+        *,
+        adapter: Path | None,
+        backend: str,
+        device: str,
+        revision: str | None = None,
+        dtype: DType | Literal["auto"] = "auto",
+        thinking: bool | None = None,
     ) -> None:
+        """Load model, tokenizer and adapter.
+
+        Args:
+            model: hub id, folder or the embedded model.
+            adapter: a run or an adapter's folder; None for the bare model.
+            backend: `auto`, `mlx` or `cuda`.
+            device: `auto`, `gpu` or `cpu`.
+            revision: of a hub model.
+            dtype: of the frozen model.
+            thinking: for templates that know it; None begins an adapter's answer where the training
+                of plain answers began it, and leaves the bare model to its template.
+        """
         machine = probe()
         choice = choose(machine, backend, device)
         files = fetch(find_model(model, revision))
         loaded = None if adapter is None else load_adapter(adapter, files.architecture)
         if loaded is not None and loaded.base != model:
             log.warning("the adapter was made for %s; this is %s", loaded.base or "?", model)
-        dtype, _ = resolve_dtype(machine, choice, "auto")
+        held_in, _ = resolve_dtype(machine, choice, dtype)
         self._positions = files.architecture.positions
         self._tokenizer = ChatTokenizer.load(files.folder)
-        self._thinking = None if adapter is None else self._tokenizer.thinking_as_trained()
+        self._thinking = thinking
+        if thinking is None and adapter is not None:
+            self._thinking = self._tokenizer.thinking_as_trained()
         self._engine = open_backend(
             choice,
             Setup(
                 model=files,
                 lora=None if loaded is None else loaded.lora,
                 device=choice.device,
-                dtype=dtype,
+                dtype=held_in,
             ),
         )
         if loaded is not None:
@@ -101,6 +126,7 @@ class Answerer:
                 prompt_tokens=len(prompt),
                 completion_tokens=len(completion.ids),
                 finish_reason=completion.finish_reason,
+                ended_turn=completion.stop_id == self._tokenizer.end_of_turn,
             )
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
@@ -116,9 +142,17 @@ def answer(
     max_tokens: int,
     backend: str,
     device: str,
+    thinking: bool | None = None,
 ) -> Answer:
     """One answer to one prompt."""
     messages: Messages = [] if system is None else [{"role": "system", "content": system}]
     messages.append({"role": "user", "content": prompt})
-    answerer = Answerer(model, revision=revision, adapter=adapter, backend=backend, device=device)
+    answerer = Answerer(
+        model,
+        revision=revision,
+        adapter=adapter,
+        backend=backend,
+        device=device,
+        thinking=thinking,
+    )
     return answerer.ask([messages], max_tokens=max_tokens)[0]

@@ -15,15 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qwen_local.embedded import tiny_model_path
+from qwen_local.embedded import TINY_MODEL, tiny_model_path
 from qwen_local.errors import Fault, ModelError
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.config import check_folder
 from qwen_local.models.published import PUBLISHED
 from qwen_local.models.weights import tensor_faults
-
-EMBEDDED = "qwen-local/tiny"
-"""The model that ships with the package."""
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -84,7 +81,7 @@ def find_model(name: str, revision: str | None = None) -> ModelSource:
     """
     # os.path, because Path raises for names that no file system takes (too long, `~nobody`).
     place = os.path.expanduser(name)  # noqa: PTH111
-    if name == EMBEDDED:
+    if name == TINY_MODEL:
         folder = tiny_model_path()
         source = ModelSource(kind="embedded", name=name, folder=folder, revision=revision)
     elif os.path.isdir(place):  # noqa: PTH112
@@ -93,7 +90,7 @@ def find_model(name: str, revision: str | None = None) -> ModelSource:
         hint = f"give the folder that holds it: {Path(place).parent}"
         raise ModelError.at(name, "expected a model's folder; found a file", hint)
     elif name.startswith("qwen-local/"):
-        raise ModelError.at(name, "no such embedded model", f"did you mean {EMBEDDED}?")
+        raise ModelError.at(name, "no such embedded model", f"did you mean {TINY_MODEL}?")
     elif HUB_ID.fullmatch(name):
         source = ModelSource(kind="hub", name=name, folder=None, revision=revision)
     else:

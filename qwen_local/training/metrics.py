@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,3 +39,12 @@ def read_metrics(path: Path, event: str | None = None) -> Iterator[dict[str, Any
 def _plain(value: Any) -> Any:
     finite = not isinstance(value, float) or value - value == 0.0
     return value if finite else None
+
+
+def largest_difference(a: Sequence[float], b: Sequence[float]) -> float:
+    """The measure of promise 1: max of |a - b| / max(|b|, 0.1).
+
+    >>> round(largest_difference([2.0, 0.02], [2.0, 0.01]), 6)
+    0.1
+    """
+    return max(abs(x - y) / max(abs(y), 0.1) for x, y in zip(a, b, strict=True))

@@ -167,7 +167,7 @@ def make_plan(draft: Draft, *, backend: str, device: str) -> Plan:
     if tokenizer is None:
         counted = count_rows(
             train=data_path(job.data.train),
-            eval=job.data.eval,
+            eval=None if job.data.eval is None else data_path(job.data.eval),
             eval_fraction=job.data.eval_fraction,
             format=job.data.format,
             limit=job.data.limit,

@@ -24,10 +24,10 @@ from qwen_local.backends.select import (
 from qwen_local.datasets.prepare import Prepared, prepare
 from qwen_local.datasets.sources import locate
 from qwen_local.datasets.tokenizer import ChatTokenizer
-from qwen_local.embedded import sample_data_path
+from qwen_local.embedded import SAMPLE_DATA, TINY_MODEL, sample_data_path
 from qwen_local.errors import JobError
 from qwen_local.files import write_json
-from qwen_local.job import SAMPLE_DATA, TINY_MODEL, Draft, Job
+from qwen_local.job import Draft, Job
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.source import ModelFiles, fetch, find_model
 from qwen_local.training.loop import Outcome, train_loop
@@ -76,14 +76,16 @@ def train(draft: Draft, *, backend: str, device: str, quiet: bool = False) -> Su
     machine = probe()
     choice = choose(machine, backend, device)
     source = find_model(draft.model.name, draft.model.revision)
-    job = draft.complete(source.architecture(download=True).parameters())
+    architecture = source.architecture(download=True)
+    job = draft.complete(architecture.parameters())
     output = run_folder(job)
     check_free(output)
     check_data_given(draft, job)
-    locate(data_path(job.data.train), job.data.eval)  # before gigabytes of weights are fetched
+    check_length(job, architecture)
+    trainable = trainable_parameters(job, architecture)
+    # Before gigabytes of weights are fetched.
+    locate(data_path(job.data.train), None if job.data.eval is None else data_path(job.data.eval))
     model = fetch(source)
-    check_length(job, model.architecture)
-    trainable = trainable_parameters(job, model.architecture)
     tokenizer = ChatTokenizer.load(model.folder)
     prepared = prepare_data(job, tokenizer)
     dtype, dtype_reason = resolve_dtype(machine, choice, job.model.dtype)
@@ -94,12 +96,13 @@ def train(draft: Draft, *, backend: str, device: str, quiet: bool = False) -> Su
     (output / "job.yaml").write_text(job.to_yaml(), encoding="utf-8")
     write_json(
         output / "environment.json",
-        environment(choice.backend, choice.device, dtype, model.commit),
+        environment(machine, choice, setup, model.commit),
     )
     write_json(output / "data.json", prepared.report.to_json())
     with _logging(output / "run.log", quiet=quiet):
         log.info("backend: %s on the %s (%s)", choice.backend, choice.device, choice.reason)
         log.info("dtype: %s (%s)", dtype, dtype_reason)
+        log.info("computed at once: %s tokens", f"{setup.micro_batch_tokens:,}")
         return _train(job, choice, setup, prepared, trainable, output, quiet=quiet)
 
 
@@ -174,7 +177,7 @@ def prepare_data(job: Job, tokenizer: ChatTokenizer) -> Prepared:
     return prepare(
         tokenizer,
         train=data_path(job.data.train),
-        eval=job.data.eval,
+        eval=None if job.data.eval is None else data_path(job.data.eval),
         eval_fraction=job.data.eval_fraction,
         format=job.data.format,
         max_length=job.data.max_length,

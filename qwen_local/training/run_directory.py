@@ -82,7 +82,9 @@ def make_folder(output: Path) -> None:
         raise JobError.at("output", problem, "choose another folder with --output") from None
 
 
-def environment(backend: str, device: str, dtype: str, commit: str | None) -> dict[str, Any]:
+def environment(
+    machine: Machine, choice: Choice, setup: Setup, commit: str | None
+) -> dict[str, Any]:
     """The content of environment.json: versions, hardware, the working folder's git commit."""
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
@@ -91,9 +93,19 @@ def environment(backend: str, device: str, dtype: str, commit: str | None) -> di
         except metadata.PackageNotFoundError:
             versions[package] = None
     return {
-        "backend": backend,
-        "device": device,
-        "dtype": dtype,
+        "backend": choice.backend,
+        "device": choice.device,
+        "reason": choice.reason,
+        "dtype": setup.dtype,
+        "micro_batch_tokens": setup.micro_batch_tokens,
+        "hardware": {
+            "system": machine.system,
+            "processor": machine.processor,
+            "memory_bytes": machine.memory_bytes,
+            "gpu": machine.gpu,
+            "gpu_bytes": machine.gpu_bytes,
+            "driver": machine.driver,
+        },
         "base_commit": commit,
         "python": platform.python_version(),
         "platform": platform.platform(),

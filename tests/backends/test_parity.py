@@ -18,10 +18,10 @@ import pytest
 
 from qwen_local.backends.base import Backend
 from qwen_local.backends.select import Engine
-from qwen_local.demo import largest_difference
 from qwen_local.job import LoraSpec
 from qwen_local.models.source import ModelFiles
 from qwen_local.rows import Rows
+from qwen_local.training.metrics import largest_difference
 
 STEPS = 100
 BATCH = 8

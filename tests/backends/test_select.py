@@ -302,7 +302,7 @@ def test_what_cannot_run_is_refused_with_the_mend(
             replace(NVIDIA, bfloat16=False),
             "gpu",
             "auto",
-            ("float16", "this GPU has no bfloat16"),
+            ("float32", "this GPU has no bfloat16, and float16 overflows"),
         ),
         (NVIDIA, "cpu", "auto", ("float32", "the CPU is fastest and exact in it")),
         (MAC, "gpu", "float32", ("float32", "asked for by model.dtype")),
@@ -364,6 +364,7 @@ def test_a_card_is_seen_with_its_memory_its_driver_and_the_cuda_of_the_wheel(
     cuda = SimpleNamespace(
         is_available=lambda: True,
         is_bf16_supported=lambda including_emulation: including_emulation,  # a card of 2018
+        get_device_name=lambda _: "an old card",
         get_device_properties=lambda _: SimpleNamespace(total_memory=24),
     )
     torch = SimpleNamespace(cuda=cuda, version=SimpleNamespace(cuda="13.0"))
@@ -386,18 +387,25 @@ def test_a_driver_that_does_not_answer_is_none(
     monkeypatch.setattr(select, "import_module", broken)
     monkeypatch.setenv("PATH", str(tmp_path))
     executable(tmp_path / "nvidia-smi", answer)
-    machine = probe()
-    assert (machine.nvidia, machine.driver) == (True, None)
+    monkeypatch.setattr(select, "_nvidia_in_the_machine", lambda: True)
+    assert (probe().nvidia, probe().driver) == (True, None)
+    # The tools alone, as on the login node of a cluster, are no card.
+    monkeypatch.setattr(select, "_nvidia_in_the_machine", lambda: False)
+    assert probe().nvidia is False
 
 
 def test_metal_lends_its_working_set(monkeypatch: pytest.MonkeyPatch) -> None:
     mlx = SimpleNamespace(
         metal=SimpleNamespace(is_available=lambda: True),
-        device_info=lambda: {"max_recommended_working_set_size": 12},
+        device_info=lambda: {
+            "max_recommended_working_set_size": 12,
+            "device_name": "Apple M4 Pro",
+        },
     )
     monkeypatch.setattr(select, "import_module", fake_imports(mlx_core=mlx, torch=ImportError()))
     machine = probe()
     assert (machine.metal, machine.bfloat16, machine.gpu_bytes) == (True, True, 12)
+    assert machine.gpu == "Apple M4 Pro"
 
 
 def executable(path: Path, command: str) -> None:

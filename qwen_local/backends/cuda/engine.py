@@ -266,5 +266,5 @@ def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> Completion:
     """The answer up to its first stop token."""
     for at, token in enumerate(ids):
         if token in stop_ids:
-            return Completion(tuple(ids[:at]), "stop")
-    return Completion(tuple(ids), "length")
+            return Completion(tuple(ids[:at]), "stop", token)
+    return Completion(tuple(ids), "length", None)

@@ -204,17 +204,17 @@ class MlxBackend:
         )
         uids = generator.insert([list(prompt) for prompt in prompts])
         answers: dict[int, list[int]] = {uid: [] for uid in uids}
-        reasons: dict[int, str] = {}
+        stops: dict[int, int] = {}
         while responses := generator.next_generated():
             for response in responses:
-                if response.finish_reason is not None:
-                    reasons[response.uid] = response.finish_reason
-                if response.finish_reason != "stop":
+                if response.finish_reason == "stop":
+                    stops[response.uid] = response.token
+                else:
                     answers[response.uid].append(response.token)
         generator.close()
         return [
-            Completion(tuple(answers[uid]), "stop" if reasons[uid] == "stop" else "length")
-            for uid in uids
+            Completion(tuple(ids), "stop" if uid in stops else "length", stops.get(uid))
+            for uid, ids in answers.items()
         ]
 
     def peak_memory_bytes(self) -> int:
