@@ -53,7 +53,7 @@ from qwen_local.models.architecture import LINEARS
 from qwen_local.presets import CHOICES, Choice, choose
 
 Text: TypeAlias = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
-Count: TypeAlias = Annotated[int, Field(ge=1)]
+Count: TypeAlias = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 
 ONE_OF_TWO = {"steps": "epochs", "warmup_steps": "warmup_ratio"}
@@ -209,7 +209,7 @@ class TrainSpec(_Section):
         default=0.03,
         description="the share of the steps that warms up, or null where warmup_steps is set",
     )
-    warmup_steps: Annotated[int, Field(ge=0)] | None = Field(
+    warmup_steps: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
         default=None,
         validate_default=True,
         description="the steps that warm up, or null where warmup_ratio is set",

@@ -227,6 +227,8 @@ def _compose(text: str) -> Node | None:
         line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
         problem = f"the character U+{ord(text[error.position]):04X} is not allowed"
         raise _NotYaml(problem, line, column, "remove it") from None
+    except (OverflowError, ValueError):  # an escape such as "\\UFFFFFFFF"
+        raise _NotYaml("an escape names no character", 1, 1, "write the character itself") from None
     except RecursionError:
         raise _NotYaml("nested too deeply", 1, 1, "a job has two levels: section, key") from None
     return node

@@ -655,7 +655,7 @@ def text_values() -> st.SearchStrategy[str]:
     return st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1)
 
 
-def counts(most: int = 2**40) -> st.SearchStrategy[int]:
+def counts(most: int = 2**31 - 1) -> st.SearchStrategy[int]:
     return st.integers(1, most)
 
 
@@ -688,7 +688,7 @@ DATA = st.builds(
     eval=or_null(text_values()),
     eval_fraction=shares(),
     format=st.sampled_from(["auto", "messages", "prompt", "alpaca", "sharegpt", "text"]),
-    max_length=st.integers(8, 2**40),
+    max_length=st.integers(8, 2**31 - 1),
     overlong=st.sampled_from(["drop", "cut", "error"]),
     limit=or_null(counts()),
     train_on=st.sampled_from(["assistant", "last"]),
@@ -705,7 +705,7 @@ LORA = st.builds(
 TRAIN_SPECS = st.builds(
     lambda length, warm_up, **rest: TrainSpec(**length, **warm_up, **rest),
     length=one_of_two(("epochs", counts()), ("steps", counts())),
-    warm_up=one_of_two(("warmup_ratio", shares()), ("warmup_steps", st.integers(0, 2**40))),
+    warm_up=one_of_two(("warmup_ratio", shares()), ("warmup_steps", st.integers(0, 2**31 - 1))),
     batch_size=counts(),
     learning_rate=st.floats(0, 1, exclude_min=True, exclude_max=True),
     schedule=st.sampled_from(["cosine", "linear", "constant"]),

@@ -18,6 +18,8 @@ PATHS = {block_path(name): name for name in LINEARS}
 NOT_HELD = (
     "alora_invocation_tokens",
     "alpha_pattern",
+    "exclude_modules",
+    "fan_in_fan_out",
     "layer_replication",
     "lora_bias",
     "modules_to_save",
@@ -57,6 +59,7 @@ class _Peft(_Config):
     lora_alpha: Multiplier
     use_rslora: bool = False
     lora_dropout: Dropout = None
+    bias: Literal["none"] = "none"
     target_modules: Annotated[list[Annotated[str, AfterValidator(_linear)]], Field(min_length=1)]
     layers_to_transform: int | list[int] | None = None
 

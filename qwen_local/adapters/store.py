@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def load_adapter(path: Path, architecture: Architecture) -> Adapter:
 
 def _find(path: Path) -> Path:
     """The folder that holds the adapter's two files."""
-    if not path.is_dir():
+    path = Path(os.path.expanduser(path))  # noqa: PTH111 - Path raises for `~nobody`
+    if not os.path.isdir(path):  # noqa: PTH112 - Path raises for a name that is too long
         raise ModelError.at(
             f"--adapter {path}", "no such folder", "name a run folder, or an adapter's folder"
         )

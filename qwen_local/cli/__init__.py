@@ -39,6 +39,9 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except OSError as error:  # a disk that is full, a pipe that nobody reads
+        _tell(": ".join(filter(None, (error.strerror or str(error), error.filename))))
+        sys.exit(QwenLocalError.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _tell("interrupted")
         sys.exit(INTERRUPTED)

@@ -77,6 +77,8 @@ def generate(
 
 def _read_stdin() -> str:
     """All of stdin as UTF-8, but for the line end that `echo` adds."""
+    if sys.stdin is None:
+        raise InputError.at("--prompt -", "stdin is closed")
     content = sys.stdin.buffer.read()
     try:
         return content.decode().removesuffix("\n")

@@ -341,11 +341,16 @@ def _parquet(path: Path) -> Records:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
+            columns = file.schema_arrow.names
+            if twice := sorted({name for name in columns if columns.count(name) > 1}):
+                problem = f"expected each column once; found several named {', '.join(twice)}"
+                yield (Fault(str(path), problem, "rename or remove all but one"),)
+                return
             for batch in file.iter_batches(batch_size=1024):
                 for value in batch.to_pylist():
                     number += 1
                     yield checked(f"{path}:{number}", value)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+    except (pa.ArrowException, ValueError, OverflowError) as error:
         problem = f"cannot be read as Parquet: {str(error).splitlines()[0]}"
         yield (Fault(f"{path}:{number + 1}", problem),)
 

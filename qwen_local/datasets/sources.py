@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import hashlib
 import importlib
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -69,12 +70,14 @@ def _find(name: str, split: Split, beside: Split | None = None) -> tuple[Source,
         split: must be there. A file that is named directly is any split.
         beside: may be there.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 - Path raises for `~nobody`
     try:
         if path.is_dir():
             return _in_folder(path, split, beside)
-        if path.exists():
+        if path.is_file():
             return _file(path), None
+        if path.exists():
+            raise DatasetError.at(name, "expected a file or a folder; found neither of them")
     except OSError as error:
         raise DatasetError.at(name, f"cannot be read: {error.strerror}") from None
     if looks_local(path) or not HUB_ID.fullmatch(name):

@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,20 @@ class ChatTokenizer:
             problem = f"cannot render a single question: {error.faults[0].problem}"
             raise ModelError.at(str(file), problem, TEMPLATE_HINT) from None
 
+    def check_fits(self, vocabulary: int, name: str) -> None:
+        """Refuse a tokenizer whose ids go beyond the model's embedding.
+
+        Raises:
+            ModelError: an id is too large (one engine would fail on it, the other compute rubbish).
+        """
+        largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        if largest >= vocabulary:
+            raise ModelError.at(
+                f"{name}: tokenizer.json",
+                f"expected ids below the model's {vocabulary} embeddings; found {largest}",
+                "take model and tokenizer from one place",
+            )
+
     # --- text ---
 
     def render(
@@ -205,6 +220,15 @@ class ChatTokenizer:
                 f"found {len(encoded.turns)} in {self._restore(rendered)[:200]!r}",
                 "use a model whose template writes ChatML, as those of Qwen do",
             )
+        for index, (answer, turn) in enumerate(zip(answers, encoded.turns, strict=True)):
+            said = unicodedata.normalize("NFC", answer["content"].rpartition("</think>")[2].strip())
+            if said not in unicodedata.normalize("NFC", self._words(encoded, turn)):
+                raise DatasetError.at(
+                    "messages",
+                    f"this chat template does not write what assistant message {index + 1} says: "
+                    f"expected {said[:80]!r}; found {self._words(encoded, turn)[:80]!r}",
+                    "use a model whose template writes answers as they are",
+                )
         trained = [False] * len(encoded.ids)
         for turn in encoded.turns if train_on == "assistant" else encoded.turns[-1:]:
             trained[turn.start : turn.stop] = [True] * len(turn)

@@ -78,6 +78,7 @@ class Answerer:
         held_in, _ = resolve_dtype(machine, choice, dtype)
         self._positions = files.architecture.positions
         self._tokenizer = ChatTokenizer.load(files.folder)
+        self._tokenizer.check_fits(files.architecture.vocabulary, model)
         self._thinking = thinking
         if thinking is None and adapter is not None:
             self._thinking = self._tokenizer.thinking_as_trained()

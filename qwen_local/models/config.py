@@ -10,7 +10,6 @@ of them would fill with a default of its own must therefore be there.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,16 +36,38 @@ INTEGERS = (
     "vocab_size",
     "max_position_embeddings",
 )
+LARGEST = 2**31 - 1
+LARGEST_BASE = 1e12
+"""Of `rope_theta`; published models have up to 5e6."""
+RMS_NORM_EPS = 1e-6
+"""Where config.json has none: transformers' default."""
 FIXED: Mapping[str, object] = {
     "hidden_act": "silu",
     "attention_bias": False,
     "attention_dropout": 0,
     "use_sliding_window": False,
+    "is_causal": True,
 }
 """What the two engines agree on; any other value is honoured by one of them at most."""
 FULL = "full_attention"
 """The kind of every layer, where `layer_types` says so."""
 CLASSES: Mapping[str, str] = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+
+
+def engine_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What both engines are given of a config.json that was checked, and nothing else.
+
+    A key that is not here (a token id, a cache switch, ...) could make them differ or fail.
+    """
+    keys = (*INTEGERS, "head_dim") if config["model_type"] == "qwen3" else INTEGERS
+    rope = config.get("rope_parameters") or config
+    theta = float(rope.get("rope_theta") or config["rope_theta"])
+    return {
+        **{key: config[key] for key in ("model_type", *keys, "tie_word_embeddings")},
+        "rms_norm_eps": float(config.get("rms_norm_eps", RMS_NORM_EPS)),
+        "rope_theta": theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+    }
 
 
 def check_config(config: Mapping[str, Any], name: str) -> None:
@@ -149,10 +170,19 @@ def _figures(config: Mapping[str, Any], where: str) -> Iterator[Fault]:
     hint = "take config.json from the model's page on the hub"
     needed = (*INTEGERS, "head_dim") if config["model_type"] == "qwen3" else INTEGERS
     figures = {key: config.get(key) for key in needed}
-    faulty = [key for key, value in figures.items() if type(value) is not int or value < 1]
+    faulty = [
+        key for key, value in figures.items() if type(value) is not int or not 0 < value <= LARGEST
+    ]
     for key in faulty:
         problem = f"expected a whole number above 0; found {_found(config, key)}"
         yield Fault(f"{where}: {key}", problem, hint)
+    if not faulty and "head_dim" in figures and config["head_dim"] % 2:
+        problem = f"expected an even number; found {config['head_dim']}"
+        yield Fault(f"{where}: head_dim", problem, hint)
+    epsilon = config.get("rms_norm_eps", RMS_NORM_EPS)
+    if not _is_number(epsilon) or not 0 < epsilon < 1:
+        problem = f"expected a number between 0 and 1; found {_shown(epsilon)}"
+        yield Fault(f"{where}: rms_norm_eps", problem, hint)
     if not faulty:
         yield from _head_counts(config, where, hint)
     if not isinstance(config.get("tie_word_embeddings"), bool):
@@ -161,7 +191,7 @@ def _figures(config: Mapping[str, Any], where: str) -> Iterator[Fault]:
     rope = config.get("rope_parameters")
     homes = [config] if rope is None else [config, rope] if isinstance(rope, dict) else []
     bases = [home["rope_theta"] for home in homes if home.get("rope_theta") is not None]
-    if not bases or not all(_is_number(base) and 0 < base < math.inf for base in bases):
+    if not bases or not all(_is_number(base) and 0 < base <= LARGEST_BASE for base in bases):
         found = ", ".join(map(_shown, bases)) or "nothing"
         yield Fault(f"{where}: rope_theta", f"expected a number above 0; found {found}", hint)
     elif len(set(bases)) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import Self
 
 from tqdm import tqdm
@@ -42,7 +43,8 @@ class Progress:
         self._bar.update()
         if self._lines and (step % self._every == 0 or step == self._steps):
             left = (time.monotonic() - self._began) * (self._steps - step) / step
-            print(f"step {step}/{self._steps}: {shown}, {left:.0f} s left", file=sys.stderr)
+            with suppress(OSError):  # a terminal that went away is no reason to stop
+                print(f"step {step}/{self._steps}: {shown}, {left:.0f} s left", file=sys.stderr)
 
     def evaluating(self) -> None:
         """An evaluation begins; it may take a while."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
 from qwen_local.adapters.lora import Adapter
 from qwen_local.adapters.store import save_adapter
-from qwen_local.backends.base import Arrays, Setup
+from qwen_local.backends.base import Arrays, Backend, Setup
 from qwen_local.backends.select import (
     Choice,
     DType,
@@ -34,7 +35,7 @@ from qwen_local.training.loop import Outcome, train_loop
 from qwen_local.training.memory import fitting_micro_batch
 from qwen_local.training.metrics import Metrics
 from qwen_local.training.progress import Progress
-from qwen_local.training.run_directory import check_free, environment, make_folder, run_folder
+from qwen_local.training.run_directory import check_free, claim_folder, environment, run_folder
 from qwen_local.training.schedule import make_schedule
 
 log = logging.getLogger("qwen_local")
@@ -87,23 +88,23 @@ def train(draft: Draft, *, backend: str, device: str, quiet: bool = False) -> Su
     locate(data_path(job.data.train), None if job.data.eval is None else data_path(job.data.eval))
     model = fetch(source)
     tokenizer = ChatTokenizer.load(model.folder)
+    tokenizer.check_fits(architecture.vocabulary, job.model.name)
     prepared = prepare_data(job, tokenizer)
     dtype, dtype_reason = resolve_dtype(machine, choice, job.model.dtype)
     setup = make_setup(
         job, model, choice, dtype, trainable=trainable, available=machine.bytes_on(choice.device)
     )
-    make_folder(output)
-    (output / "job.yaml").write_text(job.to_yaml(), encoding="utf-8")
-    write_json(
-        output / "environment.json",
-        environment(machine, choice, setup, model.commit),
-    )
-    write_json(output / "data.json", prepared.report.to_json())
-    with _logging(output / "run.log", quiet=quiet):
+    said = MemoryHandler(capacity=1000)  # until there is a run.log
+    with _talk(quiet=quiet), _handled(said):
         log.info("backend: %s on the %s (%s)", choice.backend, choice.device, choice.reason)
         log.info("dtype: %s (%s)", dtype, dtype_reason)
         log.info("computed at once: %s tokens", f"{setup.micro_batch_tokens:,}")
-        return _train(job, choice, setup, prepared, trainable, output, quiet=quiet)
+        engine = open_backend(choice, setup)
+        claim_folder(output, job)
+        write_json(output / "environment.json", environment(machine, choice, setup, model.commit))
+        write_json(output / "data.json", prepared.report.to_json())
+        with _log_file(output / "run.log", said.buffer):
+            return _train(job, choice, setup, engine, prepared, trainable, output, quiet=quiet)
 
 
 def make_setup(
@@ -192,6 +193,7 @@ def _train(
     job: Job,
     choice: Choice,
     setup: Setup,
+    engine: Backend,
     prepared: Prepared,
     trainable: int,
     output: Path,
@@ -215,7 +217,6 @@ def _train(
         f"{prepared.train.supervised:,}",
         f"{prepared.train.tokens:,}",
     )
-    engine = open_backend(choice, setup)
 
     def keep(step: int, arrays: Arrays) -> None:
         save_adapter(
@@ -288,18 +289,25 @@ def _say_outcome(outcome: Outcome, output: Path) -> None:
 
 
 @contextmanager
-def _logging(path: Path, *, quiet: bool) -> Iterator[None]:
-    """What is said goes to run.log, and to stderr unless `quiet`."""
-    handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
-    handlers[0].setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    if not quiet:
-        handlers.append(logging.StreamHandler(sys.stderr))
+def _handled(handler: logging.Handler) -> Iterator[None]:
     log.setLevel(logging.INFO)
-    for handler in handlers:
-        log.addHandler(handler)
+    log.addHandler(handler)
     try:
         yield
     finally:
-        for handler in handlers:
-            log.removeHandler(handler)
-            handler.close()
+        log.removeHandler(handler)
+        handler.close()
+
+
+def _talk(*, quiet: bool) -> AbstractContextManager[None]:
+    """What is said goes to stderr, unless `quiet`."""
+    return nullcontext() if quiet else _handled(logging.StreamHandler(sys.stderr))
+
+
+def _log_file(path: Path, before: list[logging.LogRecord]) -> AbstractContextManager[None]:
+    """What is said, and what was said before, goes to run.log with its time."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    for record in before:
+        handler.handle(record)
+    return _handled(handler)

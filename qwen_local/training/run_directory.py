@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from qwen_local.backends.base import Setup
+from qwen_local.backends.select import Choice, Machine
 from qwen_local.errors import JobError
 from qwen_local.job import Job
 
@@ -69,14 +71,19 @@ def _is_there(place: Path) -> bool:
     return True
 
 
-def make_folder(output: Path) -> None:
-    """Make the folder of a run.
+def claim_folder(output: Path, job: Job) -> None:
+    """Make the folder of a run and write its job.yaml, which only one of two runs at once can.
 
     Raises:
-        JobError: it cannot be made.
+        JobError: it cannot be made, or another run took it meanwhile.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
+        with (output / "job.yaml").open("x", encoding="utf-8") as file:
+            file.write(job.to_yaml())
+    except FileExistsError:
+        problem = f"{output} was taken by another run just now"
+        raise JobError.at("output", problem, "run the command again") from None
     except OSError as error:
         problem = f"{output} cannot be made: {(error.strerror or str(error)).lower()}"
         raise JobError.at("output", problem, "choose another folder with --output") from None

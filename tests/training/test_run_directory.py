@@ -5,13 +5,23 @@ from __future__ import annotations
 import datetime
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import qwen_local
+from qwen_local.backends.base import Setup
+from qwen_local.backends.select import Choice, Machine
 from qwen_local.errors import JobError
-from qwen_local.job import Job, ModelSpec
-from qwen_local.training.run_directory import check_free, default_output, environment, run_folder
+from qwen_local.job import Job, ModelSpec, read_job
+from qwen_local.models.source import fetch, find_model
+from qwen_local.training.run_directory import (
+    check_free,
+    claim_folder,
+    default_output,
+    environment,
+    run_folder,
+)
 
 TODAY = f"{datetime.date.today():%Y%m%d}"
 HINT = "\n\nhint: choose another folder with --output"
@@ -112,13 +122,42 @@ def test_a_name_that_no_file_system_takes_is_refused(tmp_path: Path) -> None:
 # --- environment.json ---
 
 
+def environment_of(commit: str | None) -> dict[str, Any]:
+    machine = Machine(
+        system="Linux",
+        processor="x86_64",
+        mlx="0.32.4",
+        metal=False,
+        torch=None,
+        torch_cuda=None,
+        cuda=False,
+        bfloat16=False,
+        nvidia=False,
+        driver=None,
+        memory_bytes=8,
+        gpu_bytes=0,
+    )
+    model = fetch(find_model("qwen-local/tiny"))
+    setup = Setup(model=model, lora=None, device="cpu", dtype="float32", micro_batch_tokens=77)
+    return environment(machine, Choice("mlx", "cpu", "a test"), setup, commit)
+
+
 def test_the_environment_names_versions_hardware_and_the_commit_of_the_model() -> None:
-    found = environment("mlx", "cpu", "float32", "abc")
+    found = environment_of("abc")
     assert {key: found[key] for key in ("backend", "device", "dtype", "base_commit")} == {
         "backend": "mlx",
         "device": "cpu",
         "dtype": "float32",
         "base_commit": "abc",
+    }
+    assert (found["reason"], found["micro_batch_tokens"]) == ("a test", 77)
+    assert found["hardware"] == {
+        "system": "Linux",
+        "processor": "x86_64",
+        "memory_bytes": 8,
+        "gpu": None,
+        "gpu_bytes": 0,
+        "driver": None,
     }
     assert found["packages"]["qwen-local"] == qwen_local.__version__
     assert found["packages"]["numpy"] is not None
@@ -131,6 +170,23 @@ def test_a_working_folder_without_git_has_no_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert environment("mlx", "cpu", "float32", None)["git"] is None
+    assert environment_of(None)["git"] is None
     monkeypatch.setenv("PATH", "")
-    assert environment("mlx", "cpu", "float32", None)["git"] is None
+    assert environment_of(None)["git"] is None
+
+
+def test_only_one_of_two_runs_takes_a_folder(tmp_path: Path) -> None:
+    job = read_job(None).complete(1)
+    claim_folder(tmp_path / "run", job)
+    with pytest.raises(JobError) as raised:
+        claim_folder(tmp_path / "run", job)
+    assert str(raised.value) == (
+        f"output: {tmp_path / 'run'} was taken by another run just now\n\n"
+        "hint: run the command again"
+    )
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(JobError, match="cannot be made: not a directory"):
+        claim_folder(tmp_path / "file/run", read_job(None).complete(1))

@@ -34,6 +34,7 @@ from qwen_local.backends.base import (
 )
 from qwen_local.backends.batches import MicroBatch, cut
 from qwen_local.backends.cuda.head import SupervisedLoss, score_rows
+from qwen_local.models.config import engine_config
 from qwen_local.rows import Rows
 
 GENERATE_BATCH = 32
@@ -51,6 +52,7 @@ class TorchBackend:
         transformers.utils.logging.disable_progress_bar()
         base = transformers.AutoModelForCausalLM.from_pretrained(
             setup.model.folder,
+            config=transformers.AutoConfig.for_model(**engine_config(setup.model.config)),
             dtype=getattr(torch, setup.dtype),
             use_safetensors=True,
             local_files_only=True,
@@ -61,7 +63,9 @@ class TorchBackend:
         base.generation_config = transformers.GenerationConfig()
         self._model: torch.nn.Module = base
         self._backbone: torch.nn.Module = base.model
-        self._head: Tensor = base.get_output_embeddings().weight
+        if setup.model.architecture.tied:  # whatever a file holds beside
+            base.lm_head.weight = base.model.embed_tokens.weight
+        self._head: Tensor = base.lm_head.weight
         self._parameters: dict[str, torch.nn.Parameter] = {}
         if setup.lora is not None:
             self._attach(base, setup)

@@ -39,6 +39,7 @@ from qwen_local.backends.batches import MicroBatch, cut
 from qwen_local.backends.mlx.dropout import DropoutKeys, checkpoint_blocks, put_dropout
 from qwen_local.backends.mlx.head import loss_and_gradient, losses
 from qwen_local.models.architecture import block_path
+from qwen_local.models.config import engine_config
 from qwen_local.rows import Rows
 
 SMALLEST_SHAPE = 32
@@ -74,9 +75,9 @@ class MlxBackend:
         self._adapter: Tree = {}
         self._dropout = DropoutKeys()
         # mlx-lm's qwen2 reads `rope_theta` only, and transformers 5 writes `rope_parameters`: left
-        # to itself it would train on a wrong base without an error.
+        # to the file alone it would train on a wrong base without an error.
         self._model, _ = mlx_lm.utils.load_model(
-            setup.model.folder, model_config={"rope_theta": setup.model.architecture.rope_theta}
+            setup.model.folder, model_config=engine_config(setup.model.config)
         )
         self._model.set_dtype(self._dtype)
         self._model.freeze()
