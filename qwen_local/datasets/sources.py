@@ -172,7 +172,7 @@ def _unreachable(name: str, error: Exception, *, offline: bool) -> Fault:
         hint = "download the data set, and name its file or folder"
         return Fault(name, f"cannot be loaded from the hub: {said}", hint)
     if offline:
-        problem = "not in the local cache, and HF_HUB_OFFLINE forbids to ask the hub"
+        problem = "not here, not in the cache, and HF_HUB_OFFLINE forbids to ask the hub"
         return Fault(name, problem, "unset HF_HUB_OFFLINE once, or name a local file")
-    problem = "not in the local cache, and the hub cannot be reached"
+    problem = "not here, not in the cache, and the hub cannot be reached"
     return Fault(name, problem, "check the network, or name a local file")

@@ -237,3 +237,16 @@ def test_a_file_that_is_no_parquet_is_refused() -> None:
 def test_a_file_that_cannot_be_opened_is_a_fault() -> None:
     [item] = read(Path("a.jsonl"))
     assert item == (Fault("a.jsonl", "cannot be read: No such file or directory"),)
+
+
+def test_a_parquet_file_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:
+
+    path = tmp_path / "twice.parquet"
+    columns = [pa.array(["a"]), pa.array(["b"]), pa.array(["c"])]
+    pq.write_table(pa.table(columns, names=["prompt", "completion", "prompt"]), path)
+    (faults,) = read(path)
+    assert isinstance(faults, tuple)
+    assert [str(fault) for fault in faults] == [
+        f"{path}: expected each column once; found several named prompt\n\n"
+        "hint: rename or remove all but one"
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -328,3 +329,10 @@ def test_no_framework_is_loaded_for_the_data() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_data_set_that_is_no_file_is_not_waited_for(tiny: ChatTokenizer, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    assert message_of(tiny, str(tmp_path / "pipe.jsonl")) == (
+        f"{tmp_path / 'pipe.jsonl'}: expected a file or a folder; found neither of them"
+    )

@@ -193,7 +193,7 @@ def test_a_data_set_without_the_split_is_refused(monkeypatch: pytest.MonkeyPatch
     [
         (
             ConnectionError("Couldn't reach it"),
-            "owner/name: not in the local cache, and the hub cannot be reached\n\n"
+            "owner/name: not here, not in the cache, and the hub cannot be reached\n\n"
             "hint: check the network, or name a local file",
         ),
         (
@@ -227,6 +227,6 @@ def test_offline_the_hub_is_not_asked(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True
     )
     assert done.stderr.split("DatasetError: ")[1] == (
-        "owner/name: not in the local cache, and HF_HUB_OFFLINE forbids to ask the hub\n\n"
+        "owner/name: not here, not in the cache, and HF_HUB_OFFLINE forbids to ask the hub\n\n"
         "hint: unset HF_HUB_OFFLINE once, or name a local file\n"
     )

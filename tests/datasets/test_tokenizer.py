@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from jinja2 import TemplateSyntaxError
 from tokenizers import Tokenizer, models
 
 from qwen_local.datasets.tokenizer import ChatTokenizer, Tokenised
@@ -394,3 +395,41 @@ def test_templates_that_are_broken_or_leave_the_sandbox_are_refused(
     assert fault.where == f"{tmp_path}/chat_template.jinja{where}"
     assert fault.problem == problem
     assert fault.hint == "take chat_template.jinja from the instruct model of the same family"
+
+
+# --- what no template or tokenizer may do ---
+
+
+@pytest.mark.parametrize("rewrite", ["'x'", "message.content | upper", "message.content[:1]"])
+def test_a_template_that_rewrites_answers_is_refused(
+    rewrite: str, qwen: dict[str, ChatTokenizer], tokenizer_file: Path
+) -> None:
+    template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ "
+        + rewrite
+        + " }}<|im_end|>\n{% endfor %}"
+    )
+    tokenizer = ChatTokenizer(Tokenizer.from_file(str(tokenizer_file)), template)
+    with pytest.raises(DatasetError) as caught:
+        tokenizer.encode_conversation([user("1?"), assistant("two")], train_on="assistant")
+    assert str(caught.value).startswith(
+        "messages: this chat template does not write what assistant message 1 says: "
+        "expected 'two'; found "
+    )
+
+
+def test_a_tokenizer_with_ids_beyond_the_embedding_is_refused(tiny: ChatTokenizer) -> None:
+    tiny.check_fits(2048, "qwen-local/tiny")
+    with pytest.raises(ModelError) as caught:
+        tiny.check_fits(2047, "m")
+    assert str(caught.value) == (
+        "m: tokenizer.json: expected ids below the model's 2047 embeddings; found 2047\n\n"
+        "hint: take model and tokenizer from one place"
+    )
+
+
+def test_a_template_nested_too_deeply_is_no_template(tokenizer_file: Path) -> None:
+    with pytest.raises(TemplateSyntaxError, match="nested too deeply"):
+        ChatTokenizer(
+            Tokenizer.from_file(str(tokenizer_file)), "{% if x %}" * 3000 + "{% endif %}" * 3000
+        )

@@ -11,7 +11,7 @@ from transformers import Qwen2Config, Qwen3Config
 
 from qwen_local.errors import ModelError
 from qwen_local.models.architecture import Architecture
-from qwen_local.models.config import check_config, check_folder
+from qwen_local.models.config import INTEGERS, check_config, check_folder, engine_config
 
 # As published: https://huggingface.co/Qwen/Qwen3-0.6B/blob/main/config.json
 QWEN3: dict[str, Any] = {
@@ -188,6 +188,22 @@ def test_names_and_nulls_that_libraries_leave_behind_are_no_fault() -> None:
             {"rope_scaling": {"type": "linear", "factor": 2.0}},
             'rope_scaling: expected no scaling of positions; found "linear"\n\nhint: remove it '
             "from a copy of the model: it only serves rows beyond its positions",
+        ),
+        (
+            {"is_causal": False},
+            f"is_causal: expected true; found false\n\nhint: {PUBLISHED_HINT}",
+        ),
+        (
+            {"rms_norm_eps": "1e-6"},
+            f'rms_norm_eps: expected a number between 0 and 1; found "1e-6"\n\nhint: {PAGE_HINT}',
+        ),
+        (
+            {"rope_theta": 1e308},
+            f"rope_theta: expected a number above 0; found 1e+308\n\nhint: {PAGE_HINT}",
+        ),
+        (
+            {"head_dim": 33},
+            f"head_dim: expected an even number; found 33\n\nhint: {PAGE_HINT}",
         ),
         (
             {"use_sliding_window": True},
@@ -371,3 +387,13 @@ def test_an_index_may_name_only_files_of_its_folder(folder: Path, weight_map: ob
         "m: model.safetensors.index.json: weight_map: expected a file of this folder for each "
         "tensor\n\nhint: copy or download the model again"
     )
+
+
+def test_engines_are_given_the_figures_and_nothing_else() -> None:
+    given = engine_config(QWEN3 | {"pad_token_id": 10**9, "use_cache": "x", "eos_token_id": "y"})
+    assert given == {
+        **{key: QWEN3[key] for key in ("model_type", *INTEGERS, "head_dim", "tie_word_embeddings")},
+        "rms_norm_eps": QWEN3["rms_norm_eps"],
+        "rope_theta": QWEN3["rope_theta"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": QWEN3["rope_theta"]},
+    }

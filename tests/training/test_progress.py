@@ -47,3 +47,11 @@ def test_a_file_sees_about_ten_lines_and_the_last_step(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("stream", [Terminal, io.StringIO])
 def test_quiet_is_quiet(stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(stream(), monkeypatch, steps=20, quiet=True) == ""
+
+
+def test_a_stream_that_went_away_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    assert shown(Gone(), monkeypatch, steps=3) == ""
