@@ -110,7 +110,10 @@ class Completion:
 
 
 class Backend(Protocol):
-    """The little that differs between the engines."""
+    """The little that differs between the engines.
+
+    Every row that is given has at least one supervised position.
+    """
 
     def step(self, rows: Rows, *, lr: float, tokens: int) -> StepResult:
         """One optimizer step, once: forward, backward, clip, AdamW.

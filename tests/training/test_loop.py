@@ -54,18 +54,18 @@ class ScalarBackend:
         return 8
 
     def state(self) -> State:
-        raise NotImplementedError
+        raise AssertionError("the loop has no use for this")
 
     def load_adapter(self, adapter: Arrays) -> None:
-        raise NotImplementedError
+        raise AssertionError("the loop has no use for this")
 
     def load_state(self, state: State) -> None:
-        raise NotImplementedError
+        raise AssertionError("the loop has no use for this")
 
     def generate(
         self, prompts: Sequence[Sequence[int]], *, max_tokens: int, stop_ids: Sequence[int]
     ) -> list[Completion]:
-        raise NotImplementedError
+        raise AssertionError("the loop has no use for this")
 
 
 class Diverging(ScalarBackend):
