@@ -218,12 +218,15 @@ def _train(
         f"{prepared.train.tokens:,}",
     )
 
+    kept: list[int] = []
+
     def keep(step: int, arrays: Arrays) -> None:
         save_adapter(
             Adapter(base=job.model.name, lora=job.lora, layers=architecture.layers, arrays=arrays),
             output / "adapter",
         )
         metrics.write("adapter", step=step)
+        kept.append(step)
 
     with (
         Metrics(output / "metrics.jsonl") as metrics,
@@ -237,17 +240,22 @@ def _train(
             rows=len(prepared.train),
             trainable_parameters=trainable,
         )
-        outcome = train_loop(
-            engine,
-            prepared.train,
-            prepared.eval,
-            schedule,
-            batch_size=job.train.batch_size,
-            seed=job.train.seed,
-            metrics=metrics,
-            progress=progress,
-            keep=keep,
-        )
+        try:
+            outcome = train_loop(
+                engine,
+                prepared.train,
+                prepared.eval,
+                schedule,
+                batch_size=job.train.batch_size,
+                seed=job.train.seed,
+                metrics=metrics,
+                progress=progress,
+                keep=keep,
+            )
+        except KeyboardInterrupt:
+            best = f"the best, of step {kept[-1]}, is in {output / 'adapter'}" if kept else "none"
+            log.info("stopped by hand; adapter saved so far: %s", best)
+            raise
         summary = Summary(
             run=str(output),
             adapter=str(output / "adapter"),

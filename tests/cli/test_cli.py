@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from qwen_local import __version__
+from qwen_local.backends.base import StepResult
+from qwen_local.backends.cuda.engine import TorchBackend
 from qwen_local.backends.select import Engine
 from qwen_local.cli.options import PRESETS
 from qwen_local.embedded import tiny_model_path
@@ -180,6 +182,30 @@ BAD_INPUT = {
     ),
 }
 """What is there, the arguments, the whole message."""
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "said_of_it"),
+    [(True, "the best, of step 2, is in run/adapter"), (False, "none")],
+)
+def test_a_run_that_is_stopped_by_hand_says_what_is_saved(
+    evaluated: bool, said_of_it: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_step = TorchBackend.step
+
+    def stop_at_the_third(self: TorchBackend, *args: Any, **named: Any) -> StepResult:
+        if self._steps == 2:
+            raise KeyboardInterrupt
+        return real_step(self, *args, **named)
+
+    monkeypatch.setattr(TorchBackend, "step", stop_at_the_third)
+    rows = "train.eval_every=1" if evaluated else "data.eval_fraction=0"
+    said = cli("train", "--device", "cpu", "--steps", "4", "--output", "run", "--set", rows)
+    assert said.code == 130
+    assert said.err.endswith(
+        f"stopped by hand; adapter saved so far: {said_of_it}\n\ninterrupted\n"
+    )
+    assert Path("run/adapter").exists() is evaluated
 
 
 def test_an_output_that_is_not_empty_is_refused(cli: Cli, tmp_path: Path) -> None:
