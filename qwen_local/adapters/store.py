@@ -56,9 +56,13 @@ def load_adapter(path: Path, architecture: Architecture) -> Adapter:
         raise ModelError.at(str(weights), f"not a readable safetensors file: {error}") from error
     if mlx:
         arrays = {to_peft(name): array.T for name, array in arrays.items()}
-    _check_arrays(arrays, lora_shapes(architecture, lora), weights)
+    base = str(config.get("model" if mlx else "base_model_name_or_path") or "")
+    if faults := array_faults(arrays, lora_shapes(architecture, lora), weights):
+        made_for = f"made for {base}" if base else "it does not say for which model it was made"
+        problem = f"{made_for}; its matrices are not those of an adapter of this model"
+        raise ModelError([Fault(f"--adapter {path}", problem), *faults])
     return Adapter(
-        base=str(config.get("model" if mlx else "base_model_name_or_path") or ""),
+        base=base,
         lora=lora,
         layers=architecture.layers,
         arrays={name: np.ascontiguousarray(array) for name, array in arrays.items()},
@@ -99,10 +103,10 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _check_arrays(
+def array_faults(
     arrays: dict[str, np.ndarray], shapes: dict[str, tuple[int, int]], path: Path
-) -> None:
-    """Every array that the settings ask for, in its shape, finite, and no other."""
+) -> list[Fault]:
+    """What is missing, unknown, of another shape or not finite among the arrays of a file."""
     faults = []
     for name in sorted(shapes.keys() | arrays.keys()):
         if name not in arrays:
@@ -114,5 +118,4 @@ def _check_arrays(
             faults.append(Fault(f"{path}: {name}", problem))
         elif not np.isfinite(arrays[name]).all():
             faults.append(Fault(f"{path}: {name}", "holds numbers that are not finite"))
-    if faults:
-        raise ModelError(faults)
+    return faults
