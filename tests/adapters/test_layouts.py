@@ -303,8 +303,8 @@ def test_arrays_that_do_not_fit_the_model_are_each_named(saved: tuple[Path, Mode
         load_adapter(folder / "peft", model.architecture)
     wanted = lora_shapes(model.architecture, SOME)[second]
     assert str(error.value).split("\n\n") == [
-        f"--adapter {folder / 'peft'}: made for a/base; its matrices are not those of an adapter of "
-        "this model",
+        f"--adapter {folder / 'peft'}: made for a/base; its matrices are not those of an adapter "
+        "of this model",
         f"{path}: another: not a matrix of this model's adapter",
         f"{path}: {first}: missing",
         f"{path}: {second}: expected shape {wanted}; found {arrays[second].shape}",
