@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +59,8 @@ class _Encoded:
     ids: list[int]
     turns: list[range]
     """Where in `ids` the trainable part of each complete assistant turn stands."""
+    words: list[str]
+    """The text of that part, without its end of turn."""
 
 
 QUESTION = {"role": "user", "content": "?"}
@@ -220,21 +221,21 @@ class ChatTokenizer:
                 f"found {len(encoded.turns)} in {self._restore(rendered)[:200]!r}",
                 "use a model whose template writes ChatML, as those of Qwen do",
             )
-        for index, (answer, turn) in enumerate(zip(answers, encoded.turns, strict=True)):
-            said = unicodedata.normalize("NFC", answer["content"].rpartition("</think>")[2].strip())
-            if said not in unicodedata.normalize("NFC", self._words(encoded, turn)):
+        for index, (answer, words) in enumerate(zip(answers, encoded.words, strict=True)):
+            said = answer["content"].rpartition("</think>")[2].strip()
+            if said not in words:
                 raise DatasetError.at(
                     "messages",
                     f"this chat template does not write what assistant message {index + 1} says: "
-                    f"expected {said[:80]!r}; found {self._words(encoded, turn)[:80]!r}",
+                    f"expected {said[:80]!r}; found {words[:80]!r}",
                     "use a model whose template writes answers as they are",
                 )
         trained = [False] * len(encoded.ids)
         for turn in encoded.turns if train_on == "assistant" else encoded.turns[-1:]:
             trained[turn.start : turn.stop] = [True] * len(turn)
         left_out = sum(
-            bool(_reasoning(answer)) and "</think>" not in self._words(encoded, turn)
-            for answer, turn in zip(answers, encoded.turns, strict=True)
+            bool(_reasoning(answer)) and "</think>" not in words
+            for answer, words in zip(answers, encoded.words, strict=True)
         )
         return Tokenised(encoded.ids, trained, literals, left_out)
 
@@ -314,6 +315,7 @@ class ChatTokenizer:
         """Tokens of an escaped, rendered conversation, and where its assistant turns stand."""
         ids: list[int] = []
         turns: list[range] = []
+        words: list[str] = []
         pieces = self._control.split(rendered)  # text, control token, text, ..., text
         texts, controls = map(self._restore, pieces[::2]), pieces[1::2]
         for before, text, after in zip(["", *controls], texts, [*controls, ""], strict=True):
@@ -324,14 +326,12 @@ class ChatTokenizer:
                 ids += self._plain(text[len(head) :])
                 if after == END:
                     turns.append(range(answer, len(ids) + 1))
+                    words.append(text[len(head) :])
             else:
                 ids += self._plain(text)
             if after:
                 ids.append(self._special[after])
-        return _Encoded(ids, turns)
-
-    def _words(self, encoded: _Encoded, turn: range) -> str:
-        return self.decode(encoded.ids[turn.start : turn.stop])
+        return _Encoded(ids, turns, words)
 
 
 def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:

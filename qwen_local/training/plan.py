@@ -17,7 +17,7 @@ from qwen_local.models.source import ModelFiles, ModelSource, fetch, find_model
 from qwen_local.training.memory import Memory, estimate_memory
 from qwen_local.training.run import (
     check_length,
-    data_path,
+    data_sources,
     make_setup,
     prepare_data,
     trainable_parameters,
@@ -165,9 +165,10 @@ def make_plan(draft: Draft, *, backend: str, device: str) -> Plan:
     tokenizer, missing = _tokenizer(source)
     prepared: Prepared | None = None
     if tokenizer is None:
+        train, evaluation = data_sources(job)
         counted = count_rows(
-            train=data_path(job.data.train),
-            eval=None if job.data.eval is None else data_path(job.data.eval),
+            train=train,
+            eval=evaluation,
             eval_fraction=job.data.eval_fraction,
             format=job.data.format,
             limit=job.data.limit,

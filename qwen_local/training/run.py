@@ -84,8 +84,7 @@ def train(draft: Draft, *, backend: str, device: str, quiet: bool = False) -> Su
     check_data_given(draft, job)
     check_length(job, architecture)
     trainable = trainable_parameters(job, architecture)
-    # Before gigabytes of weights are fetched.
-    locate(data_path(job.data.train), None if job.data.eval is None else data_path(job.data.eval))
+    locate(*data_sources(job))  # before gigabytes of weights are fetched
     model = fetch(source)
     tokenizer = ChatTokenizer.load(model.folder)
     tokenizer.check_fits(architecture.vocabulary, job.model.name)
@@ -168,17 +167,20 @@ def check_data_given(draft: Draft, job: Job) -> None:
         )
 
 
-def data_path(name: str) -> str:
-    """A data source as the reader knows it: the sample data by its file."""
-    return str(sample_data_path() / "train.jsonl") if name == SAMPLE_DATA else name
+def data_sources(job: Job) -> tuple[str, str | None]:
+    """(train, eval) as the reader knows them: the sample data by its file."""
+    sample = {SAMPLE_DATA: str(sample_data_path() / "train.jsonl")}
+    train, evaluation = job.data.train, job.data.eval
+    return sample.get(train, train), evaluation and sample.get(evaluation, evaluation)
 
 
 def prepare_data(job: Job, tokenizer: ChatTokenizer) -> Prepared:
     """The rows of a job."""
+    train, evaluation = data_sources(job)
     return prepare(
         tokenizer,
-        train=data_path(job.data.train),
-        eval=None if job.data.eval is None else data_path(job.data.eval),
+        train=train,
+        eval=evaluation,
         eval_fraction=job.data.eval_fraction,
         format=job.data.format,
         max_length=job.data.max_length,
