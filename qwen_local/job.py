@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib import metadata
 from io import StringIO
 from operator import itemgetter
 from pathlib import Path
@@ -56,6 +57,8 @@ Text: TypeAlias = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f-
 Count: TypeAlias = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 
+Quantization: TypeAlias = Literal["none", "4bit", "8bit"]
+
 ONE_OF_TWO = {"steps": "epochs", "warmup_steps": "warmup_ratio"}
 """Keys of `train` that say the same thing in two ways: exactly one of each pair is set."""
 
@@ -75,8 +78,11 @@ class ModelSpec(_Section):
         description="the commit, branch or tag of a hub model, or null for the newest",
         examples=["main"],
     )
+    quantization: Quantization = Field(
+        default="none", description="what the blocks' linear layers are held in while training"
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        default="auto", description="the number type of the frozen weights"
+        default="auto", description="the number type that the frozen model computes in"
     )
 
 
@@ -149,14 +155,7 @@ class LoraSpec(_Section):
         if not isinstance(targets, list | tuple) or not targets:
             found = "an empty list" if targets in ([], ()) else show(targets)
             raise _fault(f"expected all-linear or a list of linear layers; found {found}", hint)
-        for position, name in enumerate(targets):
-            if name not in LINEARS:
-                raise _fault(
-                    f"expected a linear layer at item {position + 1}; found {show(name)}", hint
-                )
-            if name in targets[:position]:
-                raise _fault(f"{name} is given twice", "keep one of the two")
-        return tuple(targets)
+        return _each_once(targets, LINEARS, "a linear layer", hint)
 
     @property
     def scale(self) -> float:
@@ -238,6 +237,23 @@ class TrainSpec(_Section):
         description="the number of steps between evaluations; auto = under 10 % of the time",
         examples=[50],
     )
+    report_to: tuple[Literal["tensorboard"], ...] = Field(
+        default=(), description="where else the curves of metrics.jsonl go, a list"
+    )
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _known_and_installed(cls, names: object) -> object:
+        hint = "write [tensorboard], or [] for metrics.jsonl alone"
+        if not isinstance(names, list | tuple):
+            raise _fault(f"expected a list; found {show(names)}", hint)
+        known = _each_once(names, ("tensorboard",), "tensorboard", hint)
+        try:
+            if known:
+                metadata.version("tensorboard")
+        except metadata.PackageNotFoundError:
+            raise _fault("tensorboard is not installed", "pip install tensorboard") from None
+        return known
 
     @model_validator(mode="before")
     @classmethod
@@ -329,6 +345,7 @@ FLAG_KEYS: Mapping[str, str] = {
     "--lora-rank": "lora.rank",
     "--lora-alpha": "lora.alpha",
     "--lora-dropout": "lora.dropout",
+    "--quantization": "model.quantization",
     "--max-length": "data.max_length",
     "--seed": "train.seed",
     "--output": "output",
@@ -435,6 +452,28 @@ def _faults(
         # `steps` is at fault, too, where only `epochs: null` was written.
         setting = settings.get(dotted) or settings[f"{section}.{ONE_OF_TWO[key]}"]
         yield setting.order, Fault(setting.where, problem, hint)
+
+
+def _each_once(
+    names: Sequence[object], known: Sequence[str], what: str, hint: str
+) -> tuple[object, ...]:
+    """The items of a list, each of them known and given once.
+
+    Args:
+        names: as the user wrote them.
+        known: what may stand there.
+        what: one of these, in words.
+        hint: the mend for an item that is none.
+
+    Raises:
+        PydanticCustomError: the first item that may not stand there.
+    """
+    for position, name in enumerate(names):
+        if name not in known:
+            raise _fault(f"expected {what} at item {position + 1}; found {show(name)}", hint)
+        if name in names[:position]:
+            raise _fault(f"{name} is given twice", "keep one of the two")
+    return tuple(names)
 
 
 def _fault(problem: str, hint: str) -> PydanticCustomError:

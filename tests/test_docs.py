@@ -77,7 +77,8 @@ def test_the_table_of_keys_is_the_schema() -> None:
     page = (ROOT / "docs/job.md").read_text("utf-8")
     for section, model in SECTIONS.items():
         for key, field in model.model_fields.items():
-            value = "null" if field.default is None else str(field.default)
+            written = list(field.default) if isinstance(field.default, tuple) else field.default
+            value = "null" if written is None else str(written)
             default = value.lower() if isinstance(field.default, bool) else value
             assert f"| `{section}.{key}` | {default} | {field.description} |" in page
 

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,12 @@ def message(
 def test_no_job_is_the_embedded_job() -> None:
     assert read_job(None, preset="none").complete(1) == Job()
     assert Job().model_dump() == {
-        "model": {"name": "qwen-local/tiny", "revision": None, "dtype": "auto"},
+        "model": {
+            "name": "qwen-local/tiny",
+            "revision": None,
+            "quantization": "none",
+            "dtype": "auto",
+        },
         "data": {
             "train": "qwen-local/sample",
             "eval": None,
@@ -104,6 +110,7 @@ def test_no_job_is_the_embedded_job() -> None:
             "gradient_checkpointing": False,
             "micro_batch_tokens": "auto",
             "eval_every": "auto",
+            "report_to": (),
         },
         "output": None,
     }
@@ -173,13 +180,14 @@ def test_every_flag_reaches_its_key() -> None:
         "--lora-rank": 4,
         "--lora-alpha": 5.0,
         "--lora-dropout": 0.25,
+        "--quantization": "8bit",
         "--max-length": 9,
         "--seed": 7,
         "--output": "o",
     }
     assert set(flags) | {"--steps"} == set(FLAG_KEYS)
     assert job_of(flags=flags) == Job(
-        model=ModelSpec(name="m"),
+        model=ModelSpec(name="m", quantization="8bit"),
         data=DataSpec(train="d", eval="e", max_length=9),
         lora=LoraSpec(rank=4, alpha=5, dropout=0.25),
         train=TrainSpec(epochs=2, batch_size=3, learning_rate=0.5, seed=7),
@@ -318,6 +326,8 @@ CLIP = (
     "for example 1.0"
 )
 
+REPORT_TO = "hint: write [tensorboard], or [] for metrics.jsonl alone"
+
 
 @pytest.mark.parametrize(
     ("key", "yaml", "expected"),
@@ -413,6 +423,22 @@ CLIP = (
             "steps between evaluations; auto = under 10 % of the time; for example 50",
         ),
         (
+            "train.report_to",
+            "tensorboard",
+            f"expected a list; found 'tensorboard'\n\n{REPORT_TO}",
+        ),
+        ("train.report_to", "null", f"expected a list; found null\n\n{REPORT_TO}"),
+        (
+            "train.report_to",
+            "[tensorboard, wandb]",
+            f"expected tensorboard at item 2; found 'wandb'\n\n{REPORT_TO}",
+        ),
+        (
+            "train.report_to",
+            "[tensorboard, tensorboard]",
+            "tensorboard is given twice\n\nhint: keep one of the two",
+        ),
+        (
             "data.max_length",
             "7",
             "must be at least 8; found 7\n\n"
@@ -451,6 +477,22 @@ def test_a_value_that_cannot_be_is_refused_with_its_place_and_the_mend(
 
 
 @pytest.mark.usefixtures("here")
+def test_a_report_to_a_package_that_is_missing_is_a_fault_among_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert job_of("train: {report_to: []}") == Job()
+    assert message("lora: {rank: 0}\ntrain:\n  report_to: [tensorboard]\n") == (
+        f"job.yaml:1: lora.rank: must be at least 1; found 0\n\n{RANK}\n\n"
+        "job.yaml:3: train.report_to: tensorboard is not installed\n\n"
+        "hint: pip install tensorboard"
+    )
+
+
+@pytest.mark.usefixtures("here")
 def test_a_flag_is_named_as_it_was_given() -> None:
     assert message("lora: {rank: 4}", flags={"--learning-rate": 3.0, "--lora-rank": 0}) == (
         f"--learning-rate: must be below 1; found 3.0\n\n{RATE}\n\n"
@@ -480,7 +522,8 @@ def test_an_unknown_preset_is_a_fault() -> None:
 
 TRAIN = (
     "epochs, steps, batch_size, learning_rate, schedule, warmup_ratio, warmup_steps, "
-    "weight_decay, max_grad_norm, seed, gradient_checkpointing, micro_batch_tokens and eval_every"
+    "weight_decay, max_grad_norm, seed, gradient_checkpointing, micro_batch_tokens, eval_every "
+    "and report_to"
 )
 
 
@@ -518,7 +561,8 @@ def test_an_unknown_key_says_what_was_probably_meant(section: str, key: str, hin
         ("=1", "unknown key\n\nhint: a job takes model, data, lora, train and output"),
         (
             "model={name: x}",
-            "model is a section\n\nhint: set one of its keys: name, revision and dtype",
+            "model is a section\n\n"
+            "hint: set one of its keys: name, revision, quantization and dtype",
         ),
         ("train.epochs", "expected KEY=VALUE\n\nhint: for example --set train.epochs=3"),
         (
@@ -680,6 +724,7 @@ MODELS = st.builds(
     ModelSpec,
     name=text_values(),
     revision=or_null(text_values()),
+    quantization=st.sampled_from(["none", "4bit", "8bit"]),
     dtype=st.sampled_from(["auto", "bfloat16", "float16", "float32"]),
 )
 DATA = st.builds(
@@ -715,6 +760,7 @@ TRAIN_SPECS = st.builds(
     gradient_checkpointing=st.booleans(),
     micro_batch_tokens=st.just("auto") | counts(),
     eval_every=st.just("auto") | counts(),
+    report_to=st.sampled_from([(), ("tensorboard",)]),
 )
 JOBS = st.builds(
     Job, model=MODELS, data=DATA, lora=LORA, train=TRAIN_SPECS, output=or_null(text_values())
@@ -741,6 +787,7 @@ def test_a_job_is_written_with_every_value_in_the_order_of_the_schema() -> None:
 model:
   name: qwen-local/tiny
   revision: null
+  quantization: none
   dtype: auto
 data:
   train: qwen-local/sample
@@ -774,6 +821,7 @@ train:
   gradient_checkpointing: false
   micro_batch_tokens: auto
   eval_every: auto
+  report_to: []
 output: runs/a
 """
     )

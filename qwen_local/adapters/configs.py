@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from qwen_local.adapters.lora import Origin
 from qwen_local.errors import Fault, ModelError
-from qwen_local.job import LoraSpec
+from qwen_local.job import LoraSpec, Quantization
 from qwen_local.models.architecture import LINEARS, block_path
 
 PATHS = {block_path(name): name for name in LINEARS}
@@ -78,6 +79,12 @@ class _Mlx(_Config):
     lora_parameters: _MlxParameters
 
 
+class _Origin(_Config):
+    commit: str | None = None
+    backend: Literal["mlx", "cuda"] | None = None
+    quantization: Quantization = "none"
+
+
 Config = TypeVar("Config", bound=_Config)
 
 
@@ -125,6 +132,11 @@ def lora_of_mlx(config: dict[str, Any], layers: int, where: str) -> LoraSpec:
         targets=tuple(name for path, name in PATHS.items() if path in parameters.keys),
         layers=count if 0 < count < layers else "all",
     )
+
+
+def read_origin(config: dict[str, Any], where: str) -> Origin:
+    """The content of the `qwen_local.json` beside an adapter; arguments and errors as above."""
+    return Origin(**_read(_Origin, config, where, []).model_dump())
 
 
 def _read(kind: type[Config], config: dict[str, Any], where: str, faults: list[Fault]) -> Config:

@@ -13,8 +13,20 @@ from typing import Literal
 
 import numpy as np
 
-from qwen_local.job import LoraSpec
+from qwen_local.job import LoraSpec, Quantization
 from qwen_local.models.architecture import Architecture, block_path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """What an adapter was trained on, beyond the model's name. Unknown where others made it."""
+
+    commit: str | None = None
+    """The base model's commit on the hub."""
+    backend: Literal["mlx", "cuda"] | None = None
+    """The engine, which decides the scheme of a quantised base."""
+    quantization: Quantization = "none"
+    """What the linear layers of the base's blocks were held in."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,6 +40,7 @@ class Adapter:
     """Blocks of the base model."""
     arrays: Mapping[str, np.ndarray]
     """float32, by `lora_name`."""
+    origin: Origin = Origin()
 
 
 def lora_name(layer: int, target: str, matrix: Literal["A", "B"]) -> str:

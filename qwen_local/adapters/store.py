@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qwen_local.adapters.configs import lora_of_mlx, lora_of_peft
-from qwen_local.adapters.lora import Adapter, lora_shapes
+from qwen_local.adapters.configs import lora_of_mlx, lora_of_peft, read_origin
+from qwen_local.adapters.lora import Adapter, Origin, lora_shapes
 from qwen_local.adapters.mlx_layout import to_peft, write_mlx
 from qwen_local.adapters.peft_layout import write_peft
 from qwen_local.errors import Fault, ModelError
-from qwen_local.files import read_arrays, replace_folder
+from qwen_local.files import read_arrays, replace_folder, write_json
 from qwen_local.models.architecture import Architecture
 
 PEFT_WEIGHTS, MLX_WEIGHTS = "adapter_model.safetensors", "adapters.safetensors"
+ORIGIN = "qwen_local.json"
+"""Beside them: what neither layout has a place for."""
 
 
 def save_adapter(adapter: Adapter, folder: Path) -> None:
@@ -31,7 +34,22 @@ def save_adapter(adapter: Adapter, folder: Path) -> None:
     for layout, write in (("peft", write_peft), ("mlx", write_mlx)):
         (new / layout).mkdir(parents=True)
         write(adapter, new / layout)
+        write_json(new / layout / ORIGIN, asdict(adapter.origin))
     replace_folder(new, folder)
+
+
+def named_base(path: Path) -> tuple[str, Origin]:
+    """(the model that an adapter names, or "" where it names none; what else it says of it).
+
+    Raises:
+        ModelError: there is no adapter, or its settings are not readable.
+    """
+    folder = _find(path)
+    config = _read_config(folder / "adapter_config.json")
+    key = "model" if (folder / MLX_WEIGHTS).exists() else "base_model_name_or_path"
+    origin = folder / ORIGIN
+    found = read_origin(_read_config(origin), str(origin)) if origin.exists() else Origin()
+    return str(config.get(key) or ""), found
 
 
 def load_adapter(path: Path, architecture: Architecture) -> Adapter:
@@ -56,7 +74,7 @@ def load_adapter(path: Path, architecture: Architecture) -> Adapter:
         raise ModelError.at(str(weights), f"not a readable safetensors file: {error}") from error
     if mlx:
         arrays = {to_peft(name): array.T for name, array in arrays.items()}
-    base = str(config.get("model" if mlx else "base_model_name_or_path") or "")
+    base, origin = named_base(path)
     if faults := array_faults(arrays, lora_shapes(architecture, lora), weights):
         made_for = f"made for {base}" if base else "it does not say for which model it was made"
         problem = f"{made_for}; its matrices are not those of an adapter of this model"
@@ -66,6 +84,7 @@ def load_adapter(path: Path, architecture: Architecture) -> Adapter:
         lora=lora,
         layers=architecture.layers,
         arrays={name: np.ascontiguousarray(array) for name, array in arrays.items()},
+        origin=origin,
     )
 
 

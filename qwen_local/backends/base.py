@@ -10,13 +10,14 @@ Shapes: R = rows, N = supervised positions, D = hidden size, V = vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from qwen_local.job import LoraSpec
+from qwen_local.job import LoraSpec, Quantization
 from qwen_local.models.source import ModelFiles
 from qwen_local.rows import Rows
 
@@ -45,7 +46,9 @@ class Setup:
     """None opens the bare model, for generation."""
     device: Literal["cpu", "gpu"]
     dtype: Literal["float32", "bfloat16", "float16"]
-    """What the frozen model is held in; adapters and moments are float32 always."""
+    """What the frozen model computes in; adapters and moments are float32 always."""
+    quantization: Quantization = "none"
+    """What the blocks' linear layers are held in; `none` leaves them as the files have them."""
     seed: int = 0
     weight_decay: float = 0.0
     max_grad_norm: float | None = None
@@ -104,9 +107,56 @@ class Completion:
 
     ids: tuple[int, ...]
     """Generated tokens, the stop token not among them."""
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "interrupted"]
     stop_id: int | None
     """The token that ended it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How the next token is drawn. The defaults take the likeliest."""
+
+    temperature: float = 0.0
+    """0 takes the likeliest token; the other settings but the penalty then have no effect."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that together have this probability."""
+    top_k: int = 0
+    """Only this many tokens; 0 for all."""
+    min_p: float = 0.0
+    """Only tokens at least this share as likely as the likeliest."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits of tokens that occurred, and multiplies negative ones."""
+    seed: int = 0
+    """Of the draws: the same prompt, settings and seed give the same answer on an engine."""
+
+
+class Session(Protocol):
+    """One conversation: what was computed for it is kept for its next turn."""
+
+    def reply(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        stop_ids: Sequence[int],
+        sampling: Sampling,
+        emit: Callable[[int], bool],
+    ) -> Completion:
+        """Go on from a prompt.
+
+        Only what differs from the turns before is computed: keys and values are kept for as long as
+        the tokens are the same.
+
+        Args:
+            prompt: the whole conversation, at least one token.
+            max_tokens: the most to generate.
+            stop_ids: tokens that end the answer; they are not emitted.
+            sampling: how tokens are drawn.
+            emit: called with each token as it comes; False ends the answer as `interrupted`.
+
+        Whatever leaves this call (an exception of `emit`, too) leaves a session that can go on.
+        """
+        ...
 
 
 class Backend(Protocol):
@@ -154,9 +204,73 @@ class Backend(Protocol):
         """Greedy continuations of tokenised prompts, in their order."""
         ...
 
+    def session(self) -> Session:
+        """A new conversation on this model, for streaming answers."""
+        ...
+
+    def logits(self, ids: Sequence[int], *, last: int) -> np.ndarray:
+        """What the model expects after each of the last tokens: float32 [last, V]."""
+        ...
+
     def peak_memory_bytes(self) -> int:
         """Peak so far: device memory on a GPU, resident memory of the process on a CPU."""
         ...
+
+
+QUANTISED_BITS: Mapping[Quantization, int] = {"4bit": 4, "8bit": 8}
+
+
+class Weights(Protocol):
+    """The `model*.safetensors` of a folder, one tensor at a time: what an export reads and writes.
+
+    An engine's own library does it, because only that knows the engine's codes.
+    """
+
+    def read(self, name: str, quantization: Quantization) -> np.ndarray:
+        """A tensor as an engine that trains on it holds it, float32.
+
+        Args:
+            name: as in `Architecture.weight_shapes`.
+            quantization: what it is quantised to when it is loaded; `none` leaves floats as they
+                are, and reads codes that the file holds already.
+        """
+        ...
+
+    def write(
+        self,
+        path: Path,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        dtype: str,
+        quantised: Collection[str],
+        quantization: Quantization,
+    ) -> dict[str, int]:
+        """Write float32 arrays as a safetensors file.
+
+        Args:
+            path: of the file.
+            arrays: by name.
+            dtype: what they are rounded to.
+            quantised: names of those that are then quantised.
+            quantization: to what; `none` with no names.
+
+        Returns:
+            Bytes of every tensor in the file, by name.
+        """
+        ...
+
+    def config(self, quantization: Quantization, dtype: str) -> dict[str, Any]:
+        """What config.json says of files whose weights `write` quantised."""
+        ...
+
+
+def readable_by_all(path: Path) -> None:
+    """Give a file the rights that a new one has: safetensors leaves it to its owner alone."""
+    import os
+
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def dropout_seed(seed: int, step: int, micro_batch: int) -> int:

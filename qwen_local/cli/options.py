@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
+    from qwen_local.inference.sampling import Wishes
     from qwen_local.job import Draft
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -53,6 +55,11 @@ def job_options(command: Command) -> Command:
         click.option("--lora-rank", type=int, help="Rank of the adapter."),
         click.option("--lora-alpha", type=float, help="Scale x rank; default 2 x rank."),
         click.option("--lora-dropout", type=float, help="Share of inputs dropped."),
+        click.option(
+            "--quantization",
+            type=click.Choice(["none", "4bit", "8bit"]),
+            help="Of the frozen model (QLoRA).",
+        ),
         click.option("--max-length", type=int, help="Longest row in tokens."),
         click.option("--seed", type=int, help="Of order, adapter start and dropout."),
         click.option("--output", help="Folder of the run; default runs/<model>-<date>-<n>."),
@@ -70,6 +77,50 @@ def job_options(command: Command) -> Command:
     for decorator in reversed(decorators):
         command = decorator(command)
     return command
+
+
+def answer_options(command: Command) -> Command:
+    """Who answers, with what before the question, and how the answer is drawn."""
+    decorators = [
+        click.option(
+            "--model",
+            help="Hub id, local folder, or qwen-local/tiny; default the one the adapter names.",
+        ),
+        click.option("--revision", help="Commit, branch or tag of a hub model."),
+        click.option(
+            "--adapter",
+            type=click.Path(path_type=Path),
+            help="A run, or a folder that PEFT or mlx-lm wrote.",
+        ),
+        click.option(
+            "--quantization",
+            type=click.Choice(["none", "4bit", "8bit"]),
+            help="Of the model; default as the adapter was trained.",
+        ),
+        click.option("--system", help="System message."),
+        click.option(
+            "--thinking/--no-thinking",
+            default=None,
+            help="For models that can do both; by default as the adapter was trained.",
+        ),
+        click.option("--temperature", type=float, help="How freely to draw; 0 = not at all."),
+        click.option("--top-p", type=float, help="Draw from the likeliest with this probability."),
+        click.option("--top-k", type=int, help="Draw from this many tokens; 0 = all."),
+        click.option("--min-p", type=float, help="Draw from tokens this near to the likeliest."),
+        click.option("--repetition-penalty", type=float, help="Above 1: say less of it again."),
+        click.option("--greedy", is_flag=True, help="Always the likeliest token."),
+        click.option("--seed", type=int, help="Repeats what was drawn."),
+    ]
+    for decorator in reversed(decorators):
+        command = decorator(command)
+    return command
+
+
+def take_wishes(options: dict[str, Any]) -> Wishes:
+    """The sampling options out of those of a command."""
+    from qwen_local.inference.sampling import Wishes
+
+    return Wishes(**{field.name: options.pop(field.name) for field in fields(Wishes)})
 
 
 def read_draft(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 MODEL_TYPES = ("qwen2", "qwen3")
 """The model families (config.json `model_type`) that both engines train."""
@@ -18,6 +18,29 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 LINEARS = (*ATTENTION, *MLP)
 """Every linear layer of a block, by its short name: what `lora.targets: all-linear` means."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stored:
+    """How a model's files hold its matrices, where not as floats."""
+
+    scheme: Literal["affine", "nf4", "int8"]
+    """MLX's affine codes (weight = scale * code + bias), or what bitsandbytes writes."""
+    bits: int
+    """Of a code."""
+    group: int
+    """Weights that share a scale; 0 for a whole row."""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Stored | None:
+        """What a config.json that was checked says: None where the files hold floats."""
+        if affine := config.get("quantization"):
+            return cls(scheme="affine", bits=affine["bits"], group=affine["group_size"])
+        if not (theirs := config.get("quantization_config")):
+            return None
+        if theirs.get("load_in_4bit"):
+            return cls(scheme="nf4", bits=4, group=64)
+        return cls(scheme="int8", bits=8, group=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +60,8 @@ class Architecture:
     rope_theta: float
     positions: int
     """The longest sequence that the model was made for, in tokens."""
+    stored: Stored | None = None
+    """How the files are quantised; None where they hold floats."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Architecture:
@@ -56,6 +81,7 @@ class Architecture:
             tied=bool(config.get("tie_word_embeddings", False)),
             rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
             positions=int(config.get("max_position_embeddings", 32_768)),
+            stored=Stored.from_config(config),
         )
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:

@@ -49,6 +49,9 @@ FIXED: Mapping[str, object] = {
     "is_causal": True,
 }
 """What the two engines agree on; any other value is honoured by one of them at most."""
+AFFINE_BITS = (2, 3, 4, 5, 6, 8)
+AFFINE_GROUPS = (32, 64, 128)
+"""What `mlx.core.quantize` makes in its affine mode."""
 FULL = "full_attention"
 """The kind of every layer, where `layer_types` says so."""
 CLASSES: Mapping[str, str] = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -158,12 +161,51 @@ def _names_of_code(config: Mapping[str, Any], where: str) -> Iterator[Fault]:
 
 
 def _quantised(config: Mapping[str, Any], where: str) -> Iterator[Fault]:
-    for key in ("quantization_config", "quantization"):
-        if config.get(key) is not None:
-            problem = f"expected unquantised weights; found {_shown(config[key])}"
-            hint = "take the model that this one was quantised from, for example Qwen/Qwen3-0.6B"
-            yield Fault(f"{where}: {key}", problem, hint)
-            return  # mlx-lm writes both
+    """MLX's affine scheme is read, which mlx-lm writes under both keys, and bitsandbytes' two."""
+    given, theirs = config.get("quantization"), config.get("quantization_config")
+    if given is None and (theirs is None or _is_bitsandbytes(theirs)):
+        return
+    hint = (
+        "take the model that this one was quantised from, for example Qwen/Qwen3-0.6B, with "
+        "model.quantization=4bit"
+    )
+    if given is None or theirs not in (None, given):
+        problem = "expected floats, MLX's affine codes, or NF4 or LLM.int8() of bitsandbytes"
+        yield Fault(f"{where}: quantization_config", f"{problem}; found {_shown(theirs)}", hint)
+    elif not _is_affine(given):
+        problem = "expected one number of bits and one group_size for all layers"
+        yield Fault(f"{where}: quantization", f"{problem}; found {_shown(given)}", hint)
+
+
+def _is_affine(given: object) -> bool:
+    return (
+        isinstance(given, dict)
+        and given.keys() <= {"bits", "group_size", "mode"}
+        and given.get("mode", "affine") == "affine"
+        and type(given.get("bits")) is int
+        and given["bits"] in AFFINE_BITS
+        and type(given.get("group_size")) is int
+        and given["group_size"] in AFFINE_GROUPS
+    )
+
+
+def _is_bitsandbytes(theirs: object) -> bool:
+    """Whether these are settings whose weights bitsandbytes itself would write so."""
+    if not isinstance(theirs, dict) or theirs.get("quant_method") != "bitsandbytes":
+        return False
+    skipped = theirs.get("llm_int8_skip_modules") or []
+    return (
+        isinstance(skipped, list)
+        and all(isinstance(name, str) for name in skipped)
+        and (theirs.get("load_in_4bit") is True) != (theirs.get("load_in_8bit") is True)
+        and (
+            theirs.get("load_in_8bit") is True
+            or (
+                theirs.get("bnb_4bit_quant_type") == "nf4"
+                and theirs.get("bnb_4bit_quant_storage", "uint8") == "uint8"
+            )
+        )
+    )
 
 
 def _figures(config: Mapping[str, Any], where: str) -> Iterator[Fault]:
@@ -259,6 +301,9 @@ def weight_faults(folder: Path, name: str) -> Iterator[Fault]:
         hint = "take the model as safetensors, or save it so where it was made"
         yield Fault(name, f"expected *.safetensors; found {found}", hint)
         return
+    if (folder / "hf_quant_config.json").exists():  # mlx-lm heeds it, transformers does not
+        hint = "take the model that this one was quantised from"
+        yield Fault(f"{name}: hf_quant_config.json", "chooses a quantisation of its own", hint)
     if (folder / "adapter_config.json").exists():
         hint = "move adapter_config.json away, or give it as --adapter"
         yield Fault(name, "expected a bare model; found an adapter beside it", hint)

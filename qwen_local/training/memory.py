@@ -11,11 +11,12 @@ against what PyTorch keeps (`tests/backends/test_kept_tensors.py`).
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qwen_local.backends.base import HEAD_CHUNK, HEAD_CHUNK_GPU, Setup
-from qwen_local.job import LoraSpec
+from qwen_local.job import LoraSpec, Quantization
 from qwen_local.models.architecture import Architecture
 
 MICRO_BATCH_TOKENS = {"cpu": 2048, "gpu": 8192}
@@ -25,6 +26,10 @@ DROPOUT_BYTES = 1.6
 """Of a dropped input beside itself: a byte of mask, and what goes with it (fitted)."""
 SMALLEST_MICRO_BATCH = 256
 USABLE = 0.9
+
+BITS = {"4bit": 4.5, "8bit": 8.5}
+"""Of a quantised weight with its share of scales and biases: MLX's groups of 64 in 16 bits. NF4
+with double quantisation has 4.127 (QLoRA, section 3), LLM.int8() hardly more than 8."""
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -93,12 +98,27 @@ def estimate_memory(setup: Setup, *, trainable: int, longest: int, available: in
     positions = max(setup.micro_batch_tokens, longest)
     chunk = HEAD_CHUNK_GPU if setup.device == "gpu" else HEAD_CHUNK
     return Memory(
-        weights=shape.parameters() * width,
+        weights=_weights(shape, setup.quantization, width),
         adapter=4 * 4 * trainable,
         activations=positions * kept,
         head=3 * 4 * chunk * shape.vocabulary,
         available=available,
     )
+
+
+def _weights(shape: Architecture, quantization: Quantization, width: int) -> int:
+    """Bytes of the frozen model, with one layer in its computing dtype where it is quantised."""
+    linear = [math.prod(pair) for pair in shape.linear_shapes().values()]
+    if shape.stored is not None and shape.stored.scheme == "affine":  # embeddings and head, too
+        bits = shape.stored.bits + 32 / shape.stored.group
+        return round(shape.parameters() * bits / 8) + max(linear) * width
+    if shape.stored is not None:
+        quantization = "4bit" if shape.stored.bits == 4 else "8bit"
+    if quantization == "none":
+        return shape.parameters() * width
+    quantised = shape.layers * sum(linear)
+    kept = (shape.parameters() - quantised) * width
+    return round(quantised * BITS[quantization] / 8) + kept + max(linear) * width
 
 
 def _kept_per_position(shape: Architecture, lora: LoraSpec, width: int) -> int:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen_local.backends.quantisation import check_quantization
 from qwen_local.backends.select import choose, probe, resolve_dtype
 from qwen_local.datasets.count import count_rows
 from qwen_local.datasets.prepare import Prepared
@@ -14,6 +15,7 @@ from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import JobError, ModelError
 from qwen_local.job import Draft
 from qwen_local.models.source import ModelFiles, ModelSource, fetch, find_model
+from qwen_local.training.advice import quantization_advice
 from qwen_local.training.memory import Memory, estimate_memory
 from qwen_local.training.run import (
     check_length,
@@ -62,6 +64,8 @@ class Plan:
     micro_batch_tokens: int
     """Padded positions computed at once."""
     memory: Memory
+    advice: str | None
+    """Of `model.quantization`, None where it is well chosen."""
     output: str
     output_taken: str | None
     """Why `train` would refuse the output folder, or None."""
@@ -87,7 +91,11 @@ class Plan:
         ]
         for part in ("weights", "adapter", "activations", "head", "total", "available"):
             lines.append(f"  {part:<12}{getattr(self.memory, part) / 1e9:>8.2f} GB")
-        lines.append("  it fits" if self.memory.fits else f"  it does not fit\n\n{TOO_LARGE}\n")
+        lines.append("  it fits" if self.memory.fits else "  it does not fit")
+        if self.advice is not None:
+            lines.append(f"  advice: {self.advice}")
+        if not self.memory.fits:
+            lines.append(f"\n{TOO_LARGE}\n")
         taken = f" ({self.output_taken})" if self.output_taken else ""
         lines.append(f"output      {self.output}{taken}")
         return "\n".join(lines)
@@ -154,6 +162,7 @@ def make_plan(draft: Draft, *, backend: str, device: str) -> Plan:
     source = find_model(draft.model.name, draft.model.revision)
     architecture = source.architecture(download=False)
     job = draft.complete(architecture.parameters())
+    check_quantization(machine, choice, source.name, architecture, job.model.quantization)
     output, taken = run_folder(job), None
     try:
         check_free(output)
@@ -219,6 +228,9 @@ def make_plan(draft: Draft, *, backend: str, device: str) -> Plan:
             trainable=trainable,
             longest=longest,
             available=available,
+        ),
+        advice=quantization_advice(
+            setup, trainable=trainable, longest=longest, available=available
         ),
     )
 

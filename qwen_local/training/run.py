@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qwen_local.adapters.lora import Adapter
+from qwen_local.adapters.lora import Adapter, Origin
 from qwen_local.adapters.store import save_adapter
 from qwen_local.backends.base import Arrays, Backend, Setup
+from qwen_local.backends.quantisation import check_quantization
 from qwen_local.backends.select import (
     Choice,
     DType,
@@ -31,12 +30,18 @@ from qwen_local.files import write_json
 from qwen_local.job import Draft, Job
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.source import ModelFiles, fetch, find_model
+from qwen_local.talk import handled, talk
+from qwen_local.training.advice import quantization_advice
+from qwen_local.training.awake import keep_awake
 from qwen_local.training.loop import Outcome, train_loop
 from qwen_local.training.memory import fitting_micro_batch
 from qwen_local.training.metrics import Metrics
 from qwen_local.training.progress import Progress
 from qwen_local.training.run_directory import check_free, claim_folder, environment, run_folder
 from qwen_local.training.schedule import make_schedule
+
+if TYPE_CHECKING:
+    from qwen_local.training.tensorboard import TensorBoard
 
 log = logging.getLogger("qwen_local")
 
@@ -79,6 +84,7 @@ def train(draft: Draft, *, backend: str, device: str, quiet: bool = False) -> Su
     source = find_model(draft.model.name, draft.model.revision)
     architecture = source.architecture(download=True)
     job = draft.complete(architecture.parameters())
+    check_quantization(machine, choice, source.name, architecture, job.model.quantization)
     output = run_folder(job)
     check_free(output)
     check_data_given(draft, job)
@@ -90,19 +96,22 @@ def train(draft: Draft, *, backend: str, device: str, quiet: bool = False) -> Su
     tokenizer.check_fits(architecture.vocabulary, job.model.name)
     prepared = prepare_data(job, tokenizer)
     dtype, dtype_reason = resolve_dtype(machine, choice, job.model.dtype)
-    setup = make_setup(
-        job, model, choice, dtype, trainable=trainable, available=machine.bytes_on(choice.device)
-    )
+    available = machine.bytes_on(choice.device)
+    setup = make_setup(job, model, choice, dtype, trainable=trainable, available=available)
+    longest = int(prepared.train.lengths_R.max())
+    advice = quantization_advice(setup, trainable=trainable, longest=longest, available=available)
     said = MemoryHandler(capacity=1000)  # until there is a run.log
-    with _talk(quiet=quiet), _handled(said):
+    with talk(quiet=quiet), handled(said):
         log.info("backend: %s on the %s (%s)", choice.backend, choice.device, choice.reason)
         log.info("dtype: %s (%s)", dtype, dtype_reason)
         log.info("computed at once: %s tokens", f"{setup.micro_batch_tokens:,}")
+        if advice is not None:
+            log.info("advice: %s", advice)
         engine = open_backend(choice, setup)
         claim_folder(output, job)
         write_json(output / "environment.json", environment(machine, choice, setup, model.commit))
         write_json(output / "data.json", prepared.report.to_json())
-        with _log_file(output / "run.log", said.buffer):
+        with _log_file(output / "run.log", said.buffer), keep_awake(machine.system):
             return _train(job, choice, setup, engine, prepared, trainable, output, quiet=quiet)
 
 
@@ -124,6 +133,7 @@ def make_setup(
         lora=job.lora,
         device=choice.device,
         dtype=dtype,
+        quantization=job.model.quantization,
         seed=job.train.seed,
         weight_decay=job.train.weight_decay,
         max_grad_norm=job.train.max_grad_norm,
@@ -221,17 +231,26 @@ def _train(
     )
 
     kept: list[int] = []
+    origin = Origin(
+        commit=setup.model.commit, backend=choice.backend, quantization=setup.quantization
+    )
 
     def keep(step: int, arrays: Arrays) -> None:
         save_adapter(
-            Adapter(base=job.model.name, lora=job.lora, layers=architecture.layers, arrays=arrays),
+            Adapter(
+                base=job.model.name,
+                lora=job.lora,
+                layers=architecture.layers,
+                arrays=arrays,
+                origin=origin,
+            ),
             output / "adapter",
         )
         metrics.write("adapter", step=step)
         kept.append(step)
 
     with (
-        Metrics(output / "metrics.jsonl") as metrics,
+        Metrics(output / "metrics.jsonl", _board(job, output)) as metrics,
         Progress(schedule.steps, quiet=quiet) as progress,
     ):
         metrics.write(
@@ -281,6 +300,15 @@ def _train(
     return summary
 
 
+def _board(job: Job, output: Path) -> TensorBoard | None:
+    """Imports tensorboard only where the job asks for it."""
+    if "tensorboard" not in job.train.report_to:
+        return None
+    from qwen_local.training.tensorboard import TensorBoard
+
+    return TensorBoard(output / "tensorboard")
+
+
 def _say_outcome(outcome: Outcome, output: Path) -> None:
     evaluated = ""
     if outcome.best_eval_loss is not None:
@@ -298,26 +326,10 @@ def _say_outcome(outcome: Outcome, output: Path) -> None:
     log.info("adapter: %s (PEFT), %s (mlx-lm)", output / "adapter/peft", output / "adapter/mlx")
 
 
-@contextmanager
-def _handled(handler: logging.Handler) -> Iterator[None]:
-    log.setLevel(logging.INFO)
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        handler.close()
-
-
-def _talk(*, quiet: bool) -> AbstractContextManager[None]:
-    """What is said goes to stderr, unless `quiet`."""
-    return nullcontext() if quiet else _handled(logging.StreamHandler(sys.stderr))
-
-
 def _log_file(path: Path, before: list[logging.LogRecord]) -> AbstractContextManager[None]:
     """What is said, and what was said before, goes to run.log with its time."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     for record in before:
         handler.handle(record)
-    return _handled(handler)
+    return handled(handler)

@@ -16,7 +16,17 @@ from qwen_local.backends.select import Choice, Machine
 from qwen_local.errors import JobError
 from qwen_local.job import Job
 
-PACKAGES = ("qwen-local", "torch", "transformers", "peft", "mlx", "mlx-lm", "tokenizers", "numpy")
+PACKAGES = (
+    "qwen-local",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "mlx",
+    "mlx-lm",
+    "tokenizers",
+    "numpy",
+)
 
 
 def run_folder(job: Job) -> Path:
@@ -104,6 +114,7 @@ def environment(
         "device": choice.device,
         "reason": choice.reason,
         "dtype": setup.dtype,
+        "quantization": setup.quantization,
         "micro_batch_tokens": setup.micro_batch_tokens,
         "hardware": {
             "system": machine.system,

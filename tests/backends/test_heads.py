@@ -75,7 +75,7 @@ def solve(engine: Engine, p: Problem, chunk: int) -> Solution:
         nll_N, gradient_ND = loss_and_gradient(
             mx.array(p.hidden_ND),
             lambda hidden_CD: hidden_CD @ weight_VD.T,
-            weight_VD,
+            lambda gradient_CV: gradient_CV @ weight_VD,
             mx.array(p.targets_N.astype(np.int32)),
             chunk,
         )
@@ -163,7 +163,11 @@ def test_the_mlx_surrogate_has_the_gradient_of_the_loss() -> None:
 
     def surrogate(hidden_ND: mx.array) -> mx.array:
         _, gradient_ND = loss_and_gradient(
-            mx.stop_gradient(hidden_ND), lambda h: h @ weight_VD.T, weight_VD, targets_N, 4
+            mx.stop_gradient(hidden_ND),
+            lambda h: h @ weight_VD.T,
+            lambda g: g @ weight_VD,
+            targets_N,
+            4,
         )
         return (mx.stop_gradient(gradient_ND) * hidden_ND).sum()
 

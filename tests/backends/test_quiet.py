@@ -27,3 +27,33 @@ def test_the_torch_engine_lets_bitsandbytes_fetch_no_kernel_and_say_nothing(tmp_
     )
     assert not fetched.exists()
     assert (ran.stdout, ran.stderr) == ("kernels\n", "")
+
+
+def test_a_qlora_run_asks_no_hub_and_brings_no_warning(tmp_path: Path) -> None:
+    """As a newcomer runs it, with every door to a network closed and warnings let through."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import socket\n"
+        "def closed(*args, **kwargs):\n"
+        "    open('asked', 'w').close()\n"
+        "    raise OSError('no network')\n"
+        "socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = closed\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "PYTHONWARN"))}
+    for quantization in ("4bit", "8bit"):
+        command = [
+            *(sys.executable, "-m", "qwen_local", "train", "--backend", "cuda", "--device", "cpu"),
+            *("--quantization", quantization, "--steps", "2", "--output", quantization),
+        ]
+        ran = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env={**environment, "PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert ran.stdout == f"{quantization}/adapter\n"
+        ours = ("backend: ", "dtype: ", "computed at once: ", "trainable: ", "data: ", "steps: ")
+        ours += ("done in ", "adapter: ", "advice: ", "step ")
+        assert [line for line in ran.stderr.splitlines() if not line.startswith(ours)] == []
+    assert not (tmp_path / "asked").exists()

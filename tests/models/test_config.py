@@ -142,8 +142,10 @@ def test_names_and_nulls_that_libraries_leave_behind_are_no_fault() -> None:
         ),
         (
             {"quantization_config": {"bits": 4}, "quantization": {"bits": 4}},
-            'quantization_config: expected unquantised weights; found {"bits": 4}\n\n'
-            "hint: take the model that this one was quantised from, for example Qwen/Qwen3-0.6B",
+            "quantization: expected one number of bits and one group_size for all layers; "
+            'found {"bits": 4}\n\n'
+            "hint: take the model that this one was quantised from, for example Qwen/Qwen3-0.6B, "
+            "with model.quantization=4bit",
         ),
         (
             {"hidden_size": "1024"},

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from pytest import approx
 
-from qwen_local.backends.base import Arrays, Completion, Scores, State, StepResult
+from qwen_local.backends.base import Arrays, Completion, Scores, Session, State, StepResult
 from qwen_local.job import TrainSpec
 from qwen_local.rows import Rows
 from qwen_local.training.loop import DivergedError, Outcome, train_loop
@@ -65,6 +65,12 @@ class ScalarBackend:
     def generate(
         self, prompts: Sequence[Sequence[int]], *, max_tokens: int, stop_ids: Sequence[int]
     ) -> list[Completion]:
+        raise AssertionError("the loop has no use for this")
+
+    def session(self) -> Session:
+        raise AssertionError("the loop has no use for this")
+
+    def logits(self, ids: Sequence[int], *, last: int) -> np.ndarray:
         raise AssertionError("the loop has no use for this")
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,42 @@ def test_the_whole_plan_is_told_to_a_person(
     said = cli("plan", "--model", CODER, *job)
     assert (said.code, said.err) == (0, "")
     assert said.out == REPORT
+
+
+def test_a_plan_advises_4_bit_where_the_model_fits_only_so(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "probe", lambda: replace(LAPTOP, gpu_bytes=24 * 10**9))
+    job = ("--model", "Qwen/Qwen3-8B", "--data", "qwen-local/sample", "--max-length", "512")
+    quantised = planned(
+        cli, *job, "--quantization", "4bit", "--set", "train.micro_batch_tokens=512"
+    )
+    needed = f"{quantised['memory']['total'] / 1e9:.2f}"
+    advice = f"model.quantization=4bit would fit, with about {needed} of the 24.00 GB"
+    assert quantised["advice"] is None
+    assert planned(cli, *job)["advice"] == advice
+    assert (
+        "\n  available      24.00 GB\n  it does not fit\n"
+        f"  advice: {advice}\n\nhint: set train.gradient_checkpointing=true"
+    ) in cli("plan", *job).out
+
+
+@pytest.mark.parametrize("form", ["plan", "train"])
+def test_plan_and_train_say_the_same_of_a_quantisation_that_wins_nothing(
+    form: str, cli: Cli
+) -> None:
+    """The tiny model, of which a hundred fit into any machine."""
+    job = ("--backend", "mlx", "--device", "cpu", "--quantization", "4bit", "--steps", "1")
+    advice = planned(cli, *job)["advice"]
+    assert advice.startswith("model.quantization=none fits, with about ")
+    assert advice.endswith(" GB; 4-bit saves memory, not time")
+    said = cli(form, *job, "--output", "run")
+    assert said.code == 0
+    if form == "plan":
+        assert f"\n  it fits\n  advice: {advice}\noutput " in said.out
+    else:
+        assert said.err.count(f"\nadvice: {advice}\n") == 1
+        assert f" advice: {advice}\n" in Path("run/run.log").read_text()
 
 
 def test_the_lengths_of_the_rows_are_drawn_where_there_is_a_tokenizer(

@@ -34,7 +34,8 @@ from qwen_local.backends.base import (
 )
 from qwen_local.backends.batches import MicroBatch, cut
 from qwen_local.backends.cuda.head import SupervisedLoss, score_rows
-from qwen_local.models.config import engine_config
+from qwen_local.backends.cuda.quantised import load
+from qwen_local.backends.cuda.session import TorchSession
 from qwen_local.rows import Rows
 
 GENERATE_BATCH = 32
@@ -50,14 +51,7 @@ class TorchBackend:
         self._chunk = HEAD_CHUNK_GPU if setup.device == "gpu" else HEAD_CHUNK
         self._steps = 0
         transformers.utils.logging.disable_progress_bar()
-        base = transformers.AutoModelForCausalLM.from_pretrained(
-            setup.model.folder,
-            config=transformers.AutoConfig.for_model(**engine_config(setup.model.config)),
-            dtype=getattr(torch, setup.dtype),
-            use_safetensors=True,
-            local_files_only=True,
-            attn_implementation="sdpa",
-        ).to(self._device)
+        base = load(setup, self._device)
         base.requires_grad_(False)
         # Its own would fill what our settings leave open: a repetition penalty, say, is not greedy.
         base.generation_config = transformers.GenerationConfig()
@@ -206,6 +200,20 @@ class TorchBackend:
             for i, answer in zip(chosen, out[:, width:].tolist(), strict=True):
                 answers[i] = _until_stop(answer, stop_ids)
         return [answers[i] for i in range(len(prompts))]
+
+    def session(self) -> TorchSession:
+        """See `Backend.session`."""
+        self._model.eval()
+        return TorchSession(self._model, self._autocast)
+
+    @torch.no_grad()
+    def logits(self, ids: Sequence[int], *, last: int) -> np.ndarray:
+        """See `Backend.logits`."""
+        self._model.eval()
+        ids_1W = torch.tensor([list(ids)], device=self._device)
+        with self._autocast():
+            hidden_1WD = self._backbone(input_ids=ids_1W, use_cache=False).last_hidden_state
+        return _numpy(hidden_1WD[0, -last:].to(self._head.dtype) @ self._head.T)
 
     def peak_memory_bytes(self) -> int:
         """See `Backend.peak_memory_bytes`."""

@@ -22,6 +22,8 @@ def import_bitsandbytes() -> None:
     talk.setLevel(logging.ERROR)
     try:
         importlib.import_module("bitsandbytes")
+        # LLM.int8() computes in float16 by design, and would say so in every layer.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     finally:
         talk.setLevel(level)
         del sys.modules["kernels"]

@@ -38,6 +38,8 @@ from qwen_local.backends.base import (
 from qwen_local.backends.batches import MicroBatch, cut
 from qwen_local.backends.mlx.dropout import DropoutKeys, checkpoint_blocks, put_dropout
 from qwen_local.backends.mlx.head import loss_and_gradient, losses
+from qwen_local.backends.mlx.quantised import back, quantise
+from qwen_local.backends.mlx.session import MlxSession
 from qwen_local.models.architecture import block_path
 from qwen_local.models.config import engine_config
 from qwen_local.rows import Rows
@@ -77,9 +79,12 @@ class MlxBackend:
         # mlx-lm's qwen2 reads `rope_theta` only, and transformers 5 writes `rope_parameters`: left
         # to the file alone it would train on a wrong base without an error.
         self._model, _ = mlx_lm.utils.load_model(
-            setup.model.folder, model_config=engine_config(setup.model.config)
+            setup.model.folder, model_config=engine_config(setup.model.config), lazy=True
         )
+        if setup.quantization != "none":
+            quantise(self._model, setup.quantization)
         self._model.set_dtype(self._dtype)
+        mx.eval(self._model.parameters())
         self._model.freeze()
         if setup.lora is not None:
             self._attach(setup)
@@ -218,6 +223,19 @@ class MlxBackend:
             for uid, ids in answers.items()
         ]
 
+    def session(self) -> MlxSession:
+        """See `Backend.session`."""
+        self._use_adapter()
+        self._model.eval()
+        return MlxSession(self._model)
+
+    def logits(self, ids: Sequence[int], *, last: int) -> np.ndarray:
+        """See `Backend.logits`."""
+        self._use_adapter()
+        self._model.eval()
+        hidden_1WD = self._model.model(mx.array([list(ids)]))
+        return np.array(self._head(hidden_1WD[0, -last:]).astype(mx.float32))
+
     def peak_memory_bytes(self) -> int:
         """See `Backend.peak_memory_bytes`."""
         return int(mx.get_peak_memory()) if self._gpu else peak_resident_bytes()
@@ -235,7 +253,7 @@ class MlxBackend:
         self._dropout.draw(key)
         hidden_ND = self._hidden(ids, positions)
         losses_N, gradient_ND = loss_and_gradient(
-            mx.stop_gradient(hidden_ND), self._head, self._head_weight, targets, self._chunk
+            mx.stop_gradient(hidden_ND), self._head, self._back, targets, self._chunk
         )
         return (mx.stop_gradient(gradient_ND) * hidden_ND).sum(), losses_N.sum()
 
@@ -258,10 +276,10 @@ class MlxBackend:
             return self._model.model.embed_tokens.as_linear(hidden)
         return self._model.lm_head(hidden)
 
-    @property
-    def _head_weight(self) -> mx.array:
+    def _back(self, gradient_CV: mx.array) -> mx.array:
+        """The gradient of hidden states, [C, D], from that of their logits."""
         tied = self._setup.model.architecture.tied
-        return self._model.model.embed_tokens.weight if tied else self._model.lm_head.weight
+        return back(self._model.model.embed_tokens if tied else self._model.lm_head, gradient_CV)
 
     def _cut(self, rows: Rows) -> Iterator[MicroBatch]:
         return cut(rows, budget=self._setup.micro_batch_tokens)

@@ -18,7 +18,7 @@ BLOCK = 128
 loses the tail of a long row once one entry dominates; a sum of block sums does not."""
 
 Head = Callable[[mx.array], mx.array]
-"""[C, D] -> [C, V]."""
+"""[C, D] -> [C, V]; the way back is [C, V] -> [C, D], a product with the head's weight [V, D]."""
 
 
 def nll(logits_CV: mx.array, targets_C: mx.array) -> tuple[mx.array, mx.array]:
@@ -62,14 +62,14 @@ def _after(chunk_CD: mx.array, before: list[mx.array]) -> mx.array:
 
 
 def loss_and_gradient(
-    hidden_ND: mx.array, head: Head, weight_VD: mx.array, targets_N: mx.array, chunk: int
+    hidden_ND: mx.array, head: Head, back: Head, targets_N: mx.array, chunk: int
 ) -> tuple[mx.array, mx.array]:
     """Loss at each position and the gradient of their sum with respect to the hidden states.
 
     Args:
         hidden_ND: any float dtype.
         head: the frozen head.
-        weight_VD: its weight.
+        back: takes the gradient of the logits to that of the hidden states.
         targets_N: int32; a negative one is padding and counts nothing.
         chunk: positions whose logits exist at one time.
 
@@ -85,7 +85,7 @@ def loss_and_gradient(
         logits_CV = head(hidden_CD).astype(mx.float32)
         nll_C, gradient_CV = nll(logits_CV, mx.maximum(targets_N[part], 0))
         losses.append(nll_C * real_C)
-        gradients.append((gradient_CV * real_C[:, None]).astype(weight_VD.dtype) @ weight_VD)
+        gradients.append(back(gradient_CV * real_C[:, None]))
     return mx.concatenate(losses), mx.concatenate(gradients)
 
 

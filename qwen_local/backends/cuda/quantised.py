@@ -1,0 +1,102 @@
+"""Frozen linear layers in 4 or 8 bits, by bitsandbytes.
+
+`4bit` is NF4 in blocks of 64 with the blocks' scales quantised once more (QLoRA, arXiv:2305.14314);
+`8bit` is LLM.int8() (arXiv:2208.07339), which also rounds what goes into a layer. Embeddings, norms
+and the head stay as they are. The codes are made from the weights as the files have them, so that
+the quantised base does not depend on the dtype that a machine computes in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from qwen_local.backends.base import QUANTISED_BITS, Setup
+from qwen_local.job import Quantization
+from qwen_local.models.config import engine_config
+
+NF4: dict[str, Any] = {"quant_type": "nf4", "compress_statistics": True, "blocksize": 64}
+INT8_LEVELS = 127.0
+"""`int8_vectorwise_quant` maps the largest entry of a row to this."""
+
+
+def load(setup: Setup, device: torch.device) -> transformers.PreTrainedModel:
+    """The frozen model on its device, its layers quantised as the setup or its files say."""
+    dtype = getattr(torch, setup.dtype)
+    stored, settings = setup.model.architecture.stored, engine_config(setup.model.config)
+    bits = QUANTISED_BITS.get(setup.quantization) if stored is None else stored.bits
+    options: dict[str, object] = {"dtype": dtype}
+    if bits is not None:
+        options = {"dtype": "auto", "device_map": {"": device}}
+        if stored is None:
+            options["quantization_config"] = bitsandbytes_config(bits, dtype)
+        else:
+            skipped = setup.model.config["quantization_config"].get("llm_int8_skip_modules")
+            config = bitsandbytes_config(bits, dtype, skipped)
+            settings["quantization_config"] = config.to_dict()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        setup.model.folder,
+        config=transformers.AutoConfig.for_model(**settings),
+        use_safetensors=True,
+        local_files_only=True,
+        attn_implementation="sdpa",
+        **options,
+    )
+    if bits is None:
+        return model.to(device)
+    settle(model, dtype)
+    return model
+
+
+def bitsandbytes_config(
+    bits: int, dtype: torch.dtype, skipped: list[str] | None = None
+) -> transformers.BitsAndBytesConfig:
+    """The settings of NF4 or LLM.int8(), for all linear layers but those that are skipped."""
+    chosen: dict[str, object] = {"load_in_8bit": True}
+    if bits == 4:
+        chosen = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": NF4["quant_type"],
+            "bnb_4bit_use_double_quant": NF4["compress_statistics"],
+            "bnb_4bit_compute_dtype": dtype,
+        }
+    return transformers.BitsAndBytesConfig(llm_int8_skip_modules=skipped or ["lm_head"], **chosen)
+
+
+def settle(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Let a model that was quantised from its files' dtype compute in another.
+
+    bitsandbytes dequantises to the dtype that was quantised, and would round there. On a CPU with
+    AVX512-BF16 it repacks the codes in place in the first forward pass outside training, after
+    which there is neither a gradient nor a way back.
+    """
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit  # perhaps not there otherwise
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+            assert isinstance(module.weight, Params4bit)
+            module.weight.quant_state.dtype = dtype
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
+def dequantised(weight: Tensor, quantization: Quantization) -> Tensor:
+    """A weight as it is after its quantisation: float32, same shape.
+
+    Args:
+        weight: as the model's file has it.
+        quantization: `4bit` or `8bit`.
+    """
+    from bitsandbytes import functional
+
+    if quantization == "4bit":
+        codes, state = functional.quantize_4bit(weight.float(), **NF4)
+        values: Tensor = functional.dequantize_4bit(codes, state)
+        return values
+    codes, row_scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
+    return codes.float() * (row_scales[:, None] / INT8_LEVELS)

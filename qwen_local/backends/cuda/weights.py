@@ -1,0 +1,89 @@
+"""The files of a model, tensor by tensor, for an export. See `qwen_local.backends.base.Weights`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qwen_local.backends.base import QUANTISED_BITS, readable_by_all
+from qwen_local.backends.cuda.quantised import INT8_LEVELS, NF4, bitsandbytes_config, dequantised
+from qwen_local.job import Quantization
+
+
+class TorchWeights:
+    """A folder's `model*.safetensors`."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        self._device = torch.device("cuda" if device == "gpu" else "cpu")
+        files = [safe_open(f, framework="pt") for f in sorted(folder.glob("model*.safetensors"))]
+        self._file = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+
+    def read(self, name: str, quantization: Quantization) -> np.ndarray:
+        """See `Weights.read`."""
+        raw, path = self._tensor(name), name.removesuffix(".weight")
+        if f"{name}.absmax" in self._file:
+            parts = {n: self._tensor(n) for n in self._file if n.startswith(f"{name}.")}
+            from bitsandbytes import functional
+
+            state = functional.QuantState.from_dict(parts, device=self._device)
+            state.dtype = torch.float32
+            return _numpy(functional.dequantize_4bit(raw, state))
+        if f"{path}.SCB" in self._file:
+            return _numpy(raw.float() * (self._tensor(f"{path}.SCB")[:, None] / INT8_LEVELS))
+        return _numpy(raw if quantization == "none" else dequantised(raw, quantization))
+
+    def write(
+        self,
+        path: Path,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        dtype: str,
+        quantised: Collection[str],
+        quantization: Quantization,
+    ) -> dict[str, int]:
+        """See `Weights.write`."""
+        tensors: dict[str, Tensor] = {}
+        for name, array in arrays.items():
+            tensor = torch.from_numpy(array).to(getattr(torch, dtype))
+            made = self._quantise(name, tensor, quantization) if name in quantised else {}
+            tensors |= made or {name: tensor}
+        save_file(tensors, path, metadata={"format": "pt"})
+        readable_by_all(path)
+        return {name: tensor.nbytes for name, tensor in tensors.items()}
+
+    def config(self, quantization: Quantization, dtype: str) -> dict[str, Any]:
+        """See `Weights.config`."""
+        settings = bitsandbytes_config(QUANTISED_BITS[quantization], getattr(torch, dtype))
+        return {"quantization_config": settings.to_dict()}
+
+    def _tensor(self, name: str) -> Tensor:
+        tensor: Tensor = self._file[name].get_tensor(name)
+        return tensor.to(self._device)
+
+    def _quantise(self, name: str, tensor: Tensor, quantization: Quantization) -> dict[str, Tensor]:
+        """What bitsandbytes writes for a weight (its `Params4bit` and `Int8Params`)."""
+        from bitsandbytes import functional
+
+        path = name.removesuffix(".weight")
+        tensor = tensor.to(self._device)
+        if quantization == "4bit":
+            codes, state = functional.quantize_4bit(tensor, **NF4)
+            parts = state.as_dict(packed=True)
+            made = {name: codes} | {f"{name}.{part}": value for part, value in parts.items()}
+        else:
+            codes, row_scales, _ = functional.int8_vectorwise_quant(tensor.to(torch.float16))
+            row_major = torch.tensor(0, dtype=torch.uint8)
+            made = {name: codes, f"{path}.SCB": row_scales, f"{path}.weight_format": row_major}
+        return {key: value.cpu() for key, value in made.items()}
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    array: np.ndarray = tensor.to("cpu", torch.float32).numpy()
+    return array

@@ -1,0 +1,76 @@
+"""Whether an engine can hold a model as a job asks: quantised on loading, or by its publisher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qwen_local.backends.select import Choice, Engine, Machine
+from qwen_local.errors import Fault, ModelError
+from qwen_local.job import Quantization
+from qwen_local.models.architecture import Architecture
+
+SCHEMES = {
+    "affine": "the affine codes of MLX",
+    "nf4": "NF4 codes of bitsandbytes",
+    "int8": "LLM.int8() codes of bitsandbytes",
+}
+MLX_GROUP = 64
+"""Weights of a row that share a scale in `backends/mlx/quantised.py`."""
+
+
+def check_quantization(
+    machine: Machine,
+    choice: Choice,
+    name: str,
+    architecture: Architecture,
+    quantization: Quantization,
+) -> None:
+    """Refuse what the chosen engine cannot load, before anything is fetched or loaded.
+
+    Args:
+        machine: where it is to run.
+        choice: the engine.
+        name: the model, as messages name it.
+        architecture: its figures.
+        quantization: what is asked for.
+
+    Raises:
+        ModelError: every fault at once.
+    """
+    if faults := list(_faults(machine, choice, name, architecture, quantization)):
+        raise ModelError(faults)
+
+
+def _faults(
+    machine: Machine,
+    choice: Choice,
+    name: str,
+    architecture: Architecture,
+    quantization: Quantization,
+) -> Iterator[Fault]:
+    stored = architecture.stored
+    if stored is not None:
+        readers: Engine = "mlx" if stored.scheme == "affine" else "cuda"
+        if readers != choice.backend:
+            yield Fault(
+                name,
+                f"its files hold {SCHEMES[stored.scheme]}, which only --backend {readers} reads",
+                f"pass --backend {readers}, or take the model that this one was quantised from, "
+                "with model.quantization=4bit",
+            )
+        if quantization != "none":
+            problem = f"{name} is quantised already, to {stored.bits} bits"
+            yield Fault("model.quantization", problem, "leave it out")
+            return
+        quantization = "8bit" if stored.scheme == "int8" else "4bit"  # needs the same packages
+    if quantization == "none":
+        return
+    from qwen_local.backends.select import quantization_fault
+
+    if (fault := quantization_fault(machine, choice, quantization)) is not None:
+        yield fault
+    if choice.backend == "mlx" and stored is None:
+        for target, (_, columns) in architecture.linear_shapes().items():
+            if columns % MLX_GROUP:
+                problem = f"MLX quantises groups of {MLX_GROUP} weights; {target} has {columns}"
+                yield Fault("model.quantization", problem, "set model.quantization=none")
