@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from qwen_local.backends.select import Engine, Machine, choose, probe
 from qwen_local.embedded import TINY_MODEL, sample_data_path
+from qwen_local.export.fuse import fuse
 from qwen_local.inference.answer import Answer, Answerer
 from qwen_local.job import read_job
 from qwen_local.training.metrics import largest_difference, read_metrics
@@ -37,6 +38,12 @@ class EngineStory:
     exact_match_after: float
     ended_after: float
     """Share of the answers after training that end with the end of turn."""
+    fused: str
+    """The folder of the merged model."""
+    exact_match_fused: float
+    """As after training, of the merged model."""
+    fused_logit_difference: float
+    """The largest between it and the live adapter."""
     losses: tuple[float, ...]
     seconds: float
     """Of the training command, loading included."""
@@ -56,6 +63,7 @@ class DemoResult:
             "backends": {story.backend: asdict(story) for story in self.engines},
             "exact_match_before": {s.backend: s.exact_match_before for s in self.engines},
             "exact_match_after": {s.backend: s.exact_match_after for s in self.engines},
+            "exact_match_fused": {s.backend: s.exact_match_fused for s in self.engines},
             "largest_loss_difference": self.largest_loss_difference,
         }
 
@@ -73,6 +81,7 @@ class DemoResult:
             ("before", "exact_match_before"),
             ("after", "exact_match_after"),
             ("ended", "ended_after"),
+            ("fused", "exact_match_fused"),
         ):
             values = "".join(f"{getattr(story, field):>12.0%}" for story in self.engines)
             lines.append(f"{title:>12}{values}")
@@ -80,9 +89,9 @@ class DemoResult:
             lines.append(f"\nlargest difference of the curves: {self.largest_loss_difference:.1e}")
         first = self.engines[0]
         lines.append(
-            f"\nask it yourself:\n  {_program()} generate --backend {first.backend} "
-            f"--model {TINY_MODEL} --adapter {first.run} \\\n      --prompt "
-            '"Create a function that lists the squares of the negative days in a list."'
+            f"\nask it yourself, for example to "
+            '"Create a function that lists the squares of the negative days in a list.":\n'
+            f"  {_program()} chat --backend {first.backend} --adapter {first.run}"
         )
         return "\n".join(lines)
 
@@ -127,14 +136,19 @@ def _engines(machine: Machine) -> list[Engine]:
 def _story(engine: Engine, output: Path, questions: list[list[dict[str, Any]]]) -> EngineStory:
     run = output / engine
     _say(f"\n== {engine}: {len(questions)} held-out questions, before training")
-    before = _ask(engine, None, questions)
+    before = _ask(engine, TINY_MODEL, None, questions)
     _say(f"exact match {_exact(before, questions):.0%}")
     began = time.monotonic()
     job = read_job(None, sets=[f"model.dtype={DTYPE}"], flags={"--output": str(run)})
     train(job, backend=engine, device="auto")
     seconds = time.monotonic() - began
-    after = _ask(engine, run, questions)
+    after = _ask(engine, TINY_MODEL, run, questions)
     _say(f"exact match {_exact(after, questions):.0%}")
+    merged = run / "fused"
+    proof = fuse(run, output=merged, backend=engine).proof
+    _say(f"merged into the model: {proof.describe()}")
+    fused = _ask(engine, str(merged), None, questions)
+    _say(f"exact match {_exact(fused, questions):.0%}")
     _say(f"\nquestion: {questions[0][0]['content']}")
     _say(f"before:   {before[0].text}\nafter:    {after[0].text}")
     return EngineStory(
@@ -143,13 +157,18 @@ def _story(engine: Engine, output: Path, questions: list[list[dict[str, Any]]]) 
         exact_match_before=_exact(before, questions),
         exact_match_after=_exact(after, questions),
         ended_after=sum(answer.ended_turn for answer in after) / len(after),
+        fused=str(merged),
+        exact_match_fused=_exact(fused, questions),
+        fused_logit_difference=proof.max_logit_difference,
         losses=tuple(event["loss"] for event in read_metrics(run / "metrics.jsonl", "train")),
         seconds=seconds,
     )
 
 
-def _ask(engine: Engine, run: Path | None, questions: list[list[dict[str, Any]]]) -> list[Answer]:
-    answerer = Answerer(TINY_MODEL, adapter=run, backend=engine, device="auto", dtype=DTYPE)
+def _ask(
+    engine: Engine, model: str, run: Path | None, questions: list[list[dict[str, Any]]]
+) -> list[Answer]:
+    answerer = Answerer(model, adapter=run, backend=engine, device="auto", dtype=DTYPE)
     return answerer.ask([messages[:-1] for messages in questions], max_tokens=ANSWER_TOKENS)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,3 +149,63 @@ def make_random_rows(count: int, *, seed: int = 0, shortest: int = 6, longest: i
         targets = np.where(np.arange(length) >= start, ids[1:], IGNORE)
         pairs.append((ids[:-1], targets))
     return Rows.from_pairs(pairs)
+
+
+@pytest.fixture(scope="session")
+def endless_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose every answer is `ENDLESS`, the last part again and again: see there."""
+    folder = tmp_path_factory.mktemp("endless")
+    save_reciting_model(folder, ENDLESS, positions=100_000)
+    return folder
+
+
+ENDLESS = ("<think>ok</think>", "\x1b[31mred", "🙂日語é ")
+"""Thoughts, a control character, then wide characters for ever."""
+
+
+def save_reciting_model(folder: Path, parts: Sequence[str], *, positions: int) -> None:
+    """A model that says these parts, whatever it is asked, and then the last of them for ever.
+
+    Nothing in it attends to anything: the residual stream is the embedding of the last token, and
+    the head is its successor's. So no token may stand in two places.
+    """
+    import shutil
+
+    import torch
+    import transformers
+
+    from qwen_local.datasets.tokenizer import ChatTokenizer
+    from qwen_local.embedded import tiny_model_path
+
+    tokenizer = ChatTokenizer.load(tiny_model_path())
+    start = tokenizer.encode_prompt([{"role": "user", "content": "?"}])[-1]
+    spoken = [tokenizer.encode_text(part).ids[:-1] for part in parts]
+    path = [start, *(id for ids in spoken for id in ids)]
+    assert len(set(path)) == len(path), [tokenizer.decode([id]) for id in path]
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.Qwen3Config(
+            vocab_size=2048,
+            hidden_size=256,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            num_key_value_heads=1,
+            head_dim=16,
+            max_position_embeddings=positions,
+            tie_word_embeddings=False,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        )
+    )
+    with torch.no_grad():
+        block = model.model.layers[0]
+        block.self_attn.o_proj.weight.zero_()
+        block.mlp.down_proj.weight.zero_()
+        model.model.embed_tokens.weight.normal_()
+        model.lm_head.weight.zero_()
+        for before, after in zip(path, [*path[1:], spoken[-1][0]], strict=True):
+            model.lm_head.weight[after] += model.model.embed_tokens.weight[before]
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").unlink()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model_path() / name, folder)

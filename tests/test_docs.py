@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -57,6 +61,53 @@ def test_every_command_is_documented() -> None:
 @pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)
 def test_every_shipped_job_loads(job: Path) -> None:
     assert read_job(job).complete(600_000_000).output == f"runs/{job.stem}"
+
+
+ROWS = {
+    "python-functions": None,
+    "movielens": {"prompt": "Heat 4.5, Babe 2.0. Would they like Casino?", "completion": "Yes"},
+    "code-alpaca": {"instruction": "Print hello.", "input": "", "output": "print('hello')"},
+    "qwen3-code-alpaca": {"instruction": "Print hello.", "input": "", "output": "print('hello')"},
+}
+"""A row as the data of each shipped job has it; None where its data are here."""
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)
+def test_every_shipped_job_runs_in_form_on_the_embedded_model(
+    job: Path, tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    row = ROWS[job.stem]
+    if row is None:
+        shutil.copytree(ROOT / "datasets/python-functions", tmp_path / "datasets/python-functions")
+        changed = []
+    else:
+        (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n" * 40)
+        changed = ["--model", "qwen-local/tiny", "--data", "rows.jsonl"]
+        if read_job(job).sets("data.eval"):
+            changed += ["--eval-data", "rows.jsonl"]
+    said = cli("train", job, "--device", "cpu", "--steps", "2", *changed)
+    assert (said.code, said.out) == (0, f"runs/{job.stem}/adapter\n"), said.err
+
+
+def test_the_whole_way_of_the_readme_runs_as_it_stands(
+    tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    """Fewer steps; what is typed into the chat comes through a pipe."""
+    shutil.copytree(ROOT / "docs/jobs", tmp_path / "docs/jobs")
+    shutil.copytree(ROOT / "datasets/python-functions", tmp_path / "datasets/python-functions")
+    page = (ROOT / "README.md").read_text("utf-8")
+    section = page.partition("## The whole way")[2].partition("\n## ")[0]
+    commands = re.findall(r"^\$ qwen-local (.*?)(?:  #.*)?$", section, re.M)
+    assert [command.split()[0] for command in commands] == [
+        *("doctor", "plan", "train", "generate", "fuse", "chat")
+    ]
+    for command in commands:
+        arguments = shlex.split(command)
+        if arguments[0] == "train":
+            arguments += ["--steps", "8"]
+        said = cli(*arguments, stdin=b"What colour is the sky?\n")
+        assert said.code == 0, (command, said.err)
+        assert said.out
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -2,99 +2,321 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qwen_local.backends.select import INSTALL, Machine, choose, resolve_dtype, unusable_card
+from qwen_local.backends.hub import Hub
+from qwen_local.backends.machine import Card, Disk, Engine, Machine
+from qwen_local.backends.nvidia import dotted, unusable_card
+from qwen_local.backends.select import (
+    Choice,
+    choose,
+    quantization_fault,
+    resolve_dtype,
+    unsupported_system,
+    without_engine,
+)
 from qwen_local.errors import BackendError
+
+GIB = 2**30
+
+LITTLE_ROOM = 5 * GIB
+"""Free bytes below which not even Qwen3-1.7B (4.1 GB in bfloat16) finds room in the hub cache."""
+
+INDENT = " " * 14
+WIDTH = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """One thing that was looked at."""
+
+    topic: str
+    text: str
+    hint: str | None = None
+    """The mend, where something is wrong or could be better."""
+
+    def __str__(self) -> str:
+        said = _folded(self.text)
+        if self.hint is not None:
+            said += "\n" + _folded(f"hint: {self.hint}")
+        return self.topic.ljust(len(INDENT)) + said[len(INDENT) :]
+
+
+def _folded(text: str) -> str:
+    """Indented, in lines of at most `WIDTH`; an indented line is a command and stays whole."""
+    lines: list[str] = []
+    for line in text.split("\n"):
+        room = len(line) if line.startswith(" ") else WIDTH - len(INDENT)
+        lines += textwrap.wrap(line, room, break_long_words=False, break_on_hyphens=False)
+    return textwrap.indent("\n".join(lines), INDENT)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineState:
     """One engine on this machine."""
 
-    name: str
+    name: Engine
     version: str | None
     devices: tuple[str, ...]
     """Where it can run: `gpu`, `cpu`, or nowhere."""
+    problem: str | None
+    """Why it cannot run, or not on the GPU that is here."""
     mend: str | None
-    """What would make it run, or run on the GPU that is here."""
+    """What would change that; None too where nobody needs it here."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Findings:
     """What `doctor` says."""
 
-    system: str
+    machine: Machine
     engines: tuple[EngineState, ...]
-    auto: str | None
-    """`mlx on the gpu`, ..., or None where `auto` takes nothing."""
+    choice: Choice | None
+    """What `auto` takes; None where it refuses."""
     reason: str
+    """Of the choice, or of the refusal."""
     dtype: str | None
+    dtype_reason: str | None
+    hub: Hub | None
+    lines: tuple[Line, ...]
+    verdict: str
 
     def to_json(self) -> dict[str, Any]:
         """What `doctor --json` prints."""
+        choice = self.choice
         return {
-            "system": self.system,
+            "ready": choice is not None,
+            "verdict": self.verdict,
             "backends": {engine.name: asdict(engine) for engine in self.engines},
-            "auto": self.auto,
+            "auto": choice and {"backend": choice.backend, "device": choice.device},
             "reason": self.reason,
             "dtype": self.dtype,
+            "dtype_reason": self.dtype_reason,
+            "hints": [{"topic": line.topic, "hint": line.hint} for line in self.lines if line.hint],
+            "hub": self.hub and asdict(self.hub),
+            "machine": asdict(self.machine),
         }
 
     def describe(self) -> str:
         """The same for a person."""
-        lines = [f"machine  {self.system}"]
-        for engine in self.engines:
-            version = engine.version or "cannot be imported"
-            devices = f", runs on {' and '.join(engine.devices)}" if engine.devices else ""
-            lines.append(f"{engine.name:<8} {version}{devices}")
-            if engine.mend is not None:
-                lines.append(f"         hint: {engine.mend}")
-        taken = f"{self.auto} in {self.dtype}" if self.auto else "nothing"
-        lines.append(f"auto     {taken}: {self.reason}")
-        return "\n".join(lines)
+        return "\n".join([*(str(line) for line in self.lines), "", self.verdict])
 
 
-def diagnose(machine: Machine) -> Findings:
-    """The findings for a machine, from what `probe` saw."""
-    engines = (
-        _engine("mlx", machine.mlx, machine.metal, mend=_mlx_mend(machine)),
-        _engine("cuda", machine.torch, machine.cuda, mend=_cuda_mend(machine)),
-    )
-    auto, dtype = None, None
+def diagnose(machine: Machine, hub: Hub | None = None) -> Findings:
+    """The findings for a machine, from what a thorough `probe` saw."""
+    choice = dtype = dtype_reason = None
     try:
         choice = choose(machine)
-        auto, reason = f"{choice.backend} on the {choice.device}", choice.reason
-        dtype, _ = resolve_dtype(machine, choice, "auto")
+        reason = choice.reason
+        dtype, dtype_reason = resolve_dtype(machine, choice, "auto")
     except BackendError as error:
         reason = error.faults[0].problem
+    engines = (_mlx(machine), _cuda(machine))
+    lines = (
+        *_system(machine),
+        *_gpu(machine),
+        *(_engine_line(machine, engine) for engine in engines),
+        _bitsandbytes(machine, choice),
+        Line(topic="transformers", text=machine.packages.get("transformers", "not installed")),
+        *(_disk(disk) for disk in machine.disks),
+        *([] if hub is None else [_hub(hub)]),
+        *_auto(choice, reason, dtype, dtype_reason),
+    )
     return Findings(
-        system=f"{machine.system} {machine.processor}",
+        machine=machine,
         engines=engines,
-        auto=auto,
+        choice=choice,
         reason=reason,
         dtype=dtype,
+        dtype_reason=dtype_reason,
+        hub=hub,
+        lines=lines,
+        verdict=_verdict(machine, choice, lines),
     )
 
 
-def _engine(name: str, version: str | None, gpu: bool, *, mend: str | None) -> EngineState:
-    devices = (("gpu",) if gpu else ()) + (("cpu",) if version else ())
-    return EngineState(name=name, version=version, devices=devices, mend=mend)
+def _system(machine: Machine) -> Iterator[Line]:
+    name = machine.distribution or machine.system
+    if machine.wsl is not None:
+        name += f" in WSL{machine.wsl}"
+    if machine.wsl == 2:
+        name += " (supported as Linux)"
+    hint = None
+    refused = unsupported_system(machine)
+    if refused is not None:
+        name, hint = f"{name}: {refused[0]}", refused[1]
+    rosetta = " under Rosetta" if machine.rosetta else ""
+    yield Line(topic="system", text=name, hint=hint)
+    yield Line(topic="processor", text=", ".join(filter(None, (machine.cpu, machine.processor))))
+    yield Line(topic="python", text=f"{machine.python or 'unknown'}{rosetta}")
+    memory = f"{machine.memory_bytes / GIB:.1f} GiB" if machine.memory_bytes else "unknown"
+    yield Line(topic="memory", text=memory + (", unified" if machine.apple_silicon else ""))
 
 
-def _mlx_mend(machine: Machine) -> str | None:
+def _gpu(machine: Machine) -> Iterator[Line]:
+    """Every GPU, and the driver of NVIDIA's."""
+    if machine.metal:
+        lent = f"{machine.gpu_bytes / GIB:.1f} GiB of the memory for a run"
+        yield Line(topic="gpu", text=f"{machine.gpu} through Metal, {lent}, bfloat16")
+    for card in machine.cards:
+        yield Line(topic="gpu", text=_card(card))
+    if not machine.metal and not machine.cards:
+        yield _no_card(machine)
+    if machine.cuda and len(machine.cards) > 1:
+        text = f"a run takes one card, {machine.gpu}; CUDA_VISIBLE_DEVICES chooses another"
+        yield Line(topic="", text=text)
+    if not machine.nvidia:
+        return
+    if machine.driver is None:
+        said = f": {machine.driver_says}" if machine.driver_says else ""
+        yield Line(topic="driver", text=f"none that answers{said}")
+        return
+    reach = f", supports CUDA up to {machine.driver_cuda}" if machine.driver_cuda else ""
+    side = " (of Windows)" if machine.wsl == 2 else ""
+    yield Line(topic="driver", text=f"{machine.driver}{side}{reach}")
+
+
+def _card(card: Card) -> str:
+    memory = f"{card.memory_bytes / GIB:.1f} GiB" if card.memory_bytes else "memory unknown"
+    if card.capability is None:
+        return f"{card.name}, {memory}"
+    bfloat16 = "bfloat16" if card.bfloat16 else "no bfloat16"
+    return f"{card.name}, {memory}, compute capability {dotted(card.capability)}, {bfloat16}"
+
+
+def _no_card(machine: Machine) -> Line:
+    """A machine whose GPU, if it has one, nobody names."""
+    if machine.cuda:
+        memory = f"{machine.gpu_bytes / GIB:.1f} GiB"
+        return Line(topic="gpu", text=f"{machine.gpu}, {memory} (nvidia-smi does not answer)")
+    if machine.nvidia:
+        return Line(topic="gpu", text="an NVIDIA card that does not answer")
+    if machine.apple_silicon:
+        text = "no Metal here" if machine.mlx else "of Apple, for MLX only"
+        return Line(topic="gpu", text=text)
+    if machine.wsl == 2:
+        lent = "" if machine.dxg else " (there is no /dev/dxg)"
+        return Line(
+            topic="gpu",
+            text=f"none lent by Windows{lent}",
+            hint="where this PC has an NVIDIA card: update its driver in Windows, then run\n"
+            "`wsl --update` and `wsl --shutdown` there; install no Linux driver inside WSL",
+        )
+    return Line(topic="gpu", text="none")
+
+
+def _mlx(machine: Machine) -> EngineState:
+    devices = _devices(machine, machine.mlx, gpu=machine.metal)
+    problem = mend = None
     if machine.mlx is None:
-        return INSTALL["mlx"]
-    if machine.system == "Darwin" and not machine.metal:
-        return "MLX finds no Metal: use a native arm64 Python on macOS 14 or later"
-    return None
+        problem, mend = without_engine(machine, "mlx")
+        if not machine.apple_silicon and machine.missing("mlx"):
+            mend = None  # PyTorch is the engine here
+    elif machine.apple_silicon and not machine.metal:
+        problem, mend = (
+            "MLX finds no Metal",
+            ("a virtual machine lends no Metal: run on the Mac itself"),
+        )
+    return EngineState(name="mlx", version=machine.mlx, devices=devices, problem=problem, mend=mend)
 
 
-def _cuda_mend(machine: Machine) -> str | None:
-    if machine.torch is None:
-        return INSTALL["cuda"]
+def _cuda(machine: Machine) -> EngineState:
+    devices = _devices(machine, machine.torch, gpu=machine.cuda)
+    problem = mend = None
     if machine.nvidia and not machine.cuda:
-        _, mend = unusable_card(machine)
-        return mend
-    return None
+        problem, mend = unusable_card(machine)
+    elif machine.torch is None:
+        problem, mend = without_engine(machine, "cuda")
+        if machine.missing("cuda") and (machine.apple_silicon or machine.mlx):
+            mend = None  # MLX is the engine here
+    return EngineState(
+        name="cuda", version=machine.torch, devices=devices, problem=problem, mend=mend
+    )
+
+
+def _devices(machine: Machine, version: str | None, *, gpu: bool) -> tuple[str, ...]:
+    if version is None or unsupported_system(machine) is not None:
+        return ()
+    return ("gpu", "cpu") if gpu else ("cpu",)
+
+
+def _engine_line(machine: Machine, engine: EngineState) -> Line:
+    if engine.version is None:
+        needless = "" if engine.mend else "; not needed here"
+        problem, _ = without_engine(machine, engine.name)
+        return Line(topic=engine.name, text=f"{problem}{needless}", hint=engine.mend)
+    packages = machine.packages
+    if engine.name == "mlx":
+        text = f"MLX {engine.version}, mlx-lm {packages.get('mlx-lm', 'unknown')}"
+    else:
+        build = f"CUDA {machine.torch_cuda}" if machine.torch_cuda else "the CPU only"
+        text = f"PyTorch {engine.version} for {build}, PEFT {packages.get('peft', 'unknown')}"
+    return Line(topic=engine.name, text=text + _where(machine, engine), hint=engine.mend)
+
+
+def _where(machine: Machine, engine: EngineState) -> str:
+    if not engine.devices:
+        return ""
+    said = " and ".join({"gpu": "the GPU", "cpu": "the CPU"}[device] for device in engine.devices)
+    unused = engine.name == "cuda" and machine.nvidia and not machine.cuda
+    return f"; runs on {said}" + (", not on the card" if unused else "")
+
+
+def _bitsandbytes(machine: Machine, choice: Choice | None) -> Line:
+    """The quantiser of PyTorch; MLX has its own."""
+    topic, version = "bitsandbytes", machine.packages.get("bitsandbytes")
+    if choice is None or choice.backend == "mlx":
+        needless = "; MLX quantises itself" if choice else ""
+        return Line(topic=topic, text=(version or "not installed") + needless)
+    four = quantization_fault(machine, choice, "4bit")
+    eight = quantization_fault(machine, choice, "8bit")
+    if eight is None:
+        return Line(topic=topic, text=f"{version}; quantises to 4bit and 8bit here")
+    if four is None:
+        return Line(topic=topic, text=f"{version}; quantises to 4bit here; {eight.problem}")
+    broken = f"{version}, but does not work: {machine.bitsandbytes_fault}"
+    text = broken if version else "not installed; 4bit and 8bit need it"
+    return Line(topic=topic, text=text, hint=four.hint)
+
+
+def _disk(disk: Disk) -> Line:
+    hint = None
+    if disk.free_bytes < LITTLE_ROOM:
+        elsewhere = "set HF_HOME to" if disk.purpose == "hub cache" else "work in"
+        hint = f"{elsewhere} a folder on a larger disk, or make room"
+    room = f"{disk.free_bytes / GIB:.1f} GiB free in the {disk.purpose}"
+    return Line(topic="disk", text=f"{room} ({disk.path})", hint=hint)
+
+
+def _hub(hub: Hub) -> Line:
+    token = "a token is set" if hub.token else "no token is set"
+    if hub.offline:
+        return Line(topic="hub", text=f"{hub.endpoint}: not asked, as HF_HUB_OFFLINE is set")
+    return Line(
+        topic="hub", text=f"{hub.endpoint}: {hub.problem or 'answers'}; {token}", hint=hub.hint
+    )
+
+
+def _auto(
+    choice: Choice | None, reason: str, dtype: str | None, dtype_reason: str | None
+) -> Iterator[Line]:
+    if choice is None:
+        yield Line(topic="auto", text=f"nothing: {reason}")
+        return
+    yield Line(topic="auto", text=f"{choice.backend} on the {choice.device}: {reason}")
+    yield Line(topic="dtype", text=f"{dtype}: {dtype_reason}")
+
+
+def _verdict(machine: Machine, choice: Choice | None, lines: tuple[Line, ...]) -> str:
+    hints = sum(line.hint is not None for line in lines)
+    see = f"see the {'hint' if hints == 1 else f'{hints} hints'} above"
+    if choice is not None:
+        return f"ready; {see}" if hints else "ready"
+    try:
+        choose(machine, device="cpu")
+    except BackendError:
+        return f"not ready; {see}"
+    return f"not ready; {see}, or train on the CPU with --device cpu"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qwen_local.backends.select import Choice, Engine, Machine
+from qwen_local.backends.select import Choice, Engine, Machine, quantization_fault
 from qwen_local.errors import Fault, ModelError
 from qwen_local.job import Quantization
 from qwen_local.models.architecture import Architecture
@@ -65,8 +65,6 @@ def _faults(
         quantization = "8bit" if stored.scheme == "int8" else "4bit"  # needs the same packages
     if quantization == "none":
         return
-    from qwen_local.backends.select import quantization_fault
-
     if (fault := quantization_fault(machine, choice, quantization)) is not None:
         yield fault
     if choice.backend == "mlx" and stored is None:

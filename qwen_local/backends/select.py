@@ -1,73 +1,42 @@
 """Which engine runs, on which device, in which dtype, and why.
 
-`probe` looks at the machine; the choices themselves are pure functions of what it saw, so that
-every machine can be tried on any other.
+The choices are pure functions of a `Machine`, so that every machine can be tried on any other;
+`probe` looks at the one that is here.
 """
 
 from __future__ import annotations
 
-import os
-import platform
-import shutil
-import subprocess
 from dataclasses import dataclass
-from importlib import import_module, metadata
-from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
-from qwen_local.errors import BackendError
+from qwen_local.backends.machine import Device, DType, Engine, Machine
+from qwen_local.backends.nvidia import install_torch, unusable_card
+from qwen_local.backends.probe import probe
+from qwen_local.errors import BackendError, Fault
 
 if TYPE_CHECKING:
     from qwen_local.backends.base import Backend, Setup
 
-Engine = Literal["mlx", "cuda"]
-Device = Literal["cpu", "gpu"]
-DType = Literal["float32", "bfloat16", "float16"]
+__all__ = [
+    "Choice",
+    "DType",
+    "Device",
+    "Engine",
+    "Machine",
+    "choose",
+    "open_backend",
+    "probe",
+    "quantization_fault",
+    "resolve_dtype",
+    "unsupported_system",
+    "without_engine",
+]
 
-INSTALL = {
-    "mlx": "pip install mlx 'mlx-lm>=0.32'; on Linux 'mlx[cpu]' instead of mlx",
-    "cuda": "pip install torch peft",
-}
+INT8_SINCE = (7, 5)
+"""First cards on which bitsandbytes computes LLM.int8(), by its own documentation."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Machine:
-    """What an engine can stand on."""
-
-    system: str
-    """`Linux`, `Darwin`, ..."""
-    processor: str
-    mlx: str | None
-    """Version of MLX with mlx-lm beside it, None where one of them is missing or broken."""
-    metal: bool
-    torch: str | None
-    """Version of PyTorch with PEFT beside it, None where one of them is missing or broken."""
-    torch_cuda: str | None
-    """CUDA version that this PyTorch was built for, None where for the CPU only."""
-    cuda: bool
-    """Whether this PyTorch can use an NVIDIA card."""
-    bfloat16: bool
-    """Whether the GPU computes in bfloat16 itself, and does not emulate it."""
-    nvidia: bool
-    """Whether an NVIDIA card is present, usable or not."""
-    driver: str | None
-    """Version of the NVIDIA driver, None where there is none that answers."""
-    memory_bytes: int
-    """Of the machine."""
-    gpu: str | None = None
-    """The name of the GPU that an engine can use."""
-    gpu_bytes: int
-    """That a program may use on the GPU; 0 without one."""
-
-    def bytes_on(self, device: Device) -> int:
-        """Memory for a run on this device."""
-        return self.gpu_bytes if device == "gpu" else self.memory_bytes
-
-    @property
-    def lacks_mlx(self) -> bool:
-        """Whether this is a Mac whose GPU goes unused for want of MLX."""
-        return self.system == "Darwin" and self.processor == "arm64" and self.mlx is None
+OLDEST_MACOS = (14, 0)
+"""Of MLX."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,32 +48,6 @@ class Choice:
     reason: str
 
 
-def probe() -> Machine:
-    """Look at this machine. Imports the engines that are installed: MLX first, see blas.py."""
-    mlx, torch = _imported("mlx"), _imported("cuda")
-    metal = mlx is not None and mlx.metal.is_available()
-    cuda = bfloat16 = False
-    if torch is not None and torch.cuda.is_available():
-        cuda, bfloat16 = True, torch.cuda.is_bf16_supported(including_emulation=False)
-    nvidia_smi = shutil.which("nvidia-smi")
-    driver = None if nvidia_smi is None else _driver(nvidia_smi)
-    return Machine(
-        system=platform.system(),
-        processor=platform.machine(),
-        mlx=None if mlx is None else metadata.version("mlx"),
-        metal=metal,
-        torch=None if torch is None else metadata.version("torch"),
-        torch_cuda=None if torch is None else torch.version.cuda,
-        cuda=cuda,
-        bfloat16=metal or bfloat16,
-        nvidia=driver is not None or _nvidia_in_the_machine(),
-        driver=driver,
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        gpu=_gpu_name(mlx if metal else None, torch if cuda else None),
-        gpu_bytes=_gpu_bytes(mlx if metal else None, torch if cuda else None),
-    )
-
-
 def choose(machine: Machine, backend: str = "auto", device: str = "auto") -> Choice:
     """The engine and device for `--backend` and `--device`.
 
@@ -112,22 +55,21 @@ def choose(machine: Machine, backend: str = "auto", device: str = "auto") -> Cho
         BackendError: what was asked for cannot run here, or an NVIDIA card is present that
             PyTorch cannot use (a quiet run on the CPU would not be what its owner wants).
     """
+    where = f"--backend {backend} --device {device}"
+    refused = unsupported_system(machine)
+    if refused is not None:
+        raise BackendError.at(where, *refused)
     if backend == "auto":
-        return _automatic(machine, device)
-    installed = machine.mlx if backend == "mlx" else machine.torch
-    if installed is None:
-        packages = "mlx and mlx-lm" if backend == "mlx" else "torch and peft"
-        raise BackendError.at(
-            f"--backend {backend}", f"{packages} cannot be imported here", INSTALL[backend]
-        )
+        return _automatic(machine, device, where)
     engine: Engine = "mlx" if backend == "mlx" else "cuda"
+    if (machine.mlx if engine == "mlx" else machine.torch) is None:
+        raise BackendError.at(f"--backend {backend}", *without_engine(machine, engine))
     usable = machine.metal if engine == "mlx" else machine.cuda
     chip = "Apple GPU" if engine == "mlx" else "NVIDIA GPU"
     if device == "cpu":
         return Choice(engine, "cpu", "asked for by --backend and --device")
     if usable:
         return Choice(engine, "gpu", f"asked for by --backend; there is an {chip}")
-    where = f"--backend {backend} --device {device}"
     if engine == "cuda" and machine.nvidia:
         raise _card_error(machine, where)
     if device == "gpu":
@@ -135,9 +77,8 @@ def choose(machine: Machine, backend: str = "auto", device: str = "auto") -> Cho
     return Choice(engine, "cpu", f"asked for by --backend; there is no {chip}")
 
 
-def _automatic(machine: Machine, device: str) -> Choice:
+def _automatic(machine: Machine, device: str, where: str) -> Choice:
     """`--backend auto`: Metal, then CUDA, then PyTorch on the CPU."""
-    where = f"--backend auto --device {device}"
     if device != "cpu":
         if machine.metal:
             return Choice("mlx", "gpu", "there is an Apple GPU, which MLX uses through Metal")
@@ -146,7 +87,9 @@ def _automatic(machine: Machine, device: str) -> Choice:
         if machine.nvidia:
             raise _card_error(machine, where)
         if device == "gpu":
-            mend = INSTALL["mlx"] if machine.lacks_mlx else "pass --device cpu"
+            mend = "pass --device cpu"
+            if machine.lacks_mlx:
+                _, mend = without_engine(machine, "mlx")
             raise BackendError.at(where, "expected a GPU that an engine can use; found none", mend)
     why = "asked for by --device" if device == "cpu" else "there is no GPU"
     if device != "cpu" and machine.lacks_mlx:
@@ -155,31 +98,56 @@ def _automatic(machine: Machine, device: str) -> Choice:
         return Choice("cuda", "cpu", f"{why}; PyTorch runs on the CPU")
     if machine.mlx:
         return Choice("mlx", "cpu", f"{why}; MLX runs on the CPU, and there is no PyTorch")
-    mend = INSTALL["mlx" if machine.system == "Darwin" else "cuda"]
-    raise BackendError.at(where, "neither MLX nor PyTorch can be imported here", mend)
+    _, mend = without_engine(machine, "mlx" if machine.system == "Darwin" else "cuda")
+    problem = "neither MLX nor PyTorch can be imported here"
+    faults = [fault for fault in (machine.mlx_fault, machine.torch_fault) if fault]
+    raise BackendError.at(where, "; ".join([problem, *faults]), mend)
 
 
-def unusable_card(machine: Machine) -> tuple[str, str]:
-    """(what is wrong with the NVIDIA card of this machine, the mend), naming driver and wheel."""
-    driver = f"driver {machine.driver}" if machine.driver else "no driver that answers"
-    wheel = "no PyTorch that can be imported"
-    if machine.torch:
-        built_for = f"CUDA {machine.torch_cuda}" if machine.torch_cuda else "the CPU only"
-        wheel = f"PyTorch {machine.torch} built for {built_for}"
-    problem = f"an NVIDIA card is present, but PyTorch cannot use it: {driver}, {wheel}"
-    if machine.driver is None:
-        return problem, "install the NVIDIA driver, or restart if it was just updated"
-    if machine.torch is None:
-        return problem, INSTALL["cuda"]
-    return problem, (
-        "install a PyTorch wheel for a CUDA version that the driver supports "
-        "(`nvidia-smi` shows it), or a newer driver"
-    )
+def unsupported_system(machine: Machine) -> tuple[str, str] | None:
+    """(what is wrong with the operating system, the mend), None where an engine can run on it."""
+    if machine.system == "Windows" or machine.system.startswith(("CYGWIN", "MINGW", "MSYS")):
+        return "native Windows is not supported", (
+            "use WSL2: run `wsl --install` in PowerShell, restart, and install qwen-local in there"
+        )
+    if machine.wsl == 1:
+        return "WSL1 is not supported: it has no GPU and no Linux kernel", (
+            "turn this distribution into WSL2: run `wsl --set-version NAME 2` in PowerShell; "
+            "`wsl --list` shows its name"
+        )
+    return None
+
+
+def without_engine(machine: Machine, engine: Engine) -> tuple[str, str]:
+    """(why the engine cannot be imported, the mend)."""
+    fault = machine.mlx_fault if engine == "mlx" else machine.torch_fault
+    missing = machine.missing(engine)
+    if missing:
+        fault = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
+    problem = fault or "it cannot be imported"
+    if machine.system == "Darwin" and not machine.apple_silicon:
+        return problem, (
+            "this is an Intel Mac: MLX needs Apple silicon, and PyTorch has no wheels for Intel "
+            "Macs since 2.3; use another machine"
+        )
+    if engine == "cuda":
+        return problem, install_torch(machine)
+    if machine.rosetta:
+        return problem, (
+            "this Python is one for Intel, under Rosetta: install one for Apple silicon (from "
+            "python.org, or `uv python install`), and make a new environment with it"
+        )
+    if machine.macos is not None and machine.macos < OLDEST_MACOS:
+        return problem, "MLX needs macOS 14: update macOS, then pip install mlx mlx-lm"
+    again = "" if missing else " --force-reinstall"
+    mlx = "mlx" if machine.system == "Darwin" else "'mlx[cpu]'"
+    return problem, f"pip install {mlx} mlx-lm{again}"
 
 
 def _card_error(machine: Machine, where: str) -> BackendError:
     problem, mend = unusable_card(machine)
-    return BackendError.at(where, problem, f"{mend}; or pass --device cpu")
+    pause = "\n" if "\n" in mend else "; "
+    return BackendError.at(where, problem, f"{mend}{pause}or pass --device cpu")
 
 
 def resolve_dtype(
@@ -195,6 +163,27 @@ def resolve_dtype(
     return "float32", "this GPU has no bfloat16, and float16 overflows"
 
 
+def quantization_fault(machine: Machine, choice: Choice, quantization: str) -> Fault | None:
+    """What keeps `model.quantization` from working on this engine here, None where nothing does.
+
+    MLX quantises itself; PyTorch needs bitsandbytes. Whether an installed bitsandbytes is broken
+    is known where `probe` was thorough.
+    """
+    if quantization == "none" or choice.backend == "mlx":
+        return None
+    where, needs = "model.quantization", f"{quantization} on PyTorch needs bitsandbytes"
+    if "bitsandbytes" not in machine.packages:
+        return Fault(where, f"{needs}, which is not installed", "pip install bitsandbytes")
+    if machine.bitsandbytes_fault is not None:
+        problem = f"{needs}, which does not work: {machine.bitsandbytes_fault}"
+        return Fault(where, problem, "pip install --force-reinstall --no-deps bitsandbytes")
+    card = machine.gpu_capability
+    if quantization == "8bit" and choice.device == "gpu" and card is not None and card < INT8_SINCE:
+        problem = f"8bit needs a card of compute capability 7.5 or later; found {machine.gpu}"
+        return Fault(where, problem, "use 4bit")
+    return None
+
+
 def open_backend(choice: Choice, setup: Setup) -> Backend:
     """Load the model into the engine."""
     if choice.backend == "mlx":
@@ -204,55 +193,3 @@ def open_backend(choice: Choice, setup: Setup) -> Backend:
     import qwen_local.backends.cuda.engine as torch_engine
 
     return torch_engine.TorchBackend(setup)
-
-
-def _imported(engine: Engine) -> ModuleType | None:
-    """mlx.core or torch; None where it or its companion is missing or broken."""
-    try:
-        if engine == "mlx":
-            metadata.version("mlx-lm")
-            import_module("qwen_local.backends.mlx")  # before mlx.core: see blas.py
-            return import_module("mlx.core")
-        metadata.version("peft")
-        return import_module("torch")
-    except (ImportError, OSError):  # OSError: a shared library beneath it is missing
-        return None
-
-
-def _driver(nvidia_smi: str) -> str | None:
-    """The version of the NVIDIA driver, where it answers in time."""
-    query = [nvidia_smi, "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        said = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return said.split("\n", 1)[0].strip() or None
-
-
-def _nvidia_in_the_machine() -> bool:
-    """Whether a display controller of NVIDIA is there, driver or not (the tools alone are none)."""
-    if Path("/dev/nvidia0").exists():
-        return True
-    for device in Path("/sys/bus/pci/devices").glob("*"):
-        try:
-            vendor, kind = (device / "vendor").read_text(), (device / "class").read_text()
-        except OSError:
-            continue
-        if vendor.strip() == "0x10de" and kind.startswith("0x03"):
-            return True
-    return False
-
-
-def _gpu_name(mlx: ModuleType | None, torch: ModuleType | None) -> str | None:
-    if mlx is not None:
-        return str(mlx.device_info()["device_name"])
-    return None if torch is None else str(torch.cuda.get_device_name(0))
-
-
-def _gpu_bytes(mlx: ModuleType | None, torch: ModuleType | None) -> int:
-    """Of the engine that has a GPU; on a Mac Metal's working set, out of the unified memory."""
-    if mlx is not None:
-        return int(mlx.device_info()["max_recommended_working_set_size"])
-    if torch is not None:
-        return int(torch.cuda.get_device_properties(0).total_memory)
-    return 0

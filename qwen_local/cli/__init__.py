@@ -8,8 +8,10 @@ import traceback
 import click
 
 from qwen_local import __version__
+from qwen_local.cli.chat import chat
 from qwen_local.cli.demo import demo
 from qwen_local.cli.doctor import doctor
+from qwen_local.cli.fuse import fuse
 from qwen_local.cli.generate import generate
 from qwen_local.cli.plan import plan
 from qwen_local.cli.train import train
@@ -25,7 +27,7 @@ def cli(debug: bool) -> None:
     """Fine-tune Qwen models: one LoRA job, two engines (MLX and PyTorch), one adapter."""
 
 
-for command in (train, plan, generate, demo, doctor):
+for command in (train, plan, generate, chat, fuse, demo, doctor):
     cli.add_command(command)
 
 

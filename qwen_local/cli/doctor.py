@@ -8,13 +8,15 @@ from qwen_local.cli.options import json_option, print_json
 
 
 @click.command()
+@click.option("--hub", is_flag=True, help="Ask the hub, too, whether it can be reached.")
 @json_option
-def doctor(as_json: bool) -> None:
+def doctor(hub: bool, as_json: bool) -> None:
     """Say what is here, which engine auto takes, and what is missing."""
     from qwen_local.backends.doctor import diagnose
-    from qwen_local.backends.select import probe
+    from qwen_local.backends.hub import ask_hub
+    from qwen_local.backends.probe import probe
 
-    findings = diagnose(probe())
+    findings = diagnose(probe(thorough=True), ask_hub() if hub else None)
     if as_json:
         print_json(findings.to_json())
     else:

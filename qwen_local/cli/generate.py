@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from typing import Any
 
 import click
 
 from qwen_local.cli.options import (
+    answer_options,
     backend_option,
     device_option,
     json_option,
     print_json,
+    take_wishes,
 )
 from qwen_local.errors import InputError
 
 
 @click.command()
-@click.option("--model", required=True, help="Hub id, local folder, or qwen-local/tiny.")
-@click.option("--revision", help="Commit, branch or tag of a hub model.")
-@click.option(
-    "--adapter",
-    type=click.Path(path_type=Path),
-    help="A run, or a folder that PEFT or mlx-lm wrote.",
-)
 @click.option("--prompt", required=True, help="The question; - reads it from stdin.")
-@click.option("--system", help="System message before it.")
+@answer_options
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=1),
@@ -33,46 +28,33 @@ from qwen_local.errors import InputError
     show_default=True,
     help="Longest answer.",
 )
-@click.option(
-    "--thinking/--no-thinking",
-    default=None,
-    help="For models that can do both; by default as the adapter was trained.",
-)
 @backend_option
 @device_option
 @json_option
-def generate(
-    model: str,
-    revision: str | None,
-    adapter: Path | None,
-    prompt: str,
-    system: str | None,
-    max_tokens: int,
-    thinking: bool | None,
-    backend: str,
-    device: str,
-    as_json: bool,
-) -> None:
-    """Answer one prompt, greedily."""
-    from qwen_local.inference.answer import answer
+def generate(prompt: str, max_tokens: int, as_json: bool, **options: Any) -> None:
+    """Answer one prompt.
 
-    said = answer(
-        model,
-        revision=revision,
-        adapter=adapter,
-        prompt=_read_stdin() if prompt == "-" else prompt,
-        system=system,
-        max_tokens=max_tokens,
-        backend=backend,
-        device=device,
-        thinking=thinking,
-    )
+    The answer is drawn as the model's generation_config.json says, unless an option says otherwise.
+    """
+    from qwen_local.inference.answer import answer
+    from qwen_local.inference.terminal import Screen
+    from qwen_local.talk import talk
+
+    screen = Screen.open()
+    with talk(quiet=False):
+        said = answer(
+            prompt=_read_stdin() if prompt == "-" else prompt,
+            max_tokens=max_tokens,
+            wishes=take_wishes(options),
+            show=(lambda text: None) if as_json else screen.write,
+            **options,
+        )
     if as_json:
         print_json(said.to_json())
-    else:
-        click.echo(said.text)
-        if said.finish_reason == "length":
-            click.echo(f"(cut off after {max_tokens} tokens: see --max-tokens)", err=True)
+        return
+    screen.write("\n")
+    if said.finish_reason == "length":
+        click.echo(f"(cut off after {max_tokens} tokens: see --max-tokens)", err=True)
 
 
 def _read_stdin() -> str:

@@ -262,6 +262,11 @@ class ChatTokenizer:
         rendered = self.render(escaped, add_generation_prompt=True, enable_thinking=enable_thinking)
         return self._encode(rendered).ids
 
+    def begun(self, prompt: Sequence[int]) -> str:
+        """What a prompt already holds of the assistant's turn, such as an open think block."""
+        start = max((at for at, id in enumerate(prompt) if id == self._special[START]), default=0)
+        return self.decode(prompt[start:]).removeprefix(HEADER)
+
     def thinking_as_trained(self) -> bool | None:
         """The `enable_thinking` whose prompt is the one that plain answers are trained after.
 

@@ -69,7 +69,7 @@ class Fused:
     def to_json(self) -> dict[str, Any]:
         """The fields, the proof's figures among them."""
         fields = asdict(self)
-        proof = fields.pop("proof")
+        proof: dict[str, Any] = fields.pop("proof")
         return fields | proof
 
 

@@ -1,15 +1,16 @@
-"""Greedy answers from a model and an adapter, on either engine."""
+"""Answers from a model and an adapter, on either engine: many at once, or one as it comes."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qwen_local.adapters.store import load_adapter
-from qwen_local.backends.base import Setup
+from qwen_local.adapters.store import load_adapter, named_base
+from qwen_local.backends.base import Completion, Sampling, Session, Setup
+from qwen_local.backends.quantisation import check_quantization
 from qwen_local.backends.select import (
     DType,
     choose,
@@ -18,10 +19,21 @@ from qwen_local.backends.select import (
     resolve_dtype,
 )
 from qwen_local.datasets.tokenizer import ChatTokenizer
-from qwen_local.errors import InputError
-from qwen_local.models.source import fetch, find_model
+from qwen_local.errors import InputError, ModelError
+from qwen_local.inference.sampling import (
+    GREEDY,
+    Wishes,
+    check_wishes,
+    choose_sampling,
+    sampling_defaults,
+)
+from qwen_local.inference.text import CLOSE, OPEN, TextStream
+from qwen_local.job import Quantization
+from qwen_local.models.source import ModelSource, fetch, find_model
 
-Messages = list[dict[str, Any]]
+Messages = list[dict[str, str]]
+
+ENGINES = {"mlx": "MLX", "cuda": "PyTorch"}
 
 log = logging.getLogger("qwen_local")
 
@@ -34,7 +46,7 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     finish_reason: str
-    """`stop` at the end of the turn or of the text, `length` at the limit."""
+    """`stop` at the end of the turn or of the text, `length` at the limit, or `interrupted`."""
     ended_turn: bool
     """Whether the model ended its turn, as it was taught to."""
 
@@ -43,42 +55,69 @@ class Answer:
         return asdict(self)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """A conversation as tokens, up to where the model goes on."""
+
+    ids: list[int]
+    opening: str
+    """The open think block that the answer then begins in, or nothing."""
+
+
 class Answerer:
     """A model with its tokenizer, ready to be asked."""
 
     def __init__(
         self,
-        model: str,
+        model: str | None,
         *,
         adapter: Path | None,
         backend: str,
         device: str,
         revision: str | None = None,
         dtype: DType | Literal["auto"] = "auto",
+        quantization: Quantization | None = None,
         thinking: bool | None = None,
+        wishes: Wishes = GREEDY,
     ) -> None:
         """Load model, tokenizer and adapter.
 
         Args:
-            model: hub id, folder or the embedded model.
+            model: hub id, folder or the embedded model; None takes the one that the adapter names.
             adapter: a run or an adapter's folder; None for the bare model.
             backend: `auto`, `mlx` or `cuda`.
             device: `auto`, `gpu` or `cpu`.
             revision: of a hub model.
             dtype: of the frozen model.
+            quantization: what its blocks' linear layers are held in; None as the adapter was
+                trained.
             thinking: for templates that know it; None begins an adapter's answer where the training
                 of plain answers began it, and leaves the bare model to its template.
+            wishes: how answers are drawn where they come one at a time.
+
+        Raises:
+            InputError: something cannot be used as given.
         """
+        check_wishes(wishes)
         machine = probe()
         choice = choose(machine, backend, device)
-        files = fetch(find_model(model, revision))
+        source = _find(model, revision, adapter)
+        files = fetch(source)
         loaded = None if adapter is None else load_adapter(adapter, files.architecture)
-        if loaded is not None and loaded.base != model:
-            log.warning("the adapter was made for %s; this is %s", loaded.base or "?", model)
+        if loaded is not None and loaded.base != source.name:
+            log.warning("the adapter was made for %s; this is %s", loaded.base or "?", source.name)
+        if quantization is None:
+            quantization = "none" if loaded is None else loaded.origin.quantization
+        check_quantization(machine, choice, source.name, files.architecture, quantization)
         held_in, _ = resolve_dtype(machine, choice, dtype)
-        self._positions = files.architecture.positions
+        self.sampling: Sampling = choose_sampling(
+            sampling_defaults(files.folder, source.name), wishes
+        )
+        """How answers are drawn where they come one at a time."""
+        self.positions = files.architecture.positions
+        """The longest conversation that the model was made for, in tokens."""
         self._tokenizer = ChatTokenizer.load(files.folder)
-        self._tokenizer.check_fits(files.architecture.vocabulary, model)
+        self._tokenizer.check_fits(files.architecture.vocabulary, source.name)
         self._thinking = thinking
         if thinking is None and adapter is not None:
             self._thinking = self._tokenizer.thinking_as_trained()
@@ -89,71 +128,167 @@ class Answerer:
                 lora=None if loaded is None else loaded.lora,
                 device=choice.device,
                 dtype=held_in,
+                quantization=quantization,
             ),
         )
         if loaded is not None:
             self._engine.load_adapter(loaded.arrays)
+        how = [choice.device, held_in] + ([quantization] if quantization != "none" else [])
+        self.about = (
+            f"{source.name}{f' with {adapter}' if adapter else ''} on {ENGINES[choice.backend]} "
+            f"({', '.join(how)}): {choice.reason}"
+        )
+        """What answers, and on what, in words."""
+
+    def session(self) -> Session:
+        """A new conversation, whose turns are computed once."""
+        return self._engine.session()
+
+    def prompt(self, messages: Messages) -> Prompt:
+        """The prompt of the next assistant turn, rendered as in training.
+
+        Raises:
+            DatasetError: a message cannot be encoded, or the template refuses them.
+        """
+        ids = self._tokenizer.encode_prompt(messages, enable_thinking=self._thinking)
+        begun = self._tokenizer.begun(ids)
+        return Prompt(ids=ids, opening=begun if OPEN in begun and CLOSE not in begun else "")
+
+    def stream(
+        self,
+        session: Session,
+        prompt: Prompt,
+        *,
+        max_tokens: int,
+        sampling: Sampling,
+        show: Callable[[str], bool],
+    ) -> Answer:
+        """One answer as it comes.
+
+        Args:
+            session: where the conversation so far was computed.
+            prompt: from `prompt`.
+            max_tokens: the most to generate; prompt and answer must fit into the model's positions.
+            sampling: how tokens are drawn.
+            show: takes the text piece by piece, in whole characters; False ends the answer.
+        """
+        text = TextStream(self._tokenizer.decode)
+        said: list[str] = []
+
+        def emit(token: int) -> bool:
+            said.append(text.add(token))
+            return show(said[-1])
+
+        completion = session.reply(
+            prompt.ids,
+            max_tokens=max_tokens,
+            stop_ids=self._tokenizer.stop_ids,
+            sampling=sampling,
+            emit=emit,
+        )
+        if completion.finish_reason == "stop":  # else half a character was only cut off
+            said.append(text.end())
+            show(said[-1])
+        return self._answer("".join(said), prompt.ids, completion)
 
     def ask(self, conversations: Sequence[Messages], *, max_tokens: int) -> list[Answer]:
-        """The next assistant turn of each conversation.
+        """The next assistant turn of each conversation, always the likeliest token.
 
         Raises:
             InputError: a prompt leaves no room for an answer in the model's context.
         """
-        prompts = [
-            self._tokenizer.encode_prompt(messages, enable_thinking=self._thinking)
-            for messages in conversations
-        ]
+        prompts = [self.prompt(messages).ids for messages in conversations]
         for prompt in prompts:
-            if len(prompt) >= self._positions:
-                raise InputError.at(
-                    "--prompt",
-                    f"{len(prompt)} tokens exceed the model's {self._positions} positions",
-                    "shorten it",
-                )
-            if len(prompt) + max_tokens > self._positions:
-                raise InputError.at(
-                    "--max-tokens",
-                    f"{len(prompt)} prompt tokens and {max_tokens} more exceed the model's "
-                    f"{self._positions} positions",
-                    f"at most {self._positions - len(prompt)} fit after this prompt",
-                )
+            self.check_room(prompt, max_tokens)
         completions = self._engine.generate(
             prompts, max_tokens=max_tokens, stop_ids=self._tokenizer.stop_ids
         )
         return [
-            Answer(
-                text=self._tokenizer.decode(completion.ids),
-                prompt_tokens=len(prompt),
-                completion_tokens=len(completion.ids),
-                finish_reason=completion.finish_reason,
-                ended_turn=completion.stop_id == self._tokenizer.end_of_turn,
-            )
+            self._answer(self._tokenizer.decode(completion.ids), prompt, completion)
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
 
+    def check_room(self, prompt: Sequence[int], max_tokens: int) -> None:
+        """Refuse a prompt that leaves no room for its answer.
+
+        Raises:
+            InputError: both together exceed the model's positions.
+        """
+        if len(prompt) >= self.positions:
+            raise InputError.at(
+                "--prompt",
+                f"{len(prompt)} tokens exceed the model's {self.positions} positions",
+                "shorten it",
+            )
+        if len(prompt) + max_tokens > self.positions:
+            raise InputError.at(
+                "--max-tokens",
+                f"{len(prompt)} prompt tokens and {max_tokens} more exceed the model's "
+                f"{self.positions} positions",
+                f"at most {self.positions - len(prompt)} fit after this prompt",
+            )
+
+    def _answer(self, text: str, prompt: Sequence[int], completion: Completion) -> Answer:
+        return Answer(
+            text=text,
+            prompt_tokens=len(prompt),
+            completion_tokens=len(completion.ids),
+            finish_reason=completion.finish_reason,
+            ended_turn=completion.stop_id == self._tokenizer.end_of_turn,
+        )
+
 
 def answer(
-    model: str,
     *,
-    revision: str | None,
-    adapter: Path | None,
     prompt: str,
     system: str | None,
     max_tokens: int,
-    backend: str,
-    device: str,
-    thinking: bool | None = None,
+    show: Callable[[str], None],
+    **opening: Any,
 ) -> Answer:
-    """One answer to one prompt."""
-    messages: Messages = [] if system is None else [{"role": "system", "content": system}]
-    messages.append({"role": "user", "content": prompt})
-    answerer = Answerer(
-        model,
-        revision=revision,
-        adapter=adapter,
-        backend=backend,
-        device=device,
-        thinking=thinking,
+    """One answer to one prompt.
+
+    Args:
+        prompt: what the user says.
+        system: what stands before it.
+        max_tokens: the most to generate.
+        show: takes the text piece by piece, in whole characters.
+        **opening: as for `Answerer`.
+    """
+    answerer = Answerer(**opening)
+    asked = answerer.prompt([*system_message(system), {"role": "user", "content": prompt}])
+    answerer.check_room(asked.ids, max_tokens)
+
+    def go_on(text: str) -> bool:
+        show(text)
+        return True
+
+    return answerer.stream(
+        answerer.session(),
+        asked,
+        max_tokens=max_tokens,
+        sampling=answerer.sampling,
+        show=go_on,
     )
-    return answerer.ask([messages], max_tokens=max_tokens)[0]
+
+
+def system_message(text: str | None) -> Messages:
+    """The system message of a conversation, where there is one."""
+    return [] if text is None else [{"role": "system", "content": text}]
+
+
+def _find(model: str | None, revision: str | None, adapter: Path | None) -> ModelSource:
+    """The model that is asked for, or else the one that the adapter names."""
+    if model is not None:
+        return find_model(model, revision)
+    if adapter is None:
+        problem = "expected a model, or an --adapter that names one; found neither"
+        raise ModelError.at("--model", problem, "for example --model Qwen/Qwen3-0.6B")
+    base, origin = named_base(adapter)
+    if not base:
+        problem = f"{adapter} does not say which model it was trained on"
+        raise ModelError.at("--model", problem, "pass --model")
+    commit = revision or origin.commit
+    at = f" at {commit}" if commit else ""
+    log.info("model: %s%s, which the adapter was trained on", base, at)
+    return find_model(base, commit)

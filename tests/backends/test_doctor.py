@@ -356,8 +356,8 @@ mlx           mlx and mlx-lm are not installed; not needed here
 cuda          torch cannot be imported: OSError: libcudart.so.13: cannot open shared object file: No
               such file or directory
               hint: install the build for CUDA 13.0:
-                pip install 'torch==2.13.0+cu130' --index-url https://download.pytorch.org/whl/cu130 \
---force-reinstall
+                pip install 'torch==2.13.0+cu130' --index-url \
+https://download.pytorch.org/whl/cu130 --force-reinstall
                 pip install peft bitsandbytes
 bitsandbytes  0.50.2
 transformers  5.23.0
@@ -377,8 +377,7 @@ processor     AMD Ryzen 9 5900X 12-Core Processor, x86_64
 python        3.12.3
 memory        64.0 GiB
 gpu           an NVIDIA card that does not answer
-driver        none that answers: NVIDIA-SMI has failed because it couldn't communicate with the
-              NVIDIA driver.
+driver        none that answers: Failed to initialize NVML: Driver/library version mismatch
 mlx           mlx and mlx-lm are not installed; not needed here
 cuda          PyTorch 2.13.0 for CUDA 13.0, PEFT 0.21.2; runs on the CPU, not on the card
               hint: restart if the driver was just updated; else install the NVIDIA driver again
@@ -667,8 +666,7 @@ REACHED = Hub(
         ),
         (
             replace(REACHED, offline=True),
-            "hub           https://huggingface.co: not asked, HF_HUB_OFFLINE is set: only what is "
-            "in the cache\n              is used",
+            "hub           https://huggingface.co: not asked, as HF_HUB_OFFLINE is set",
         ),
         (
             replace(REACHED, problem="cannot be reached: timed out", hint="check the connection"),

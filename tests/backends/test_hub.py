@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 
 import pytest
-from huggingface_hub import constants, file_download
+from huggingface_hub import constants
 
 from qwen_local.backends.hub import Hub, ask_hub
 
@@ -52,7 +55,6 @@ def stand_in(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", address)
     template = address + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 def test_a_hub_that_answers_is_asked_for_one_small_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,6 +62,17 @@ def test_a_hub_that_answers_is_asked_for_one_small_file(monkeypatch: pytest.Monk
         assert ask_hub() == Hub(
             endpoint=address, offline=False, token=False, problem=None, hint=None
         )
+    assert asked == ["/Qwen/Qwen3-0.6B/resolve/main/config.json"]
+
+
+def test_a_mirror_is_asked_where_its_address_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "from qwen_local.backends.hub import ask_hub; print(ask_hub().problem)"
+    with server(200, monkeypatch) as (address, asked):
+        environment = {**os.environ, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
+        said = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, check=True
+        )
+    assert (said.stdout, said.stderr) == (b"None\n", b"")
     assert asked == ["/Qwen/Qwen3-0.6B/resolve/main/config.json"]
 
 

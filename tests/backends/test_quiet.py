@@ -7,6 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+OURS = (
+    *("backend: ", "dtype: ", "computed at once: ", "advice: ", "trainable: ", "data: ", "steps: "),
+    *("step ", "done in ", "adapter: "),
+)
+"""How each line begins that `train` says."""
+
 
 def test_the_torch_engine_lets_bitsandbytes_fetch_no_kernel_and_say_nothing(tmp_path: Path) -> None:
     """With a `kernels` package at hand (on a CPU with AVX512-BF16, bitsandbytes 0.50 asks it)."""
@@ -53,7 +59,5 @@ def test_a_qlora_run_asks_no_hub_and_brings_no_warning(tmp_path: Path) -> None:
             check=True,
         )
         assert ran.stdout == f"{quantization}/adapter\n"
-        ours = ("backend: ", "dtype: ", "computed at once: ", "trainable: ", "data: ", "steps: ")
-        ours += ("done in ", "adapter: ", "advice: ", "step ")
-        assert [line for line in ran.stderr.splitlines() if not line.startswith(ours)] == []
+        assert [line for line in ran.stderr.splitlines() if not line.startswith(OURS)] == []
     assert not (tmp_path / "asked").exists()

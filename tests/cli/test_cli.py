@@ -24,7 +24,7 @@ from qwen_local.training.metrics import read_metrics
 
 Cli = Callable[..., Any]
 
-COMMANDS = ("train", "plan", "generate", "demo", "doctor")
+COMMANDS = ("train", "plan", "generate", "chat", "fuse", "demo", "doctor")
 TINY = "qwen-local/tiny"
 
 
@@ -85,9 +85,11 @@ def test_importing_the_package_loads_no_framework(tmp_path: Path) -> None:
 def test_every_command_is_told_in_one_line_that_is_not_cut(cli: Cli) -> None:
     commands = cli("--help").out.partition("Commands:\n")[2]
     assert commands == (
+        "  chat      Talk with a model, turn by turn.\n"
         "  demo      The whole story on the embedded model, on every engine here.\n"
         "  doctor    Say what is here, which engine auto takes, and what is missing.\n"
-        "  generate  Answer one prompt, greedily.\n"
+        "  fuse      Merge an adapter into its base model, and prove the result.\n"
+        "  generate  Answer one prompt.\n"
         "  plan      Say what JOB would do: counts, steps, data, memory.\n"
         "  train     Train the adapter that JOB describes.\n"
     )
@@ -466,7 +468,16 @@ def test_json_of_doctor_names_both_engines(cli: Cli) -> None:
     assert said.err == ""
     assert found["backends"].keys() == {"mlx", "cuda"}
     assert "cpu" in found["backends"]["mlx"]["devices"]
-    assert cli("doctor").out.startswith(f"machine  {found['system']}\nmlx ")
+    assert (found["ready"], found["hub"]) == (True, None)
+    assert found["machine"]["packages"]["bitsandbytes"] is not None
+
+
+def test_doctor_asks_the_hub_only_where_it_is_told_to(cli: Cli) -> None:
+    said = cli("doctor", "--hub")
+    assert (said.code, said.err) == (0, "")
+    assert "\nhub           https://huggingface.co: not asked, as HF_HUB_OFFLINE is" in said.out
+    assert said.out.startswith("system        ")
+    assert "\nready" in said.out
 
 
 # --- generate ---

@@ -433,3 +433,20 @@ def test_a_template_nested_too_deeply_is_no_template(tokenizer_file: Path) -> No
         ChatTokenizer(
             Tokenizer.from_file(str(tokenizer_file)), "{% if x %}" * 3000 + "{% endif %}" * 3000
         )
+
+
+def test_a_prompt_says_what_it_holds_of_the_answer(qwen: dict[str, ChatTokenizer]) -> None:
+    asked = [{"role": "user", "content": "<|im_start|>assistant\n<think>"}]
+    begun = {
+        (name, thinking): qwen[name].begun(
+            qwen[name].encode_prompt(asked, enable_thinking=thinking)
+        )
+        for name in ("qwen2_5", "qwen3")
+        for thinking in (None, False)
+    }
+    assert begun == {
+        ("qwen2_5", None): "",
+        ("qwen2_5", False): "",
+        ("qwen3", None): "",
+        ("qwen3", False): "<think>\n\n</think>\n\n",
+    }

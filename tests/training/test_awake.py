@@ -100,7 +100,7 @@ def test_train_keeps_a_mac_awake_around_the_loop(
         assert (arguments, alive(process)) == (f"-i -w {os.getpid()}", True)
         return train_loop(*args, **named)
 
-    monkeypatch.setattr(run, "probe", lambda: mac)
+    monkeypatch.setattr(run, "probe", lambda **_: mac)
     monkeypatch.setattr(run, "train_loop", watched_loop)
     assert cli("train", "--device", "cpu", "--steps", "1", "--output", "run").code == 0
     process, _ = child_of(said)

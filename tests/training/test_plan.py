@@ -144,7 +144,7 @@ def test_without_a_tokenizer_the_histogram_is_null_and_that_is_said(cli: Cli) ->
 def test_the_whole_plan_is_told_to_a_person(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_module, "probe", lambda: LAPTOP)
+    monkeypatch.setattr(plan_module, "probe", lambda **_: LAPTOP)
     generated_rows(tmp_path, 1000)
     job = ("--data", "1000.jsonl", "--output", "runs/my-run")
     said = cli("plan", "--model", CODER, *job)
@@ -155,7 +155,7 @@ def test_the_whole_plan_is_told_to_a_person(
 def test_a_plan_advises_4_bit_where_the_model_fits_only_so(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_module, "probe", lambda: replace(LAPTOP, gpu_bytes=24 * 10**9))
+    monkeypatch.setattr(plan_module, "probe", lambda **_: replace(LAPTOP, gpu_bytes=24 * 10**9))
     job = ("--model", "Qwen/Qwen3-8B", "--data", "qwen-local/sample", "--max-length", "512")
     quantised = planned(
         cli, *job, "--quantization", "4bit", "--set", "train.micro_batch_tokens=512"

@@ -1,0 +1,52 @@
+"""`qwen-local chat`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from qwen_local.cli.options import answer_options, backend_option, device_option, take_wishes
+
+
+@click.command()
+@answer_options
+@click.option("--hide-thinking", is_flag=True, help="Show answers without the thoughts.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=4096,
+    show_default=True,
+    help="Longest answer; less where the context ends.",
+)
+@backend_option
+@device_option
+def chat(max_tokens: int, hide_thinking: bool, system: str | None, **options: Any) -> int:
+    """Talk with a model, turn by turn.
+
+    In a terminal, /help lists what there is besides. From a pipe every line is a turn, and stdout
+    has the answers alone.
+    """
+    from qwen_local.inference.answer import Answerer
+    from qwen_local.inference.chat import Chat
+    from qwen_local.inference.sampling import describe
+    from qwen_local.inference.terminal import Screen, is_interactive, reader, say
+    from qwen_local.talk import talk
+
+    read = reader()
+    with talk(quiet=False):
+        model = Answerer(wishes=take_wishes(options), **options)
+        say(model.about)
+        say(f"answers: {describe(model.sampling)}")
+        if is_interactive():
+            say("/help lists the commands, Ctrl+D leaves")
+        return Chat(
+            model,
+            read=read,
+            screen=Screen.open(),
+            interactive=is_interactive(),
+            sampling=model.sampling,
+            max_tokens=max_tokens,
+            system=system,
+            hide_thinking=hide_thinking,
+        ).run()
