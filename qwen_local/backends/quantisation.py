@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from qwen_local.backends.select import Choice, Engine, Machine, quantization_fault
 from qwen_local.errors import Fault, ModelError
@@ -24,6 +25,8 @@ def check_quantization(
     name: str,
     architecture: Architecture,
     quantization: Quantization,
+    *,
+    asked_by: str = "model.quantization",
 ) -> None:
     """Refuse what the chosen engine cannot load, before anything is fetched or loaded.
 
@@ -33,11 +36,12 @@ def check_quantization(
         name: the model, as messages name it.
         architecture: its figures.
         quantization: what is asked for.
+        asked_by: the key or flag that asks for it, as messages name it.
 
     Raises:
         ModelError: every fault at once.
     """
-    if faults := list(_faults(machine, choice, name, architecture, quantization)):
+    if faults := list(_faults(machine, choice, name, architecture, quantization, asked_by)):
         raise ModelError(faults)
 
 
@@ -47,6 +51,7 @@ def _faults(
     name: str,
     architecture: Architecture,
     quantization: Quantization,
+    asked_by: str,
 ) -> Iterator[Fault]:
     stored = architecture.stored
     if stored is not None:
@@ -60,15 +65,15 @@ def _faults(
             )
         if quantization != "none":
             problem = f"{name} is quantised already, to {stored.bits} bits"
-            yield Fault("model.quantization", problem, "leave it out")
+            yield Fault(asked_by, problem, "leave it out")
             return
         quantization = "8bit" if stored.scheme == "int8" else "4bit"  # needs the same packages
     if quantization == "none":
         return
     if (fault := quantization_fault(machine, choice, quantization)) is not None:
-        yield fault
+        yield replace(fault, where=asked_by)
     if choice.backend == "mlx" and stored is None:
         for target, (_, columns) in architecture.linear_shapes().items():
             if columns % MLX_GROUP:
                 problem = f"MLX quantises groups of {MLX_GROUP} weights; {target} has {columns}"
-                yield Fault("model.quantization", problem, "set model.quantization=none")
+                yield Fault(asked_by, problem, "set it to none")

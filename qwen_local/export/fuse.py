@@ -29,6 +29,7 @@ from qwen_local.errors import BackendError, InputError, ModelError
 from qwen_local.export.merge import linear_names, merged_tensors, open_weights, write_shards
 from qwen_local.export.proof import Proof, Readings, Samples, check, compare, make_samples, read
 from qwen_local.files import write_json
+from qwen_local.inference.answer import PROOF
 from qwen_local.job import Quantization, read_job
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.source import ModelFiles, fetch, find_model
@@ -112,10 +113,10 @@ def fuse(
     held = origin.quantization if quantization is None else quantization
     choice = _choose(machine, backend, device, origin, held)
     architecture = source.architecture(download=True)
-    check_quantization(machine, choice, source.name, architecture, held)
+    check_quantization(machine, choice, source.name, architecture, held, asked_by="--quantization")
     if requantize != "none":
         plain = replace(architecture, stored=None)
-        check_quantization(machine, choice, source.name, plain, requantize)
+        check_quantization(machine, choice, source.name, plain, requantize, asked_by="--requantize")
     trained = load_adapter(adapter, architecture)
     files = fetch(source)
     tokenizer = ChatTokenizer.load(files.folder)
@@ -147,7 +148,7 @@ def fuse(
             requantized=requantize,
             proof=proof,
         )
-        write_json(new / "proof.json", {**result.to_json(), "adapter": str(adapter)})
+        write_json(new / PROOF, {**result.to_json(), "adapter": str(adapter)})
         if output.exists():
             output.rmdir()  # empty, as was checked
         new.rename(output)

@@ -33,6 +33,8 @@ from qwen_local.models.source import ModelSource, fetch, find_model
 
 Messages = list[dict[str, str]]
 
+PROOF = "proof.json"
+"""What `fuse` leaves beside a merged model."""
 ENGINES = {"mlx": "MLX", "cuda": "PyTorch"}
 
 log = logging.getLogger("qwen_local")
@@ -91,8 +93,9 @@ class Answerer:
             dtype: of the frozen model.
             quantization: what its blocks' linear layers are held in; None as the adapter was
                 trained.
-            thinking: for templates that know it; None begins an adapter's answer where the training
-                of plain answers began it, and leaves the bare model to its template.
+            thinking: for templates that know it; None begins an adapter's answer, merged or not,
+                where the training of plain answers began it, and leaves the bare model to its
+                template.
             wishes: how answers are drawn where they come one at a time.
 
         Raises:
@@ -108,7 +111,14 @@ class Answerer:
             log.warning("the adapter was made for %s; this is %s", loaded.base or "?", source.name)
         if quantization is None:
             quantization = "none" if loaded is None else loaded.origin.quantization
-        check_quantization(machine, choice, source.name, files.architecture, quantization)
+        check_quantization(
+            machine,
+            choice,
+            source.name,
+            files.architecture,
+            quantization,
+            asked_by="--quantization",
+        )
         held_in, _ = resolve_dtype(machine, choice, dtype)
         self.sampling: Sampling = choose_sampling(
             sampling_defaults(files.folder, source.name), wishes
@@ -119,7 +129,7 @@ class Answerer:
         self._tokenizer = ChatTokenizer.load(files.folder)
         self._tokenizer.check_fits(files.architecture.vocabulary, source.name)
         self._thinking = thinking
-        if thinking is None and adapter is not None:
+        if thinking is None and (adapter is not None or (files.folder / PROOF).is_file()):
             self._thinking = self._tokenizer.thinking_as_trained()
         self._engine = open_backend(
             choice,

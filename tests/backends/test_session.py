@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -242,13 +243,25 @@ def test_a_cold_or_narrow_draw_is_the_likeliest_token(backend: Backend) -> None:
         assert say(session, prompt_of(20), sampling=narrow) == likeliest
 
 
+def test_nothing_narrows_a_draw_but_what_is_set(backend: Backend) -> None:
+    """transformers would draw from 50 tokens where it is told nothing."""
+    session = backend.session()
+    flat = Sampling(temperature=100.0)
+    drawn = {
+        say(session, prompt_of(20), max_tokens=1, sampling=replace(flat, seed=seed)).ids
+        for seed in range(100)
+    }
+    assert len(drawn) > 60
+    assert len(set(say(session, prompt_of(20), max_tokens=20, sampling=flat).ids)) > 10
+
+
 @pytest.mark.parametrize(
     "sampling",
     [
         Sampling(temperature=0.6, top_p=0.8, top_k=20),
         Sampling(temperature=1.7, top_p=0.5, top_k=1000),
         Sampling(temperature=0.7, min_p=0.1),
-        Sampling(temperature=0.02, top_p=0.9),
+        Sampling(temperature=0.01, top_p=0.9),
         Sampling(temperature=1.2, top_p=0.95, top_k=5, min_p=0.3),
     ],
 )
@@ -261,7 +274,7 @@ def test_both_engines_draw_by_the_same_odds(sampling: Sampling) -> None:
     from qwen_local.backends.cuda.session import _settings
     from qwen_local.backends.mlx.session import narrowed
 
-    logits = np.random.default_rng(0).normal(0, 3, (1, 320)).astype(np.float32)
+    logits = np.random.default_rng(0).normal(0, 1, (1, 320)).astype(np.float32)
     scores = torch.from_numpy(logits)
     settings = _settings(sampling, 1, [STOP])
     kinds = [

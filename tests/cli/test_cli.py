@@ -345,8 +345,10 @@ def test_a_run_leaves_its_files_and_a_job_that_reads_back(
     assert sorted(path for path, content in files_in(tmp_path / "run").items() if content) == [
         "adapter/mlx/adapter_config.json",
         "adapter/mlx/adapters.safetensors",
+        "adapter/mlx/qwen_local.json",
         "adapter/peft/adapter_config.json",
         "adapter/peft/adapter_model.safetensors",
+        "adapter/peft/qwen_local.json",
         "data.json",
         "environment.json",
         "job.yaml",

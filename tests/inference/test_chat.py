@@ -321,7 +321,9 @@ def test_ctrl_c_is_the_program_s_own_again_after_an_answer() -> None:
 def test_ctrl_c_at_the_prompt_clears_the_line_and_then_says_how_to_leave(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    talk(Scripted("a"), [CTRL_C, "Hi", CTRL_C, '"""', "lost", CTRL_C, CTRL_C])
+    talk(Scripted("a"), [CTRL_C, "Hi", CTRL_C, '"""', "lost"])
+    assert capsys.readouterr().err == ""
+    talk(Scripted("a"), ['"""', "lost", CTRL_C, CTRL_C, CTRL_C])
     assert capsys.readouterr().err == "(Ctrl+D leaves)\n"
 
 

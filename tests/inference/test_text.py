@@ -48,6 +48,12 @@ def test_all_pieces_are_what_all_tokens_decode_to(ids: list[int]) -> None:
     assert "".join(pieces(ids)) == TINY.decode(ids)
 
 
+def test_a_control_token_within_a_character_has_no_text() -> None:
+    first, *others = TINY.encode_text("🙂").ids[:-1]
+    ids = [first, *[TINY.end_of_turn] * 5, *others]
+    assert "".join(pieces(ids)) == TINY.decode(ids) == "🙂"
+
+
 def test_what_a_token_costs_does_not_grow_with_the_text() -> None:
     longest = 0
 
