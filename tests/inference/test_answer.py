@@ -125,6 +125,26 @@ def test_a_prompt_says_whether_it_opens_the_thoughts(tmp_path: Path) -> None:
     assert openings == {None: "", False: "", True: "<think>\n"}
 
 
+PLAIN = """\
+{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}
+{%- if m.role == 'assistant' %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}
+{{- m.content + '<|im_end|>\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}
+{%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}
+{%- endif %}{% endif %}"""
+"""As Qwen3's for a last turn: an empty think block stands before a plain answer."""
+
+
+def test_a_fused_model_is_asked_as_its_adapter_was(tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model_path(), tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(PLAIN)
+    asked = [{"role": "user", "content": "Hi"}]
+    bare = open_it(str(folder)).prompt(asked).ids
+    (folder / "proof.json").write_text("{}")
+    merged = open_it(str(folder)).prompt(asked).ids
+    assert merged == open_it(str(folder), thinking=False).prompt(asked).ids != bare
+
+
 # --- the model ---
 
 
