@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,13 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, made_for: str)
     from safetensors.numpy import save
 
     path.write_bytes(save(dict(arrays), metadata={"format": made_for}))
+
+
+def readable_by_all(path: Path) -> None:
+    """Give a file or folder the rights that a new one has, where a library kept it to its owner."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -104,7 +104,7 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
     return make
 
 
-def save_random_model(folder: Path, model_type: str, *, tied: bool) -> None:
+def save_random_model(folder: Path, model_type: str, *, tied: bool, intermediate: int = 96) -> None:
     """A model whose widths all differ, so that a transposed matrix cannot go unseen."""
     import torch
     import transformers
@@ -116,7 +116,7 @@ def save_random_model(folder: Path, model_type: str, *, tied: bool) -> None:
     }[model_type](
         vocab_size=VOCABULARY,
         hidden_size=64,
-        intermediate_size=96,
+        intermediate_size=intermediate,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,

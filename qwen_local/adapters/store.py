@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from qwen_local.adapters.peft_layout import write_peft
 from qwen_local.errors import Fault, ModelError
 from qwen_local.files import read_arrays, replace_folder, write_json
 from qwen_local.models.architecture import Architecture
+from qwen_local.models.source import ModelSource, find_model
+
+log = logging.getLogger("qwen_local")
 
 PEFT_WEIGHTS, MLX_WEIGHTS = "adapter_model.safetensors", "adapters.safetensors"
 ORIGIN = "qwen_local.json"
@@ -50,6 +54,37 @@ def named_base(path: Path) -> tuple[str, Origin]:
     origin = folder / ORIGIN
     found = read_origin(_read_config(origin), str(origin)) if origin.exists() else Origin()
     return str(config.get(key) or ""), found
+
+
+def base_of(model: str | None, revision: str | None, adapter: Path | None) -> ModelSource:
+    """The model that is asked for, or else the one that the adapter names, at the commit it names.
+
+    Raises:
+        ModelError: neither gives one.
+    """
+    if adapter is None:
+        if model is None:
+            problem = "expected a model, or an --adapter that names one; found neither"
+            raise ModelError.at("--model", problem, "for example --model Qwen/Qwen3-0.6B")
+        return find_model(model, revision)
+    base, origin = named_base(adapter)
+    if not (model or base):
+        problem = f"{adapter} does not say which model it was trained on"
+        raise ModelError.at("--model", problem, "pass --model")
+    if model not in (None, base):
+        return find_model(str(model), revision)
+    try:
+        source = find_model(base, revision)
+    except ModelError as error:
+        named = f"--adapter {adapter}: its base model {base}"
+        hint = "pass --model with the place where it is now"
+        raise ModelError([Fault(named, f.problem, hint) for f in error.faults]) from None
+    if source.kind == "hub" and revision is None:
+        source = replace(source, revision=origin.commit)
+    if model is None:
+        at = f" at {source.revision}" if source.revision else ""
+        log.info("model: %s%s, which the adapter was trained on", base, at)
+    return source
 
 
 def load_adapter(path: Path, architecture: Architecture) -> Adapter:

@@ -10,7 +10,7 @@ Shapes: R = rows, N = supervised positions, D = hidden size, V = vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -212,6 +212,13 @@ class Backend(Protocol):
         """What the model expects after each of the last tokens: float32 [last, V]."""
         ...
 
+    def put_weights(self, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
+        """Replace frozen weights by these float32 arrays, named as in a model's files.
+
+        Only for a bare model that is not quantised.
+        """
+        ...
+
     def peak_memory_bytes(self) -> int:
         """Peak so far: device memory on a GPU, resident memory of the process on a CPU."""
         ...
@@ -231,8 +238,8 @@ class Weights(Protocol):
 
         Args:
             name: as in `Architecture.weight_shapes`.
-            quantization: what it is quantised to when it is loaded; `none` leaves floats as they
-                are, and reads codes that the file holds already.
+            quantization: what it is quantised to when it is loaded; `none` for what is not, and
+                wherever the file holds codes, which are read as the floats that they stand for.
         """
         ...
 
@@ -262,15 +269,6 @@ class Weights(Protocol):
     def config(self, quantization: Quantization, dtype: str) -> dict[str, Any]:
         """What config.json says of files whose weights `write` quantised."""
         ...
-
-
-def readable_by_all(path: Path) -> None:
-    """Give a file the rights that a new one has: safetensors leaves it to its owner alone."""
-    import os
-
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
 
 
 def dropout_seed(seed: int, step: int, micro_batch: int) -> int:

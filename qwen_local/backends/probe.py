@@ -47,11 +47,11 @@ def probe(*, thorough: bool = False) -> Machine:
         torch, torch_fault = _engine("cuda")
         capability, torch_says = _card_of_torch(torch)
         torch_says = torch_says or _words_on_cuda(said)
-        bitsandbytes_fault = None
+        broken_bitsandbytes = None
         if thorough and mlx is not None:
             mlx, mlx_fault = _with(mlx, "mlx_lm")
         if thorough and torch is not None:
-            bitsandbytes_fault = _bitsandbytes_fault()  # first: PEFT would import it, and loudly
+            broken_bitsandbytes = bitsandbytes_fault()  # first: PEFT would import it, and loudly
             torch, torch_fault = _with(torch, "transformers", "peft")
     metal = mlx is not None and mlx.metal.is_available()
     architectures = () if torch is None else tuple(torch.cuda.get_arch_list())
@@ -78,7 +78,7 @@ def probe(*, thorough: bool = False) -> Machine:
         torch_cuda=None if torch is None else torch.version.cuda,
         torch_says=torch_says,
         architectures=architectures,
-        bitsandbytes_fault=bitsandbytes_fault,
+        bitsandbytes_fault=broken_bitsandbytes,
         cuda=cuda,
         bfloat16=metal or (cuda and capability is not None and capability >= BFLOAT16_SINCE),
         nvidia=driver is not None or _nvidia_in_the_machine(),
@@ -121,7 +121,7 @@ def _with(framework: ModuleType, *beside: str) -> tuple[ModuleType | None, str |
     return framework, None
 
 
-def _bitsandbytes_fault() -> str | None:
+def bitsandbytes_fault() -> str | None:
     """How bitsandbytes is broken; it imports even where its library for the GPU does not load."""
     if _version("bitsandbytes") is None:
         return None

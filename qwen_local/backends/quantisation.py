@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from qwen_local.backends.select import Choice, Engine, Machine, quantization_fault
+from qwen_local.adapters.lora import Origin
+from qwen_local.backends.probe import bitsandbytes_fault
+from qwen_local.backends.select import Choice, Engine, Machine, choose, quantization_fault
 from qwen_local.errors import Fault, ModelError
 from qwen_local.job import Quantization
-from qwen_local.models.architecture import Architecture
+from qwen_local.models.architecture import Architecture, Stored
 
 SCHEMES = {
     "affine": "the affine codes of MLX",
@@ -17,6 +19,32 @@ SCHEMES = {
 }
 MLX_GROUP = 64
 """Weights of a row that share a scale in `backends/mlx/quantised.py`."""
+
+
+def choose_for(
+    machine: Machine, backend: str, device: str, architecture: Architecture, origin: Origin
+) -> Choice:
+    """The engine for what was trained: where `--backend auto` leaves it open, the one whose codes
+    the base was held in. Elsewhere as `choose`, whose errors it has.
+
+    Args:
+        machine: where it is to run.
+        backend: as given.
+        device: as given.
+        architecture: of the base.
+        origin: of the adapter.
+    """
+    wanted: Engine | None = origin.backend if origin.quantization != "none" else None
+    if architecture.stored is not None:
+        wanted = engine_of(architecture.stored)
+    if wanted is None or backend != "auto":
+        return choose(machine, backend, device)
+    return replace(choose(machine, wanted, device), reason="the base's codes are those of it")
+
+
+def engine_of(stored: Stored) -> Engine:
+    """The engine that reads these codes."""
+    return "mlx" if stored.scheme == "affine" else "cuda"
 
 
 def check_quantization(
@@ -55,7 +83,7 @@ def _faults(
 ) -> Iterator[Fault]:
     stored = architecture.stored
     if stored is not None:
-        readers: Engine = "mlx" if stored.scheme == "affine" else "cuda"
+        readers = engine_of(stored)
         if readers != choice.backend:
             yield Fault(
                 name,
@@ -65,11 +93,13 @@ def _faults(
             )
         if quantization != "none":
             problem = f"{name} is quantised already, to {stored.bits} bits"
-            yield Fault(asked_by, problem, "leave it out")
+            yield Fault(asked_by, problem, "take none, or the model as it was published")
             return
         quantization = "8bit" if stored.scheme == "int8" else "4bit"  # needs the same packages
     if quantization == "none":
         return
+    if choice.backend == "cuda" and machine.bitsandbytes_fault is None:
+        machine = replace(machine, bitsandbytes_fault=bitsandbytes_fault())
     if (fault := quantization_fault(machine, choice, quantization)) is not None:
         yield replace(fault, where=asked_by)
     if choice.backend == "mlx" and stored is None:

@@ -32,8 +32,8 @@ __all__ = [
     "without_engine",
 ]
 
-INT8_SINCE = (7, 5)
-"""First cards on which bitsandbytes computes LLM.int8(), by its own documentation."""
+NF4_SINCE, INT8_SINCE = (6, 0), (7, 5)
+"""First cards on which bitsandbytes computes NF4 and LLM.int8(), by its own documentation."""
 
 OLDEST_MACOS = (14, 0)
 """Of MLX."""
@@ -176,9 +176,16 @@ def quantization_fault(machine: Machine, choice: Choice, quantization: str) -> F
         return Fault(where, f"{needs}, which is not installed", "pip install bitsandbytes")
     if machine.bitsandbytes_fault is not None:
         problem = f"{needs}, which does not work: {machine.bitsandbytes_fault}"
-        return Fault(where, problem, "pip install --force-reinstall --no-deps bitsandbytes")
+        return Fault(where, problem, "pip install --upgrade --no-deps bitsandbytes")
     card = machine.gpu_capability
-    if quantization == "8bit" and choice.device == "gpu" and card is not None and card < INT8_SINCE:
+    if choice.device == "cpu" or card is None:
+        return None
+    if card < NF4_SINCE:
+        problem = (
+            f"bitsandbytes needs a card of compute capability 6.0 or later; found {machine.gpu}"
+        )
+        return Fault(where, problem, "use none")
+    if quantization == "8bit" and card < INT8_SINCE:
         problem = f"8bit needs a card of compute capability 7.5 or later; found {machine.gpu}"
         return Fault(where, problem, "use 4bit")
     return None

@@ -4,35 +4,53 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from safetensors import SafetensorError
 
 from qwen_local.adapters.lora import Adapter, Origin
-from qwen_local.adapters.store import load_adapter, named_base
+from qwen_local.adapters.store import base_of, load_adapter, named_base
 from qwen_local.backends.base import Backend, Setup
-from qwen_local.backends.quantisation import check_quantization
+from qwen_local.backends.quantisation import check_quantization, choose_for
 from qwen_local.backends.select import (
     Choice,
     DType,
     Machine,
-    choose,
     open_backend,
     probe,
 )
 from qwen_local.datasets.tokenizer import ChatTokenizer
-from qwen_local.errors import BackendError, InputError, ModelError
-from qwen_local.export.merge import linear_names, merged_tensors, open_weights, write_shards
-from qwen_local.export.proof import Proof, Readings, Samples, check, compare, make_samples, read
-from qwen_local.files import write_json
-from qwen_local.inference.answer import PROOF
+from qwen_local.errors import BackendError, InputError
+from qwen_local.export.merge import (
+    ExportError,
+    linear_names,
+    merged_tensors,
+    open_weights,
+    verified,
+    write_shards,
+)
+from qwen_local.export.proof import (
+    Proof,
+    Readings,
+    Samples,
+    allowed_difference,
+    check,
+    compare,
+    make_samples,
+    read,
+)
+from qwen_local.files import readable_by_all, write_json
 from qwen_local.job import Quantization, read_job
 from qwen_local.models.architecture import Architecture
-from qwen_local.models.source import ModelFiles, fetch, find_model
+from qwen_local.models.source import PROOF, ModelFiles, fetch, find_model
 from qwen_local.models.weights import float_type
 from qwen_local.rows import Rows
 from qwen_local.training.run import prepare_data
@@ -50,8 +68,10 @@ COPIED = (
     "merges.txt",
 )
 """What goes along as it is, where the base has it."""
-ROWS = 32
-"""Rows of the run's data that the loss is measured on."""
+ROWS, READ = 32, 640
+"""Rows of the run's data that the loss is measured on, and records that are read for them."""
+FLOAT32_BYTES = 4.5
+"""Of a parameter, while the model is run in float32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,42 +123,41 @@ def fuse(
         InputError: something cannot be used as given; nothing was written.
         ExportError: the merged model is not what was trained; nothing was left behind.
     """
-    check_free(output)
+    given = Path(os.path.expanduser(output))  # noqa: PTH111 - Path raises for `~nobody`
+    check_free(given)
+    place = Path(os.path.realpath(given))  # a link to an empty folder stays a link
     machine = probe()
     base, origin = named_base(adapter)
-    if not (model or base):
-        problem = f"{adapter} does not say which model it was trained on"
-        raise ModelError.at("--model", problem, "pass --model")
-    source = find_model(model or base, revision or (None if model else origin.commit))
-    held = origin.quantization if quantization is None else quantization
-    choice = _choose(machine, backend, device, origin, held)
+    source = base_of(model, revision, adapter)
     architecture = source.architecture(download=True)
-    check_quantization(machine, choice, source.name, architecture, held, asked_by="--quantization")
+    held = origin.quantization if quantization is None else quantization
+    choice = _choose(machine, backend, device, architecture, replace(origin, quantization=held))
+    asked_by = f"--adapter {adapter}: trained on a {held} base" if quantization is None else None
+    check_quantization(
+        machine, choice, source.name, architecture, held, asked_by=asked_by or "--quantization"
+    )
     if requantize != "none":
         plain = replace(architecture, stored=None)
         check_quantization(machine, choice, source.name, plain, requantize, asked_by="--requantize")
+    choice = with_room(machine, choice, architecture, device)
     trained = load_adapter(adapter, architecture)
+    if base not in ("", source.name):
+        log.warning("the adapter was made for %s; this is %s", base, source.name)
     files = fetch(source)
+    rounded = float_type(files.folder) if dtype == "auto" else dtype
+    check_disk(place, architecture.parameters() * (4 if rounded == "float32" else 2))
     tokenizer = ChatTokenizer.load(files.folder)
     tokenizer.check_fits(architecture.vocabulary, source.name)
-    choice = _with_room(machine, choice, architecture)
     log.info("backend: %s on the %s (%s)", choice.backend, choice.device, choice.reason)
-    rounded = float_type(files.folder) if dtype == "auto" else dtype
-    samples, live, bare = _ask_live(
-        files, trained, choice, held, tokenizer, _rows_of_run(adapter, tokenizer)
-    )
-    new = output.with_name(f".new-{output.name}")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    try:
+    with _to_be(place) as new:
+        rows = _rows_of_run(adapter, tokenizer)
+        samples, live, bare = _ask_live(files, trained, choice, held, tokenizer, rows)
         _write(new, files, trained, choice, tokenizer, rounded, held, requantize)
-        export = fetch(find_model(str(new)))
-        merged = _open(export, choice)
-        exact = rounded == "float32" and requantize == "none" and not _rounds_inputs(choice, held)
-        proof = compare(
-            live, bare, read(merged, samples), exact=exact, tokens=samples.rows.supervised
-        )
-        check(proof, quantised=requantize != "none")
+        fusion = _Fusion(new, files, trained, choice, rounded, held)
+        if requantize == "none":
+            proof = fusion.prove(samples, live, bare)
+        else:
+            proof = fusion.prove_quantised(samples, live, bare)
         result = Fused(
             output=str(output),
             backend=choice.backend,
@@ -149,42 +168,65 @@ def fuse(
             proof=proof,
         )
         write_json(new / PROOF, {**result.to_json(), "adapter": str(adapter)})
-        if output.exists():
-            output.rmdir()  # empty, as was checked
-        new.rename(output)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     log.info("%s", proof.describe())
     return result
 
 
+@contextmanager
+def _to_be(output: Path) -> Iterator[Path]:
+    """A new folder beside `output`, which takes its place unless an error ends the `with`."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=".new-", dir=output.parent))
+    try:
+        yield new
+        check_free(output)  # meanwhile, too
+        readable_by_all(new)
+        new.replace(output)  # an empty folder gives way
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
 def _choose(
-    machine: Machine, backend: str, device: str, origin: Origin, held: Quantization
+    machine: Machine, backend: str, device: str, architecture: Architecture, origin: Origin
 ) -> Choice:
     """The engine: where the base was quantised the one that did it, whose codes are its own."""
-    if held == "none" or origin.backend is None:
-        return choose(machine, backend, device)
-    if backend not in ("auto", origin.backend):
+    if origin.quantization != "none" and backend not in ("auto", origin.backend or backend):
         raise BackendError.at(
             f"--backend {backend}",
-            f"the adapter was trained on a {held} base of --backend {origin.backend}, whose "
-            "weights no other engine has",
+            f"the adapter was trained on a {origin.quantization} base of --backend "
+            f"{origin.backend}, whose weights no other engine has",
             f"pass --backend {origin.backend}, or leave it out",
         )
-    return choose(machine, origin.backend, device)
+    return choose_for(machine, backend, device, architecture, origin)
 
 
-def _with_room(machine: Machine, choice: Choice, architecture: Architecture) -> Choice:
-    """The same choice, or the CPU where float32 copies of the model exceed the GPU."""
-    if choice.device == "gpu" and 5 * architecture.parameters() > machine.gpu_bytes:
-        why = "in float32, which the proof computes in, the model exceeds the GPU"
-        return Choice(choice.backend, "cpu", why)
-    return choice
+def with_room(machine: Machine, choice: Choice, architecture: Architecture, device: str) -> Choice:
+    """The same choice, or the CPU where a float32 copy of the model exceeds the GPU.
+
+    Raises:
+        BackendError: it does, and the GPU was asked for.
+    """
+    need = round(FLOAT32_BYTES * architecture.parameters())
+    if choice.device == "cpu" or need <= machine.gpu_bytes:
+        return choice
+    why = f"the proof computes in float32 and needs about {need / 1e9:.0f} GB; the GPU has less"
+    if device == "gpu":
+        raise BackendError.at("--device gpu", why, "leave it out: the CPU will do")
+    return Choice(choice.backend, "cpu", why)
 
 
-def _rounds_inputs(choice: Choice, held: Quantization) -> bool:
-    """Whether the live layers round what goes into them, as LLM.int8() does and no merged one."""
-    return choice.backend == "cuda" and held == "8bit"
+def check_disk(output: Path, need: int) -> None:
+    """Refuse a disk without room for the model.
+
+    Raises:
+        ExportError: how much is missing.
+    """
+    there = next(place for place in (output, *output.parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < need:
+        raise ExportError(
+            f"{output}: the model needs {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+        )
 
 
 def _open(
@@ -225,18 +267,77 @@ def _ask_live(
     return samples, live, read(engine, samples)
 
 
+@dataclass(frozen=True, slots=True)
+class _Fusion:
+    """A merged model in a folder, and what it was made from."""
+
+    folder: Path
+    base: ModelFiles
+    adapter: Adapter
+    choice: Choice
+    dtype: DType
+    held: Quantization
+
+    def prove(self, samples: Samples, live: Readings, bare: Readings) -> Proof:
+        """What the files say, and what the merge says that they are to hold, rounded.
+
+        Raises:
+            ExportError: it is not what the live adapter says.
+        """
+        files = fetch(find_model(str(self.folder)))
+        engine = _open(files, self.choice)
+        export = read(engine, samples)
+        written = open_weights(self.choice, files)
+        engine.put_weights(verified(self._merged(self.adapter), written, self.dtype))
+        merge = read(engine, samples)
+        allowed = allowed_difference(live)
+        if self._rounds_inputs():
+            engine.put_weights(self._merged(replace(self.adapter, arrays={})))
+            allowed = allowed_difference(live, bare, read(engine, samples))
+        proof = compare(live, bare, export, merge, tokens=samples.rows.supervised)
+        check(proof, allowed=allowed)
+        return proof
+
+    def prove_quantised(self, samples: Samples, live: Readings, bare: Readings) -> Proof:
+        """What the files say that were quantised again; errors as above."""
+        engine = _open(fetch(find_model(str(self.folder))), self.choice)
+        export = read(engine, samples)
+        proof = compare(live, bare, export, None, tokens=samples.rows.supervised)
+        check(proof, allowed=0.0)
+        return proof
+
+    def _merged(self, adapter: Adapter) -> Iterator[tuple[str, np.ndarray]]:
+        weights = open_weights(self.choice, self.base)
+        return merged_tensors(self.base.architecture, adapter, weights, self.held)
+
+    def _rounds_inputs(self) -> bool:
+        """Whether live layers round what goes into them, as LLM.int8() does and no merged one."""
+        stored = self.base.architecture.stored
+        return self.choice.backend == "cuda" and (
+            self.held == "8bit" or (stored is not None and stored.bits == 8)
+        )
+
+
 def _rows_of_run(adapter: Path, tokenizer: ChatTokenizer) -> Rows | None:
-    """Rows of the data that a run evaluated on, or else trained on, where they are still at hand.
+    """Some rows of the data that a run was made with, where they are still at hand and the same.
 
     Paths of a job count from the folder that it ran in, which may not be this one.
     """
-    path = adapter / "job.yaml"
-    if not path.is_file():
+    if not ((adapter / "job.yaml").is_file() and (adapter / "data.json").is_file()):
         return None
     try:
-        prepared = prepare_data(read_job(path, preset="none").complete(0), tokenizer)
-    except InputError as error:
-        log.info("loss: on the answers alone; the run's data: %s", error.faults[0])
+        job = read_job(adapter / "job.yaml", preset="none").complete(0)
+        known = json.loads((adapter / "data.json").read_text("utf-8"))["sources"]
+        if any(source["sha256"] is None for source in known):
+            return None  # on the hub
+        few = job.data.model_copy(update={"limit": min(job.data.limit or READ, READ)})
+        prepared = prepare_data(job.model_copy(update={"data": few}), tokenizer)
+    except (InputError, KeyError, TypeError, ValueError) as error:
+        said = error.faults[0] if isinstance(error, InputError) else "its data.json is not ours"
+        log.info("loss: on the answers alone; the run's data: %s", said)
+        return None
+    if [s.sha256 for s in prepared.report.sources] != [s["sha256"] for s in known]:
+        log.info("loss: on the answers alone; the run's data have changed")
         return None
     rows = prepared.train if prepared.eval is None else prepared.eval
     return rows.take(range(min(ROWS, len(rows))))
@@ -256,18 +357,22 @@ def _write(
     weights = open_weights(choice, files)
     quantised: frozenset[str] = frozenset()
     config = {k: v for k, v in files.config.items() if not k.startswith("quantization")}
-    config |= {"dtype" if "dtype" in config else "torch_dtype": dtype}
+    config.pop("torch_dtype", None)  # its name in transformers 4; two would contradict each other
+    config["dtype"] = dtype
     if requantize != "none":
         quantised = frozenset(linear_names(files.architecture))
         config |= weights.config(requantize, dtype)
-    write_shards(
-        folder,
-        merged_tensors(files.architecture, adapter, weights, held),
-        weights,
-        dtype=dtype,
-        quantised=quantised,
-        quantization=requantize,
-    )
+    try:
+        write_shards(
+            folder,
+            merged_tensors(files.architecture, adapter, weights, held),
+            weights,
+            dtype=dtype,
+            quantised=quantised,
+            quantization=requantize,
+        )
+    except (OSError, RuntimeError, SafetensorError) as error:  # as each library has it
+        raise ExportError(f"{folder.parent}: cannot be written: {error}") from error
     write_json(folder / "config.json", config)
     for name in COPIED:
         if (files.folder / name).is_file():

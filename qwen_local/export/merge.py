@@ -16,13 +16,22 @@ import numpy as np
 from qwen_local.adapters.lora import Adapter, lora_name
 from qwen_local.backends.base import Weights
 from qwen_local.backends.select import Choice
+from qwen_local.errors import QwenLocalError
 from qwen_local.files import write_json
 from qwen_local.job import Quantization
 from qwen_local.models.architecture import LINEARS, Architecture, block_path
 from qwen_local.models.source import ModelFiles
 
-SHARD_BYTES = 5_000_000_000
-"""Of floats in one file, at most; the size that the hub's own tools choose."""
+SHARD_BYTES = 2_000_000_000
+"""Of floats in one file, at most: what is held in memory, and again as float32."""
+
+
+ROUNDING = {"float32": (24, 0.0), "bfloat16": (8, 0.0), "float16": (11, 2.0**-25)}
+"""(significant bits, a half of the smallest step): |rounded - x| <= |x| / 2**bits + that half."""
+
+
+class ExportError(QwenLocalError):
+    """The exported model is not what was trained; nothing was left at its place."""
 
 
 def open_weights(choice: Choice, model: ModelFiles) -> Weights:
@@ -55,6 +64,8 @@ def merged_tensors(
         adapter: fits it.
         weights: the base's files.
         quantization: what the linear layers were held in while the adapter was trained.
+
+    What the files hold beyond the architecture (the head of a tied model) is left out.
     """
     linear = linear_names(architecture)
     for name in architecture.weight_shapes():
@@ -64,7 +75,24 @@ def merged_tensors(
         array = weights.read(name, quantization)
         a, b = (adapter.arrays.get(lora_name(*linear[name], matrix)) for matrix in ("A", "B"))
         if a is not None and b is not None:
-            array = array + np.float32(adapter.lora.scale) * (b @ a)
+            with np.errstate(all="ignore"):  # a false alarm of Accelerate on a Mac, numpy #28687
+                array = array + np.float32(adapter.lora.scale) * (b @ a)
+        yield name, array
+
+
+def verified(
+    tensors: Iterable[tuple[str, np.ndarray]], written: Weights, dtype: str
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The same tensors, each once it was found in the files as itself, rounded once.
+
+    Raises:
+        ExportError: a tensor in the files is anything else.
+    """
+    bits, smallest = ROUNDING[dtype]
+    for name, array in tensors:
+        error = np.abs(written.read(name, "none") - array)
+        if not (error <= np.abs(array) * 2.0**-bits + smallest).all():
+            raise ExportError(f"{name} was not written as it was computed")
         yield name, array
 
 

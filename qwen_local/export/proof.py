@@ -3,6 +3,9 @@
 The live adapter answers fixed prompts greedily. The same tokens then go through the exported model:
 its logits are compared with the live ones at every token of the answers, and its loss on them, and
 on rows of the run's own data where they are at hand. Everything is computed in float32.
+
+Where the export rounds, two things are shown apart: that the merge before rounding says what the
+live adapter says, and that every tensor in the files is that merge, rounded once (`merge.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import numpy as np
 
 from qwen_local.backends.base import Backend
 from qwen_local.datasets.tokenizer import ChatTokenizer
-from qwen_local.errors import QwenLocalError
+from qwen_local.export.merge import ExportError
 from qwen_local.rows import IGNORE, Rows
 
 PROMPTS = (
@@ -29,11 +32,7 @@ PROMPTS = (
 )
 ANSWER_TOKENS = 32
 ROUNDING = 1e-4
-"""Allowed difference of float32 logits, as a share of the largest."""
-
-
-class ExportError(QwenLocalError):
-    """The exported model is not what was trained; nothing was left at its place."""
+"""Allowed difference of float32 logits; where they exceed 1, as a share of the largest."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,18 +59,21 @@ class Readings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Proof:
-    """What `proof.json` says."""
+    """What `proof.json` says of an export, beside what it was made from."""
 
     max_logit_difference: float
     """Between the exported model and the live adapter."""
-    allowed_logit_difference: float | None
-    """None where the export rounds or quantises: then the adapter's own effect is the measure."""
-    mean_logit_difference: float
-    """Root of the mean square."""
-    mean_adapter_effect: float
-    """The same between the live adapter and the bare base."""
+    rms_logit_difference: float
+    """Root mean square of the same."""
+    rms_adapter_effect: float
+    """Root mean square of the difference between the live adapter and the bare base."""
+    merge_logit_difference: float | None
+    """The largest between the merge before it was rounded and the live adapter; None where that was
+    quantised again at once."""
     top1_agreement: float
     """Share of positions whose likeliest token is the same."""
+    positions: int
+    """That logits were compared at."""
     loss_live: float
     loss_export: float
     loss_base: float
@@ -85,10 +87,16 @@ class Proof:
     def describe(self) -> str:
         """The same for a person."""
         return (
-            f"largest logit difference {self.max_logit_difference:.2g}, the same likeliest token "
-            f"at {self.top1_agreement:.1%} of {self.tokens:,} tokens; loss {self.loss_live:.4f} "
-            f"live, {self.loss_export:.4f} exported, {self.loss_base:.4f} without the adapter"
+            f"the same likeliest token at {self.top1_agreement:.1%} of {self.positions:,} "
+            f"positions; loss over {self.tokens:,} tokens {self.loss_export:.4f} merged, "
+            f"{self.loss_live:.4f} with the live adapter, {self.loss_base:.4f} without; largest "
+            f"logit difference {self.max_logit_difference:.2g}{self._before_rounding()}"
         )
+
+    def _before_rounding(self) -> str:
+        if self.merge_logit_difference in (None, self.max_logit_difference):
+            return ""
+        return f", {self.merge_logit_difference:.2g} before rounding"
 
 
 def make_samples(live: Backend, tokenizer: ChatTokenizer, extra: Rows | None) -> Samples:
@@ -129,23 +137,27 @@ def read(engine: Backend, samples: Samples) -> Readings:
     return Readings(logits, engine.score(samples.rows).mean)
 
 
-def compare(live: Readings, base: Readings, export: Readings, *, exact: bool, tokens: int) -> Proof:
+def compare(
+    live: Readings, base: Readings, export: Readings, merge: Readings | None, *, tokens: int
+) -> Proof:
     """The figures, all positions of all prompts together.
 
     Args:
         live: of the adapter on its base.
         base: of the bare base.
         export: of the exported model.
-        exact: whether it holds float32, so that only rounding may differ.
+        merge: of the merge in float32; None where there is none.
         tokens: supervised tokens of the samples.
     """
     theirs, ours, bare = (np.concatenate(r.logits) for r in (export, live, base))
+    unrounded = None if merge is None else np.concatenate(merge.logits)
     return Proof(
-        max_logit_difference=float(np.abs(theirs - ours).max()),
-        allowed_logit_difference=ROUNDING * max(1.0, float(np.abs(ours).max())) if exact else None,
-        mean_logit_difference=_root_mean_square(theirs - ours),
-        mean_adapter_effect=_root_mean_square(ours - bare),
+        max_logit_difference=_largest(theirs - ours),
+        rms_logit_difference=_root_mean_square(theirs - ours),
+        rms_adapter_effect=_root_mean_square(ours - bare),
+        merge_logit_difference=None if unrounded is None else _largest(unrounded - ours),
         top1_agreement=float((theirs.argmax(1) == ours.argmax(1)).mean()),
+        positions=len(ours),
         loss_live=live.loss,
         loss_export=export.loss,
         loss_base=base.loss,
@@ -153,41 +165,75 @@ def compare(live: Readings, base: Readings, export: Readings, *, exact: bool, to
     )
 
 
-def check(proof: Proof, *, quantised: bool) -> None:
+def allowed_difference(live: Readings, *between: Readings) -> float:
+    """How far the logits of a right merge may be from the live ones.
+
+    Args:
+        live: of the adapter on its base.
+        between: of the bare base, live and with its weights as floats, where live layers round what
+            goes into them (LLM.int8()): twice what that makes is allowed, too.
+    """
+    allowed = ROUNDING * max(1.0, *(float(np.abs(logits).max()) for logits in live.logits))
+    if between:
+        base, floats = (np.concatenate(readings.logits) for readings in between)
+        allowed += 2 * _largest(base - floats)
+    return allowed
+
+
+def check(proof: Proof, *, allowed: float) -> None:
     """Refuse an export that is not what was trained.
 
     Args:
         proof: the figures.
-        quantised: whether the export was quantised again: then its loss must stay below that of the
-            bare base; otherwise its logits must be nearer to the live ones than half the way to the
-            bare base's.
+        allowed: see `allowed_difference`.
 
     Raises:
         ExportError: it is not.
     """
-    if proof.mean_adapter_effect == 0:
-        raise ExportError("the adapter changes nothing: its answers are those of the bare model")
+    if not np.isfinite(proof.rms_adapter_effect):
+        raise ExportError("the live adapter computes numbers that are not finite")
     if not np.isfinite(proof.max_logit_difference):
         raise ExportError("the exported model computes numbers that are not finite")
-    allowed = proof.allowed_logit_difference
-    if allowed is not None and proof.max_logit_difference > allowed:
+    if proof.rms_adapter_effect == 0:
+        raise ExportError("the adapter changes nothing: its answers are those of the bare model")
+    if proof.merge_logit_difference is None:
+        _check_quantised(proof)
+    elif proof.merge_logit_difference > allowed:
         raise ExportError(
-            f"the exported model differs from the live adapter by {proof.max_logit_difference:.2g} "
-            f"in its logits; {allowed:.2g} would be rounding"
+            f"the merge differs from the live adapter by {proof.merge_logit_difference:.2g} in its "
+            f"logits; at most {allowed:.2g} would be rounding"
         )
-    if quantised:
-        if proof.loss_export >= proof.loss_base:
-            raise ExportError(
-                f"quantised again, the model has lost the adapter: loss {proof.loss_export:.4f}, "
-                f"{proof.loss_base:.4f} without the adapter, {proof.loss_live:.4f} with it"
-                "\n\nhint: leave --requantize out, or try --requantize 8bit"
-            )
-    elif proof.mean_logit_difference > proof.mean_adapter_effect / 2:
+    elif proof.rms_logit_difference > proof.rms_adapter_effect / 2:
         raise ExportError(
-            f"rounding loses the adapter: logits differ by {proof.mean_logit_difference:.2g}, and "
-            f"the adapter moves them by {proof.mean_adapter_effect:.2g} only"
+            f"rounding loses the adapter: logits differ by {proof.rms_logit_difference:.2g}, and "
+            f"the adapter moves them by {proof.rms_adapter_effect:.2g} only"
             "\n\nhint: pass --dtype float32"
         )
+
+
+def _check_quantised(proof: Proof) -> None:
+    """Refuse an export that is nearer to the bare base than to the adapter.
+
+    By the loss, of which half may be lost, where the adapter lowers it; else by the logits.
+    """
+    gained = proof.loss_base - proof.loss_live
+    if gained > 0:
+        kept = proof.loss_export - proof.loss_live <= gained / 2
+    else:
+        kept = proof.rms_logit_difference <= proof.rms_adapter_effect
+    if not kept:
+        raise ExportError(
+            "quantised again, the model has lost more than half of what the adapter does: loss "
+            f"{proof.loss_export:.4f}, {proof.loss_live:.4f} live, {proof.loss_base:.4f} without "
+            "the adapter; logits differ by "
+            f"{proof.rms_logit_difference:.2g}, and the adapter moves them by "
+            f"{proof.rms_adapter_effect:.2g}"
+            "\n\nhint: leave --requantize out, or quantise to more bits"
+        )
+
+
+def _largest(difference: np.ndarray) -> float:
+    return float(np.abs(difference).max())
 
 
 def _root_mean_square(difference: np.ndarray) -> float:

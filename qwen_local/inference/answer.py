@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from qwen_local.adapters.store import load_adapter, named_base
+from qwen_local.adapters.lora import Origin
+from qwen_local.adapters.store import base_of, load_adapter
 from qwen_local.backends.base import Completion, Sampling, Session, Setup
-from qwen_local.backends.quantisation import check_quantization
+from qwen_local.backends.quantisation import check_quantization, choose_for
 from qwen_local.backends.select import (
+    Choice,
     DType,
+    Machine,
     choose,
     open_backend,
     probe,
     resolve_dtype,
 )
 from qwen_local.datasets.tokenizer import ChatTokenizer
-from qwen_local.errors import InputError, ModelError
+from qwen_local.errors import BackendError, InputError
 from qwen_local.inference.sampling import (
     GREEDY,
     Wishes,
@@ -29,12 +32,11 @@ from qwen_local.inference.sampling import (
 )
 from qwen_local.inference.text import CLOSE, OPEN, TextStream
 from qwen_local.job import Quantization
-from qwen_local.models.source import ModelSource, fetch, find_model
+from qwen_local.models.architecture import Architecture
+from qwen_local.models.source import PROOF, fetch
 
 Messages = list[dict[str, str]]
 
-PROOF = "proof.json"
-"""What `fuse` leaves beside a merged model."""
 ENGINES = {"mlx": "MLX", "cuda": "PyTorch"}
 
 log = logging.getLogger("qwen_local")
@@ -103,21 +105,20 @@ class Answerer:
         """
         check_wishes(wishes)
         machine = probe()
-        choice = choose(machine, backend, device)
-        source = _find(model, revision, adapter)
+        choose(machine, backend, device)  # before anything is fetched: whether it can be at all
+        source = base_of(model, revision, adapter)
         files = fetch(source)
         loaded = None if adapter is None else load_adapter(adapter, files.architecture)
         if loaded is not None and loaded.base != source.name:
             log.warning("the adapter was made for %s; this is %s", loaded.base or "?", source.name)
-        if quantization is None:
-            quantization = "none" if loaded is None else loaded.origin.quantization
+        origin = Origin() if loaded is None else loaded.origin
+        held = origin.quantization if quantization is None else quantization
+        choice = _choose(machine, backend, device, files.architecture, origin, held)
+        asked_by = "--quantization"
+        if quantization is None and adapter is not None:
+            asked_by = f"--adapter {adapter}: trained on a {held} base"
         check_quantization(
-            machine,
-            choice,
-            source.name,
-            files.architecture,
-            quantization,
-            asked_by="--quantization",
+            machine, choice, source.name, files.architecture, held, asked_by=asked_by
         )
         held_in, _ = resolve_dtype(machine, choice, dtype)
         self.sampling: Sampling = choose_sampling(
@@ -138,12 +139,12 @@ class Answerer:
                 lora=None if loaded is None else loaded.lora,
                 device=choice.device,
                 dtype=held_in,
-                quantization=quantization,
+                quantization=held,
             ),
         )
         if loaded is not None:
             self._engine.load_adapter(loaded.arrays)
-        how = [choice.device, held_in] + ([quantization] if quantization != "none" else [])
+        how = [choice.device, held_in] + ([held] if held != "none" else [])
         self.about = (
             f"{source.name}{f' with {adapter}' if adapter else ''} on {ENGINES[choice.backend]} "
             f"({', '.join(how)}): {choice.reason}"
@@ -287,18 +288,26 @@ def system_message(text: str | None) -> Messages:
     return [] if text is None else [{"role": "system", "content": text}]
 
 
-def _find(model: str | None, revision: str | None, adapter: Path | None) -> ModelSource:
-    """The model that is asked for, or else the one that the adapter names."""
-    if model is not None:
-        return find_model(model, revision)
-    if adapter is None:
-        problem = "expected a model, or an --adapter that names one; found neither"
-        raise ModelError.at("--model", problem, "for example --model Qwen/Qwen3-0.6B")
-    base, origin = named_base(adapter)
-    if not base:
-        problem = f"{adapter} does not say which model it was trained on"
-        raise ModelError.at("--model", problem, "pass --model")
-    commit = revision or origin.commit
-    at = f" at {commit}" if commit else ""
-    log.info("model: %s%s, which the adapter was trained on", base, at)
-    return find_model(base, commit)
+def _choose(
+    machine: Machine,
+    backend: str,
+    device: str,
+    architecture: Architecture,
+    origin: Origin,
+    held: Quantization,
+) -> Choice:
+    """The engine: the one whose quantised base the adapter knows, or else another, said aloud."""
+    try:
+        choice = choose_for(
+            machine, backend, device, architecture, replace(origin, quantization=held)
+        )
+    except BackendError:
+        choice = choose(machine, backend, device)
+    if held != "none" and origin.backend not in (None, choice.backend):
+        log.warning(
+            "the adapter was trained on a %s base of --backend %s; that of %s differs a little",
+            held,
+            origin.backend,
+            choice.backend,
+        )
+    return choice

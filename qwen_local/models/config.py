@@ -47,11 +47,21 @@ FIXED: Mapping[str, object] = {
     "attention_dropout": 0,
     "use_sliding_window": False,
     "is_causal": True,
+    "quantize_activations": False,
 }
 """What the two engines agree on; any other value is honoured by one of them at most."""
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
 AFFINE_GROUPS = (32, 64, 128)
 """What `mlx.core.quantize` makes in its affine mode."""
+BITSANDBYTES: Mapping[str, Mapping[str, object]] = {
+    "load_in_4bit": {"bnb_4bit_quant_type": "nf4", "bnb_4bit_quant_storage": "uint8"},
+    "load_in_8bit": {"llm_int8_threshold": 6.0, "llm_int8_has_fp16_weight": False},
+}
+"""The two schemes of bitsandbytes that are read, each with the settings that it is read with."""
+QUANTISED_HINT = (
+    "take the model that this one was quantised from, for example Qwen/Qwen3-0.6B, with "
+    "model.quantization=4bit"
+)
 FULL = "full_attention"
 """The kind of every layer, where `layer_types` says so."""
 CLASSES: Mapping[str, str] = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -147,13 +157,13 @@ def _names_of_code(config: Mapping[str, Any], where: str) -> Iterator[Fault]:
         if value is None or key == "_name_or_path":
             continue
         if key in CODE:
-            problem = f"names code to run: {_shown(value)}"
+            problem = f"names code to run: {shown(value)}"
             hint = "no code of a model is run; take a model without it"
         elif key in CHOICES:
-            problem = f"chooses what the engine is to load: {_shown(value)}"
+            problem = f"chooses what the engine is to load: {shown(value)}"
             hint = f"remove {key} from a copy of the model"
         elif key.startswith("_"):
-            problem = f"private to a library, which may act on it: {_shown(value)}"
+            problem = f"private to a library, which may act on it: {shown(value)}"
             hint = f"remove {key} from a copy of the model"
         else:
             continue
@@ -162,50 +172,57 @@ def _names_of_code(config: Mapping[str, Any], where: str) -> Iterator[Fault]:
 
 def _quantised(config: Mapping[str, Any], where: str) -> Iterator[Fault]:
     """MLX's affine scheme is read, which mlx-lm writes under both keys, and bitsandbytes' two."""
-    given, theirs = config.get("quantization"), config.get("quantization_config")
-    if given is None and (theirs is None or _is_bitsandbytes(theirs)):
-        return
-    hint = (
-        "take the model that this one was quantised from, for example Qwen/Qwen3-0.6B, with "
-        "model.quantization=4bit"
-    )
-    if given is None or theirs not in (None, given):
+    affine, theirs = config.get("quantization"), config.get("quantization_config")
+    where_theirs = f"{where}: quantization_config"
+    if affine is not None:
+        yield from _affine(affine, f"{where}: quantization")
+        if theirs not in (None, affine):
+            problem = f"expected what quantization says; found {shown(theirs)}"
+            yield Fault(where_theirs, problem, QUANTISED_HINT)
+    elif isinstance(theirs, dict) and theirs.get("quant_method") == "bitsandbytes":
+        yield from _bitsandbytes(theirs, where_theirs)
+    elif theirs is not None and not list(_affine(theirs, where)):
+        problem = "missing beside quantization_config, and mlx-lm reads MLX's codes by it alone"
+        hint = "write quantization_config as quantization, too, in a copy of the model"
+        yield Fault(f"{where}: quantization", problem, hint)
+    elif theirs is not None:
         problem = "expected floats, MLX's affine codes, or NF4 or LLM.int8() of bitsandbytes"
-        yield Fault(f"{where}: quantization_config", f"{problem}; found {_shown(theirs)}", hint)
-    elif not _is_affine(given):
-        problem = "expected one number of bits and one group_size for all layers"
-        yield Fault(f"{where}: quantization", f"{problem}; found {_shown(given)}", hint)
+        yield Fault(where_theirs, f"{problem}; found {shown(theirs)}", QUANTISED_HINT)
 
 
-def _is_affine(given: object) -> bool:
-    return (
+def _affine(given: object, where: str) -> Iterator[Fault]:
+    """What keeps these from being settings of MLX's affine scheme, the same for all layers."""
+    if isinstance(given, dict) and given.get("mode", "affine") != "affine":
+        problem = f'expected "affine"; found {shown(given["mode"])}'
+        yield Fault(f"{where}: mode", problem, QUANTISED_HINT)
+    elif not (
         isinstance(given, dict)
         and given.keys() <= {"bits", "group_size", "mode"}
-        and given.get("mode", "affine") == "affine"
         and type(given.get("bits")) is int
         and given["bits"] in AFFINE_BITS
         and type(given.get("group_size")) is int
         and given["group_size"] in AFFINE_GROUPS
-    )
+    ):
+        problem = "expected one number of bits and one group_size for all layers"
+        yield Fault(where, f"{problem}; found {shown(given)}", QUANTISED_HINT)
 
 
-def _is_bitsandbytes(theirs: object) -> bool:
-    """Whether these are settings whose weights bitsandbytes itself would write so."""
-    if not isinstance(theirs, dict) or theirs.get("quant_method") != "bitsandbytes":
-        return False
-    skipped = theirs.get("llm_int8_skip_modules") or []
-    return (
-        isinstance(skipped, list)
-        and all(isinstance(name, str) for name in skipped)
-        and (theirs.get("load_in_4bit") is True) != (theirs.get("load_in_8bit") is True)
-        and (
-            theirs.get("load_in_8bit") is True
-            or (
-                theirs.get("bnb_4bit_quant_type") == "nf4"
-                and theirs.get("bnb_4bit_quant_storage", "uint8") == "uint8"
-            )
-        )
-    )
+def _bitsandbytes(theirs: Mapping[str, Any], where: str) -> Iterator[Fault]:
+    """What these settings have otherwise than the engine reads codes.
+
+    Which layers are quantised follows from the files, whatever `llm_int8_skip_modules` says.
+    """
+    chosen = [key for key in BITSANDBYTES if theirs.get(key) is True]
+    if len(chosen) != 1:
+        found = " and ".join(chosen) or "neither"
+        problem = f"expected either {' or '.join(BITSANDBYTES)}; found {found}"
+        yield Fault(where, problem, QUANTISED_HINT)
+        return
+    given = {"bnb_4bit_quant_type": "fp4"} | dict(theirs)  # the library's default
+    for key, value in BITSANDBYTES[chosen[0]].items():
+        if given.get(key) not in (None, value):
+            problem = f"expected {shown(value)}; found {shown(given[key])}"
+            yield Fault(f"{where}: {key}", problem, QUANTISED_HINT)
 
 
 def _figures(config: Mapping[str, Any], where: str) -> Iterator[Fault]:
@@ -223,7 +240,7 @@ def _figures(config: Mapping[str, Any], where: str) -> Iterator[Fault]:
         yield Fault(f"{where}: head_dim", problem, hint)
     epsilon = config.get("rms_norm_eps", RMS_NORM_EPS)
     if not _is_number(epsilon) or not 0 < epsilon < 1:
-        problem = f"expected a number between 0 and 1; found {_shown(epsilon)}"
+        problem = f"expected a number between 0 and 1; found {shown(epsilon)}"
         yield Fault(f"{where}: rms_norm_eps", problem, hint)
     if not faulty:
         yield from _head_counts(config, where, hint)
@@ -234,7 +251,7 @@ def _figures(config: Mapping[str, Any], where: str) -> Iterator[Fault]:
     homes = [config] if rope is None else [config, rope] if isinstance(rope, dict) else []
     bases = [home["rope_theta"] for home in homes if home.get("rope_theta") is not None]
     if not bases or not all(_is_number(base) and 0 < base <= LARGEST_BASE for base in bases):
-        found = ", ".join(map(_shown, bases)) or "nothing"
+        found = ", ".join(map(shown, bases)) or "nothing"
         yield Fault(f"{where}: rope_theta", f"expected a number above 0; found {found}", hint)
     elif len(set(bases)) > 1:
         problem = f"{bases[0]} here, but {bases[1]} in rope_parameters; each engine takes another"
@@ -266,14 +283,14 @@ def _variants(config: Mapping[str, Any], where: str) -> Iterator[Fault]:
     hint = "take the model as the Qwen team published it"
     for key, value in FIXED.items():
         if config.get(key) not in (None, value):
-            problem = f"expected {_shown(value)}; found {_shown(config[key])}"
+            problem = f"expected {shown(value)}; found {shown(config[key])}"
             yield Fault(f"{where}: {key}", problem, hint)
     layers = config.get("layer_types")
     if layers is not None and (not isinstance(layers, list) or set(map(str, layers)) - {FULL}):
-        yield Fault(f"{where}: layer_types", f"expected {FULL} only; found {_shown(layers)}", hint)
+        yield Fault(f"{where}: layer_types", f"expected {FULL} only; found {shown(layers)}", hint)
     wanted = CLASSES[config["model_type"]]
     if config.get("architectures") not in (None, [wanted]):
-        problem = f'expected ["{wanted}"]; found {_shown(config["architectures"])}'
+        problem = f'expected ["{wanted}"]; found {shown(config["architectures"])}'
         yield Fault(f"{where}: architectures", problem, hint)
     for key in ("rope_scaling", "rope_parameters"):
         rope = config.get(key)
@@ -283,7 +300,7 @@ def _variants(config: Mapping[str, Any], where: str) -> Iterator[Fault]:
             rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
         )
         if kind != "default":
-            problem = f"expected no scaling of positions; found {_shown(kind)}"
+            problem = f"expected no scaling of positions; found {shown(kind)}"
             hint = "remove it from a copy of the model: it only serves rows beyond its positions"
             yield Fault(f"{where}: {key}", problem, hint)
 
@@ -340,21 +357,26 @@ def _read_json(path: Path, where: str, largest: int = LARGEST_CONFIG) -> dict[st
         return Fault(where, f"cannot be read: {(error.strerror or str(error)).lower()}", hint)
     if len(content) > largest:
         return Fault(where, f"expected at most {largest:,} bytes; found more", hint)
+    return json_object(content, where, hint)
+
+
+def json_object(content: bytes, where: str, hint: str) -> dict[str, Any] | Fault:
+    """The JSON object that bytes are, or why they are none."""
     try:
         parsed = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         return Fault(where, f"not valid JSON: {reason}", hint)
     if not isinstance(parsed, dict):
-        return Fault(where, f"expected a JSON object; found {_shown(parsed)}", hint)
+        return Fault(where, f"expected a JSON object; found {shown(parsed)}", hint)
     return parsed
 
 
 def _found(config: Mapping[str, Any], key: str) -> str:
-    return _shown(config[key]) if key in config else "nothing"
+    return shown(config[key]) if key in config else "nothing"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A JSON value, no longer than a message bears."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:59]}…"

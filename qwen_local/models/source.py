@@ -26,6 +26,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 OWNER_AND_MODEL = "a hub id is <owner>/<model>"
 
+PROOF = "proof.json"
+"""What `fuse` leaves beside a merged model."""
 CONFIG_FILES = ("config.json",)
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.json")
 """What is downloaded of a model: data only, no code and no pickle."""

@@ -6,39 +6,37 @@ that it does not know; mlx-lm stops with a traceback. Neither is an answer to a 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from qwen_local.errors import Fault
 from qwen_local.models.architecture import Architecture
-
-Shape = tuple[int, ...]
-
-HINT = "download or copy the model again"
-PASSED_OVER = ("lm_head.weight", ".rotary_emb.inv_freq")
-"""Endings of names that some publishers write and no engine needs: the head where it is tied."""
-
-
-FLOATS: Mapping[str, Literal["float32", "bfloat16", "float16"]] = {
-    "BF16": "bfloat16",
-    "F16": "float16",
-    "F32": "float32",
-}
-"""The types of weights, as safetensors and as an engine calls them."""
-NORM = "model.norm.weight"
-NF4_PARTS = (
-    "absmax",
-    "quant_map",
-    "nested_absmax",
-    "nested_quant_map",
-    "quant_state.bitsandbytes__nf4",
+from qwen_local.models.codes import (
+    FLOATS,
+    HINT,
+    LONGEST,
+    SPOKEN,
+    Held,
+    Wanted,
+    is_codes,
+    parts_of_codes,
 )
-"""What stands beside the codes of an NF4 weight; bitsandbytes checks it when it reads it."""
+from qwen_local.models.config import QUANTISED_HINT
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+NORM = "model.norm.weight"
+PASSED_OVER = (HEAD, ".rotary_emb.inv_freq")
+"""Endings of names that some publishers write and no engine needs: the head where it is tied."""
 
 
 def tensor_faults(folder: Path, name: str, architecture: Architecture) -> Iterator[Fault]:
     """What is damaged, missing, unknown, of another type or shape in a folder's weights.
+
+    Weights and scales themselves are not read, which would take as long as loading them: one that
+    is infinite or no number passes here.
 
     Args:
         folder: a model folder with `model*.safetensors`.
@@ -47,7 +45,7 @@ def tensor_faults(folder: Path, name: str, architecture: Architecture) -> Iterat
     """
     from safetensors import SafetensorError, safe_open
 
-    found: dict[str, tuple[str, str, Shape]] = {}  # file, type, shape
+    found: dict[str, Held] = {}
     damaged = False
     for file in sorted(folder.glob("model*.safetensors")):
         try:
@@ -56,26 +54,33 @@ def tensor_faults(folder: Path, name: str, architecture: Architecture) -> Iterat
                     if key in found:
                         problem, hint = "stands in another file, too", "keep one of the two files"
                         yield Fault(f"{name}: {file.name}: {key}", problem, hint)
-                    tensor = tensors.get_slice(key)
-                    found[key] = (file.name, tensor.get_dtype(), tuple(tensor.get_shape()))
+                    found[key] = _held(tensors, file.name, key)
         except (OSError, SafetensorError) as error:
             damaged = True
             yield Fault(f"{name}: {file.name}", f"not a readable safetensors file: {error}", HINT)
-    wanted = _wanted(architecture, found.keys())
-    for key, (file_name, kind, shape) in found.items():
-        where = f"{name}: {file_name}: {key}"
-        if key not in wanted:
-            if not key.endswith(PASSED_OVER):
-                yield Fault(where, f"not a tensor of a {architecture.model_type} model", HINT)
+    refused = _quantised_ends(architecture, found)
+    for key, end in refused.items():
+        problem = f"{end} is quantised; of bitsandbytes' codes those in the blocks are read"
+        yield Fault(f"{name}: {found[key].file}: {key}", problem, QUANTISED_HINT)
+    wanted = _wanted(architecture, found)
+    told = tuple(key.removesuffix("weight") for key in refused)
+    for key in sorted(wanted.keys() | found.keys()):
+        if key.startswith(told):
             continue
-        kinds, expected = wanted[key]
-        if kind not in kinds:
-            yield Fault(where, f"expected {' or '.join(kinds)}; found {kind}", HINT)
-        elif expected is not None and shape != expected:
-            yield Fault(where, f"expected shape {expected}; found {shape}", HINT)
-    if not damaged:
-        for key in sorted(wanted.keys() - found.keys()):
-            yield Fault(f"{name}: {key}", "missing from the weights", HINT)
+        if key not in found:
+            if not damaged:
+                yield Fault(f"{name}: {key}", "missing from the weights", HINT)
+            continue
+        where = f"{name}: {found[key].file}: {key}"
+        if key in wanted:
+            yield from wanted[key].faults(where, found[key])
+        elif not key.endswith(PASSED_OVER):
+            yield Fault(where, f"not a tensor of a {architecture.model_type} model", HINT)
+    linears = _linears(architecture)
+    if architecture.stored is not None and linears <= _floats(found).keys():
+        problem = "says that the layers are quantised, but the files hold floats"
+        hint = "remove quantization and quantization_config from a copy of the model"
+        yield Fault(f"{name}: config.json", problem, hint)
 
 
 def float_type(folder: Path) -> Literal["float32", "bfloat16", "float16"]:
@@ -84,41 +89,66 @@ def float_type(folder: Path) -> Literal["float32", "bfloat16", "float16"]:
     Args:
         folder: whose tensors were checked.
     """
+    return FLOATS[_kinds(folder)[NORM]]
+
+
+def float_layers(folder: Path, architecture: Architecture) -> list[str]:
+    """The blocks' linear layers that a folder holds as floats: `model.layers.0.mlp.up_proj`, ...
+
+    Args:
+        folder: whose tensors were checked.
+        architecture: of its config.json.
+    """
+    kinds = _kinds(folder)
+    linears = _linears(architecture)
+    return [key.removesuffix(".weight") for key in linears if kinds[key] in FLOATS]
+
+
+def _kinds(folder: Path) -> dict[str, str]:
+    """The type of every tensor of a folder."""
     from safetensors import safe_open
 
+    kinds: dict[str, str] = {}
     for file in folder.glob("model*.safetensors"):
         with safe_open(file, framework="np") as tensors:
-            if NORM in tensors.keys():  # noqa: SIM118  # not a mapping
-                return FLOATS[tensors.get_slice(NORM).get_dtype()]
-    raise AssertionError(f"{folder} has no {NORM}")
+            kinds |= {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
+    return kinds
 
 
-def _wanted(
-    architecture: Architecture, found: Collection[str]
-) -> dict[str, tuple[tuple[str, ...], Shape | None]]:
-    """Name -> (allowed types, shape or None for any).
+def _held(tensors: Any, file: str, key: str) -> Held:
+    """One tensor of an open file."""
+    tensor = tensors.get_slice(key)
+    kind, shape = tensor.get_dtype(), tuple(tensor.get_shape())
+    spoken = kind == "U8" and key.endswith(SPOKEN) and math.prod(shape) <= LONGEST
+    return Held(file, kind, shape, tensors.get_tensor(key).tobytes() if spoken else b"")
 
-    A matrix is quantised if what belongs to its codes is there, as both engines read it.
+
+def _linears(architecture: Architecture) -> list[str]:
+    """The weights of the blocks' linear layers, as the files name them."""
+    shapes = architecture.weight_shapes()
+    return [key for key, shape in shapes.items() if len(shape) == 2 and key not in ENDS]
+
+
+def _quantised_ends(architecture: Architecture, found: Mapping[str, Held]) -> dict[str, str]:
+    """Embedding and head, where they are held as codes that are read in the blocks alone.
+
+    Returns:
+        Name of the tensor -> what it is.
     """
     stored = architecture.stored
-    wanted: dict[str, tuple[tuple[str, ...], Shape | None]] = {}
+    if stored is None or stored.scheme == "affine":
+        return {}
+    return {key: end for key, end in ENDS.items() if key in found and is_codes(stored, found[key].kind)}
+
+
+def _wanted(architecture: Architecture, found: Mapping[str, Held]) -> dict[str, Wanted]:
+    """What each tensor must be. Whether a matrix is in codes follows from its type."""
+    stored = architecture.stored
+    kinds = {key: held.kind for key, held in found.items()}
+    wanted: dict[str, Wanted] = {}
     for key, shape in architecture.weight_shapes().items():
-        path = key.removesuffix(".weight")
-        wanted[key] = (tuple(FLOATS), shape)
-        if stored is None or len(shape) != 2:
-            continue
-        rows, columns = shape
-        if stored.scheme == "affine" and f"{path}.scales" in found:
-            wanted[key] = (("U32",), (rows, columns * stored.bits // 32))
-            for part in ("scales", "biases"):
-                wanted[f"{path}.{part}"] = (tuple(FLOATS), (rows, columns // stored.group))
-        elif stored.scheme == "nf4" and f"{key}.absmax" in found:
-            wanted[key] = (("U8",), ((rows * columns + 1) // 2, 1))
-            parts = [part for part in NF4_PARTS if f"{key}.{part}" in found]
-            wanted |= {f"{key}.{part}": (("U8", "F32"), None) for part in parts}
-        elif stored.scheme == "int8" and f"{path}.SCB" in found:
-            wanted[key] = (("I8",), shape)
-            wanted[f"{path}.SCB"] = (("F32",), (rows,))
-            if f"{path}.weight_format" in found:
-                wanted[f"{path}.weight_format"] = (("U8",), ())
+        if stored is not None and len(shape) == 2 and is_codes(stored, kinds.get(key, "")):
+            wanted |= parts_of_codes(stored, key.removesuffix(".weight"), shape, kinds)
+        else:
+            wanted[key] = Wanted(tuple(FLOATS), shape)
     return wanted

@@ -15,7 +15,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from qwen_local.backends.base import HEAD_CHUNK, HEAD_CHUNK_GPU, Setup
+from qwen_local.backends.base import HEAD_CHUNK, HEAD_CHUNK_GPU, QUANTISED_BITS, Setup
 from qwen_local.job import LoraSpec, Quantization
 from qwen_local.models.architecture import Architecture
 
@@ -27,9 +27,8 @@ DROPOUT_BYTES = 1.6
 SMALLEST_MICRO_BATCH = 256
 USABLE = 0.9
 
-BITS = {"4bit": 4.5, "8bit": 8.5}
-"""Of a quantised weight with its share of scales and biases: MLX's groups of 64 in 16 bits. NF4
-with double quantisation has 4.127 (QLoRA, section 3), LLM.int8() hardly more than 8."""
+GROUP = 64
+"""Quantised weights that share a scale and a bias, both in the computing dtype, as on MLX. NF4 with double quantisation has 4.127 bits (QLoRA, section 3), LLM.int8() hardly more than 8."""
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -95,6 +94,8 @@ def estimate_memory(setup: Setup, *, trainable: int, longest: int, available: in
     kept = shape.layers * block
     if setup.gradient_checkpointing:
         kept = shape.layers * shape.hidden * width + block
+    if setup.quantization == "8bit":  # bitsandbytes keeps what goes into LLM.int8(), whatever else
+        kept += shape.layers * 2 * sum(into for _, into in shape.linear_shapes().values())
     positions = max(setup.micro_batch_tokens, longest)
     chunk = HEAD_CHUNK_GPU if setup.device == "gpu" else HEAD_CHUNK
     return Memory(
@@ -110,15 +111,14 @@ def _weights(shape: Architecture, quantization: Quantization, width: int) -> int
     """Bytes of the frozen model, with one layer in its computing dtype where it is quantised."""
     linear = [math.prod(pair) for pair in shape.linear_shapes().values()]
     if shape.stored is not None and shape.stored.scheme == "affine":  # embeddings and head, too
-        bits = shape.stored.bits + 32 / shape.stored.group
-        return round(shape.parameters() * bits / 8) + max(linear) * width
-    if shape.stored is not None:
-        quantization = "4bit" if shape.stored.bits == 4 else "8bit"
-    if quantization == "none":
+        each = shape.stored.bits + 16 * width / shape.stored.group
+        return round(shape.parameters() * each / 8) + max(linear) * width
+    bits = QUANTISED_BITS.get(quantization) if shape.stored is None else shape.stored.bits
+    if bits is None:
         return shape.parameters() * width
     quantised = shape.layers * sum(linear)
     kept = (shape.parameters() - quantised) * width
-    return round(quantised * BITS[quantization] / 8) + kept + max(linear) * width
+    return round(quantised * (bits + 16 * width / GROUP) / 8) + kept + max(linear) * width
 
 
 def _kept_per_position(shape: Architecture, lora: LoraSpec, width: int) -> int:

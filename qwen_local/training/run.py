@@ -79,7 +79,7 @@ def train(draft: Draft, *, backend: str, device: str, quiet: bool = False) -> Su
         InputError: something in job, data, model or machine cannot be used; nothing was written.
         DivergedError: loss or gradient is not finite.
     """
-    machine = probe(thorough=draft.model.quantization != "none")
+    machine = probe()
     choice = choose(machine, backend, device)
     source = find_model(draft.model.name, draft.model.revision)
     architecture = source.architecture(download=True)

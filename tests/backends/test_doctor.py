@@ -16,6 +16,7 @@ CACHE = "/home/me/.cache/huggingface/hub"
 RTX_3090 = Card(name="NVIDIA GeForce RTX 3090", memory_bytes=24 * GIB, capability=(8, 6))
 A800 = Card(name="NVIDIA A800 80GB PCIe", memory_bytes=80 * GIB, capability=(8, 0))
 T4 = Card(name="Tesla T4", memory_bytes=15 * GIB, capability=(7, 5))
+GTX_980 = Card(name="NVIDIA GeForce GTX 980", memory_bytes=4 * GIB, capability=(5, 2))
 V100 = Card(name="Tesla V100-SXM2-16GB", memory_bytes=16 * GIB, capability=(7, 0))
 
 TRANSFORMERS = {"transformers": "5.23.0"}
@@ -49,6 +50,7 @@ LINUX = Machine(
 BOTH_ENGINES = replace(
     LINUX, torch="2.13.0+cpu", torch_cuda=None, mlx="0.32.4", packages=QLORA | MLX
 )
+HANGING = replace(BOTH_ENGINES, driver_says="nvidia-smi does not answer within 10 seconds")
 FULL = replace(
     BOTH_ENGINES,
     disks=(
@@ -84,6 +86,7 @@ VOLTA = replace(
     torch="2.13.0+cu126",
     torch_cuda="12.6",
 )
+MAXWELL = replace(VOLTA, cards=(GTX_980,), gpu=GTX_980.name, gpu_capability=(5, 2))
 NO_BITSANDBYTES = replace(FINE, packages=PYTORCH)
 BROKEN_BITSANDBYTES = replace(
     FINE, bitsandbytes_fault="libnvJitLink.so.13: cannot open shared object file"
@@ -237,6 +240,26 @@ dtype         bfloat16: the GPU computes in it
 
 ready""",
     ),
+    "a driver that hangs where no card is": (
+        HANGING,
+        """\
+system        Ubuntu 24.04.2 LTS
+processor     AMD Ryzen 9 5900X 12-Core Processor, x86_64
+python        3.12.3
+memory        64.0 GiB
+gpu           none
+driver        none that answers: nvidia-smi does not answer within 10 seconds
+mlx           MLX 0.32.4, mlx-lm 0.32.2; runs on the CPU
+cuda          PyTorch 2.13.0+cpu for the CPU only, PEFT 0.21.2; runs on the CPU
+bitsandbytes  0.50.2; quantises to 4bit and 8bit here
+transformers  5.23.0
+disk          412.0 GiB free in the working folder (/home/me/qwen)
+disk          412.0 GiB free in the hub cache (/home/me/.cache/huggingface/hub)
+auto          cuda on the cpu: there is no GPU; PyTorch runs on the CPU
+dtype         float32: the CPU is fastest and exact in it
+
+ready""",
+    ),
     "a card with an old driver": (
         OLD_DRIVER,
         """\
@@ -293,7 +316,8 @@ driver        580.95.05, supports CUDA up to 13.0
 mlx           mlx and mlx-lm are not installed; not needed here
 cuda          PyTorch 2.13.0 for CUDA 13.0, PEFT 0.21.2; runs on the GPU and the CPU
 bitsandbytes  0.50.2, but does not work: libnvJitLink.so.13: cannot open shared object file
-              hint: pip install --force-reinstall --no-deps bitsandbytes
+              hint: pip install --upgrade --no-deps bitsandbytes
+              or install the PyTorch build that docs/machines.md names
 transformers  5.23.0
 disk          412.0 GiB free in the working folder (/home/me/qwen)
 disk          412.0 GiB free in the hub cache (/home/me/.cache/huggingface/hub)
@@ -315,6 +339,27 @@ mlx           mlx and mlx-lm are not installed; not needed here
 cuda          PyTorch 2.13.0+cu126 for CUDA 12.6, PEFT 0.21.2; runs on the GPU and the CPU
 bitsandbytes  0.50.2; quantises to 4bit here; 8bit needs a card of compute capability 7.5 or later;
               found Tesla V100-SXM2-16GB
+transformers  5.23.0
+disk          412.0 GiB free in the working folder (/home/me/qwen)
+disk          412.0 GiB free in the hub cache (/home/me/.cache/huggingface/hub)
+auto          cuda on the gpu: there is an NVIDIA GPU, which PyTorch uses through CUDA
+dtype         float32: this GPU has no bfloat16, and float16 overflows
+
+ready""",
+    ),
+    "a card that is too old for bitsandbytes": (
+        MAXWELL,
+        """\
+system        Ubuntu 24.04.2 LTS
+processor     AMD Ryzen 9 5900X 12-Core Processor, x86_64
+python        3.12.3
+memory        64.0 GiB
+gpu           NVIDIA GeForce GTX 980, 4.0 GiB, compute capability 5.2, no bfloat16
+driver        580.95.05, supports CUDA up to 13.0
+mlx           mlx and mlx-lm are not installed; not needed here
+cuda          PyTorch 2.13.0+cu126 for CUDA 12.6, PEFT 0.21.2; runs on the GPU and the CPU
+bitsandbytes  0.50.2; quantises nothing here: 4bit needs a card of compute capability 6.0 or later;
+              found NVIDIA GeForce GTX 980
 transformers  5.23.0
 disk          412.0 GiB free in the working folder (/home/me/qwen)
 disk          412.0 GiB free in the hub cache (/home/me/.cache/huggingface/hub)

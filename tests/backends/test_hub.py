@@ -8,12 +8,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 
 import pytest
 from huggingface_hub import constants
 
 from qwen_local.backends.hub import Hub, ask_hub
+from qwen_local.backends.probe import probe
+from qwen_local.errors import InputError
 
 SECRET = "hf_notToBeShown"
 
@@ -116,3 +119,83 @@ def test_offline_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
             endpoint=address, offline=True, token=False, problem=None, hint=None
         )
     assert asked == []
+
+
+# --- settings in the environment ---
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "why"),
+    [
+        ("http://[::1", "Invalid IPv6 URL"),
+        ("http://mirror.example:http", "Port could not be cast to integer value as 'http'"),
+        ("http://mirror.example:99999", "Port out of range 0-65535"),
+    ],
+)
+def test_an_endpoint_that_is_no_address_is_refused_before_the_hub_is_imported(
+    endpoint: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(InputError) as error:
+        probe()
+    assert str(error.value) == (
+        f"HF_ENDPOINT: expected the address of a hub; found {endpoint!r} ({why})\n\n"
+        "hint: unset it, or set it to a mirror, such as https://mirror.example"
+    )
+
+
+def test_every_setting_of_the_hub_that_cannot_be_used_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://[::1")
+    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "5s")
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "")
+    with pytest.raises(InputError) as error:
+        probe()
+    assert str(error.value) == (
+        "HF_ENDPOINT: expected the address of a hub; found 'http://[::1' (Invalid IPv6 URL)\n\n"
+        "hint: unset it, or set it to a mirror, such as https://mirror.example\n\n"
+        "HF_HUB_ETAG_TIMEOUT: expected a whole number of seconds; found '5s'\n\n"
+        "hint: unset it, or set it to 10\n\n"
+        "HF_HUB_DOWNLOAD_TIMEOUT: expected a whole number of seconds; found ''\n\n"
+        "hint: unset it, or set it to 10"
+    )
+
+
+@pytest.mark.parametrize("endpoint", ["", "https://mirror.example", "http://[::1]:8080/hub/"])
+def test_an_endpoint_that_is_an_address_is_left_to_the_hub(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    assert probe().disks
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "doctor --hub",
+        "plan",
+        "train",
+        "generate --model qwen-local/tiny --prompt Hi",
+        "chat --model qwen-local/tiny",
+        "fuse --adapter nowhere --output fused",
+        "demo --output demo",
+    ],
+)
+def test_every_command_refuses_such_an_endpoint(command: str, tmp_path: Path) -> None:
+    """In a process of its own, where nothing is imported yet; with `--hub` and without a cache."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from qwen_local.cli import main; main()", *command.split()],
+        cwd=tmp_path,
+        env={**os.environ, "HF_ENDPOINT": "http://[::1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "HF_ENDPOINT: expected the address of a hub; found 'http://[::1' (Invalid IPv6 URL)\n\n"
+        "hint: unset it, or set it to a mirror, such as https://mirror.example\n"
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+import time
 import warnings
 from collections.abc import Callable
 from importlib import metadata
@@ -262,12 +264,103 @@ def test_a_driver_that_does_not_answer_is_none(
     assert probe().nvidia is True
 
 
+HANGS = "exec sleep 30"
+TOO_OLD = "echo 'Field \"compute_cap\" is not a valid field to query.'; exit 2"
+
+
 def test_a_driver_that_hangs_is_none(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PATIENCE", 0.2)
-    program(elsewhere, "nvidia-smi", "exec sleep 30")
+    program(elsewhere, "nvidia-smi", HANGS)
+    machine = probe(thorough=True)
+    assert (machine.driver, machine.driver_cuda) == (None, None)
+    assert machine.driver_says == "nvidia-smi does not answer within 0.2 seconds"
+
+
+def test_all_questions_to_a_driver_share_the_time_that_it_is_given(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 2)
+    slowly = f'case "$*" in *compute_cap*) sleep 1.5; {TOO_OLD};; esac'
+    program(elsewhere, "nvidia-smi", f"{slowly}\n{HANGS}")
+    before = time.monotonic()
     machine = probe()
-    assert machine.driver is None
-    assert machine.driver_says is not None and "timed out after 0.2 seconds" in machine.driver_says
+    assert time.monotonic() - before < 3
+    assert machine.driver_says == "nvidia-smi does not answer within 2 seconds"
+
+
+def test_a_driver_that_hangs_at_its_last_question_is_waited_for_no_longer(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.4)
+    row = "echo Tesla T4, 15360, 580.95.05, 7.5"
+    program(elsewhere, "nvidia-smi", f'case "$*" in *query*) {row}; exit;; esac\n{HANGS}')
+    machine = probe(thorough=True)
+    assert (machine.driver, machine.driver_cuda) == ("580.95.05", None)
+
+
+@pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_program_that_hangs_in_the_driver_and_cannot_be_killed_is_left_behind(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.2)
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda _: None)
+    program(elsewhere, "nvidia-smi", HANGS)
+    before = time.monotonic()
+    assert probe().driver_says == "nvidia-smi does not answer within 0.2 seconds"
+    assert time.monotonic() - before < 10
+
+
+@pytest.mark.parametrize(
+    ("row", "card"),
+    [
+        (
+            "NVIDIA GeForce RTX 3090, 24576, 580.95.05, 8",
+            Card(name="NVIDIA GeForce RTX 3090", memory_bytes=24 * 2**30, capability=None),
+        ),
+        (
+            "NVIDIA GeForce RTX 3090, ²4, 580.95.05, 8.²",
+            Card(name="NVIDIA GeForce RTX 3090", memory_bytes=0, capability=None),
+        ),
+        (
+            f"NVIDIA GeForce RTX 3090, {'9' * 5000}, 580.95.05, {'9' * 5000}.6",
+            Card(name="NVIDIA GeForce RTX 3090", memory_bytes=0, capability=None),
+        ),
+        (
+            "Quadro RTX 6000, passive, 24576, 580.95.05, 7.5",
+            Card(name="Quadro RTX 6000, passive", memory_bytes=24 * 2**30, capability=(7, 5)),
+        ),
+    ],
+    ids=["half a capability", "not ASCII", "numbers without end", "a comma in the name"],
+)
+def test_what_a_driver_says_strangely_is_not_known(row: str, card: Card, elsewhere: Path) -> None:
+    nvidia_smi(elsewhere, row)
+    machine = probe()
+    assert (machine.driver, machine.cards, machine.driver_says) == ("580.95.05", (card,), None)
+
+
+def test_bytes_that_are_no_text_are_shown_as_such(elsewhere: Path) -> None:
+    program(elsewhere, "nvidia-smi", r"printf 'RTX \377, 24576, 580.95.05, 8.6\n'")
+    assert [card.name for card in probe(thorough=True).cards] == ["RTX \ufffd"]
+    program(elsewhere, "nvidia-smi", r"printf 'broken \377\n' >&2; exit 9")
+    assert probe().driver_says == "broken \ufffd"
+
+
+def test_a_driver_without_a_version_is_none(elsewhere: Path) -> None:
+    nvidia_smi(elsewhere, "NVIDIA GeForce RTX 3090, 24576, , 8.6")
+    machine = probe()
+    assert (machine.driver, machine.cards) == (None, ())
+    assert machine.driver_says == "NVIDIA GeForce RTX 3090, 24576, , 8.6"
+
+
+def test_a_warning_among_the_cards_is_no_card(elsewhere: Path) -> None:
+    nvidia_smi(
+        elsewhere,
+        "Tesla T4, 15360, 580.95.05, 7.5",
+        "WARNING: infoROM is corrupted at gpu 0000:02:00.0",
+    )
+    machine = probe()
+    assert (machine.driver, [card.name for card in machine.cards]) == ("580.95.05", ["Tesla T4"])
 
 
 def test_a_sound_card_of_nvidia_is_no_gpu(elsewhere: Path) -> None:

@@ -553,6 +553,8 @@ ON_GPU, ON_CPU, ON_MLX = (
         (replace(NVIDIA, packages=WITH_BITSANDBYTES), ON_GPU, "8bit"),
         (replace(LINUX, packages=WITH_BITSANDBYTES), ON_CPU, "8bit"),
         (replace(NVIDIA, packages=WITH_BITSANDBYTES, gpu_capability=(7, 0)), ON_GPU, "4bit"),
+        (replace(NVIDIA, packages=WITH_BITSANDBYTES, gpu_capability=(6, 0)), ON_GPU, "4bit"),
+        (replace(NVIDIA, packages=WITH_BITSANDBYTES, gpu_capability=(5, 2)), ON_CPU, "8bit"),
     ],
 )
 def test_quantisation_works_on_mlx_and_with_bitsandbytes(
@@ -583,7 +585,23 @@ def test_quantisation_works_on_mlx_and_with_bitsandbytes(
             ON_GPU,
             "4bit",
             "4bit on PyTorch needs bitsandbytes, which does not work: ImportError: x",
-            "pip install --force-reinstall --no-deps bitsandbytes",
+            "pip install --upgrade --no-deps bitsandbytes",
+        ),
+        *(
+            (
+                replace(NVIDIA, packages=WITH_BITSANDBYTES, bitsandbytes_fault=words),
+                ON_GPU,
+                "4bit",
+                f"4bit on PyTorch needs bitsandbytes, which does not work: {words}",
+                "pip install --upgrade --no-deps bitsandbytes\n"
+                "or install the PyTorch build that docs/machines.md names",
+            )
+            for words in (
+                "CUDA SETUP failed despite GPU being available.",
+                "libcudart.so.13: cannot open shared object file",
+                "libcublasLt.so.13: cannot open shared object file",
+                "libnvJitLink.so.13: cannot open shared object file",
+            )
         ),
         (
             replace(NVIDIA, packages=WITH_BITSANDBYTES, gpu=V100.name, gpu_capability=(7, 0)),
@@ -591,6 +609,20 @@ def test_quantisation_works_on_mlx_and_with_bitsandbytes(
             "8bit",
             "8bit needs a card of compute capability 7.5 or later; found Tesla V100-SXM2-16GB",
             "use 4bit",
+        ),
+        (
+            replace(NVIDIA, packages=WITH_BITSANDBYTES, gpu="GTX 980", gpu_capability=(5, 2)),
+            ON_GPU,
+            "4bit",
+            "4bit needs a card of compute capability 6.0 or later; found GTX 980",
+            "use none",
+        ),
+        (
+            replace(NVIDIA, packages=WITH_BITSANDBYTES, gpu="GTX 980", gpu_capability=(5, 2)),
+            ON_GPU,
+            "8bit",
+            "8bit needs a card of compute capability 7.5 or later; found GTX 980",
+            "use none",
         ),
     ],
 )

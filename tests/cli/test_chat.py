@@ -195,8 +195,13 @@ def test_the_second_prompt_holds_the_first_turn_until_it_is_cleared(
             b"Hi\ncaf\xe9\n",
             "stdin:2: expected UTF-8; found byte 0xe9 at 3\n",
         ),
+        (
+            ("--model", TINY, "--max-tokens", "1"),
+            b'/system Be brief.\n"""\nHi\0\n"""\n',
+            "stdin:3: expected text; found a NUL character (character 3)\n",
+        ),
     ],
-    ids=["no model", "no effect", "bytes"],
+    ids=["no model", "no effect", "bytes", "NUL"],
 )
 def test_what_cannot_be_done_is_refused(
     args: tuple[str, ...], stdin: bytes, message: str, cli: Cli

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -16,9 +16,9 @@ from qwen_local import __version__
 from qwen_local.backends.base import StepResult
 from qwen_local.backends.cuda.engine import TorchBackend
 from qwen_local.backends.select import Engine
-from qwen_local.cli.options import PRESETS
+from qwen_local.cli.options import PRESETS, QUANTIZATIONS
 from qwen_local.embedded import tiny_model_path
-from qwen_local.job import read_job
+from qwen_local.job import Quantization, read_job
 from qwen_local.presets import CHOICES
 from qwen_local.training.metrics import read_metrics
 
@@ -101,6 +101,10 @@ def test_the_version_is_that_of_the_package(cli: Cli) -> None:
 
 def test_the_presets_of_the_flag_are_those_of_the_job() -> None:
     assert tuple(PRESETS) == CHOICES
+
+
+def test_the_quantisations_of_the_flags_are_those_of_the_job() -> None:
+    assert tuple(QUANTIZATIONS) == get_args(Quantization)
 
 
 # --- bad input: one message, exit code 2, nothing written ---
@@ -532,6 +536,11 @@ def test_the_adapter_of_a_run_changes_the_answer_and_either_layout_is_found(cli:
             "--prompt -: expected UTF-8; found byte 0xe9 at 3",
         ),
         (
+            ("--prompt", "-"),
+            b"a\0b",
+            "--prompt -: expected text; found a NUL character (character 2)",
+        ),
+        (
             ("--prompt", "Hi", "--max-tokens", "3000"),
             b"",
             "--max-tokens: 9 prompt tokens and 3000 more exceed the model's 2048 positions\n\n"
@@ -549,7 +558,7 @@ def test_the_adapter_of_a_run_changes_the_answer_and_either_layout_is_found(cli:
             "(character 6)",
         ),
     ],
-    ids=["bytes", "too many tokens", "no adapter", "half a character"],
+    ids=["bytes", "NUL", "too many tokens", "no adapter", "half a character"],
 )
 def test_a_question_that_cannot_be_asked_is_refused(
     args: tuple[str, ...], stdin: bytes, message: str, cli: Cli

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +15,36 @@ import pytest
 
 from qwen_local.adapters.lora import Adapter
 from qwen_local.adapters.store import load_adapter, save_adapter
-from qwen_local.backends.select import Engine
+from qwen_local.backends.select import Choice, Engine, probe
 from qwen_local.embedded import TINY_MODEL, tiny_model_path
 from qwen_local.export import fuse as fusing
-from qwen_local.export.fuse import Fused, fuse, with_stops
-from qwen_local.export.proof import PROMPTS, ExportError
+from qwen_local.export.fuse import Fused, fuse, with_room, with_stops
+from qwen_local.export.merge import ExportError, merged_tensors, write_shards
+from qwen_local.export.proof import PROMPTS
 from qwen_local.job import Quantization, read_job
+from qwen_local.models.published import PUBLISHED
 from qwen_local.models.source import fetch, find_model
+from qwen_local.models.weights import NORM
 from qwen_local.training.run import train
 from tests.conftest import Cli
 
 Trained = Callable[[Engine, Quantization], Path]
 TINY = fetch(find_model(TINY_MODEL))
+SLOW = (("mlx", "4bit"), ("mlx", "8bit"))
+"""On a CPU, where MLX's quantised product is a plain loop."""
 QUESTION = "Create a function that lists the squares of the negative days in a list."
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """(engine, quantization) -> a run of 24 steps on the sample data, made once."""
+    """(engine, quantization) -> a short run on the sample data, made once."""
     runs: dict[tuple[Engine, Quantization], Path] = {}
 
     def run(engine: Engine, quantization: Quantization = "none") -> Path:
         if (engine, quantization) not in runs:
             output = tmp_path_factory.mktemp("runs") / f"{engine}-{quantization}"
-            sets = [f"model.quantization={quantization}", "train.steps=24"]
+            steps = 12 if (engine, quantization) in SLOW else 24
+            sets = [f"model.quantization={quantization}", f"train.steps={steps}"]
             draft = read_job(None, sets=sets, flags={"--output": str(output)})
             train(draft, backend=engine, device="cpu", quiet=True)
             runs[engine, quantization] = output
@@ -63,10 +71,11 @@ def test_in_float32_only_rounding_lies_between_the_fused_model_and_the_live_adap
     result = fused(run, tmp_path / "out", dtype="float32", backend=engine)
     proof = result.proof
     assert proof.max_logit_difference <= 1e-4
+    assert proof.merge_logit_difference == pytest.approx(proof.max_logit_difference, abs=1e-5)
     assert proof.top1_agreement == 1.0
     assert proof.loss_export == pytest.approx(proof.loss_live, abs=1e-5)
     assert proof.loss_live < proof.loss_base - 0.1
-    assert proof.mean_adapter_effect > 0.1
+    assert proof.rms_adapter_effect > 0.1
     assert config(tmp_path / "out", "proof.json") == {**result.to_json(), "adapter": str(run)}
     assert result.quantization == quantization
     assert result.backend == engine
@@ -79,7 +88,10 @@ def test_by_default_it_has_the_dtype_of_the_base_and_still_says_the_same(
     result = fused(trained(engine, quantization), tmp_path / "out", backend=engine)
     assert (result.dtype, config(tmp_path / "out")["dtype"]) == ("bfloat16", "bfloat16")
     assert result.proof.top1_agreement > 0.97
-    assert result.proof.mean_logit_difference < 0.05 * result.proof.mean_adapter_effect
+    assert result.proof.rms_logit_difference < 0.05 * result.proof.rms_adapter_effect
+    assert result.proof.merge_logit_difference is not None
+    if (engine, quantization) != ("cuda", "8bit"):  # which rounds what goes into a layer
+        assert result.proof.merge_logit_difference <= 1e-4
 
 
 def test_merged_into_the_original_base_a_qlora_adapter_would_be_further_off(
@@ -156,7 +168,10 @@ def test_requantising_says_what_it_costs_and_loads_where_it_was_made(
     result = fused(run, tmp_path / "out", backend=engine, requantize=bits)
     proof = result.proof
     assert result.requantized == bits
-    assert proof.loss_live < proof.loss_export < proof.loss_base
+    assert proof.merge_logit_difference is None
+    assert 0.01 < proof.rms_logit_difference < proof.rms_adapter_effect
+    lost = proof.loss_export - proof.loss_live
+    assert 0 < abs(lost) < 0.1 * (proof.loss_base - proof.loss_live)
     assert (tmp_path / "out/model.safetensors").stat().st_size < 0.8 * (
         tiny_model_path() / "model.safetensors"
     ).stat().st_size
@@ -184,17 +199,20 @@ def load_elsewhere(engine: Engine, folder: Path) -> np.ndarray:
         return model(torch.tensor([[5, 6, 7, 8]])).logits.float().numpy()
 
 
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
 def test_a_model_that_is_quantised_in_its_files_trains_and_fuses(
-    engine: Engine, trained: Trained, tmp_path: Path
+    engine: Engine, bits: Quantization, trained: Trained, tmp_path: Path
 ) -> None:
     """As `mlx-community/...-4bit` and `...-bnb-4bit` folders are: here one that we requantised."""
-    fused(trained(engine, "none"), tmp_path / "base", backend=engine, requantize="4bit")
+    fused(trained(engine, "none"), tmp_path / "base", backend=engine, requantize=bits)
     flags = {"--model": str(tmp_path / "base"), "--output": str(tmp_path / "run")}
     flags["--data"] = "qwen-local/sample"
-    draft = read_job(None, sets=["train.steps=8", "train.learning_rate=2e-3"], flags=flags)
+    draft = read_job(None, sets=["train.steps=4", "train.learning_rate=2e-3"], flags=flags)
     train(draft, backend=engine, device="cpu", quiet=True)
-    result = fused(tmp_path / "run", tmp_path / "out", backend=engine, dtype="float32")
-    assert result.proof.max_logit_difference <= 1e-4
+    result = fused(tmp_path / "run", tmp_path / "out", dtype="float32")
+    assert result.backend == engine  # the one that reads these codes
+    near = 0.5 if (engine, bits) == ("cuda", "8bit") else 1e-4  # LLM.int8() rounds its inputs
+    assert result.proof.max_logit_difference <= near
     assert "quantization_config" not in config(tmp_path / "out")
     other = {"mlx": "cuda", "cuda": "mlx"}[engine]
     with pytest.raises(ValueError, match=f"which only --backend {engine} reads"):
@@ -204,17 +222,68 @@ def test_a_model_that_is_quantised_in_its_files_trains_and_fuses(
 # --- what is refused ---
 
 
-def test_a_merge_that_lost_the_adapter_is_an_error_and_leaves_nothing(
+def spoilt(adapter: Adapter, how: str) -> Adapter:
+    """The adapter as a faulty merge would take it."""
+    factor = {"nothing of it": 0.0, "too little": 0.9, "too much": 1.1}.get(how, 1.0)
+    blocks: dict[str, list[int | None]] = {
+        "a block short": [0, 1, None, 3],
+        "blocks swapped": [0, 2, 1, 3],
+    }
+    taken = blocks.get(how)
+    arrays = {}
+    for name, array in adapter.arrays.items():
+        head, _, tail = name.partition(".layers.")
+        layer, _, rest = tail.partition(".")
+        other = int(layer) if taken is None else taken[int(layer)]
+        if other is None:
+            arrays[name] = np.zeros_like(array)
+        else:
+            scale = factor if "lora_B" in name else 1.0
+            arrays[name] = np.float32(scale) * adapter.arrays[f"{head}.layers.{other}.{rest}"]
+    return replace(adapter, arrays=arrays)
+
+
+def merge_as_if(how: str) -> Callable[..., Any]:
+    def faulty(architecture: Any, adapter: Adapter, weights: Any, held: Any) -> Any:
+        return merged_tensors(architecture, spoilt(adapter, how), weights, held)
+
+    return faulty
+
+
+@pytest.mark.parametrize(
+    "how", ["nothing of it", "too little", "too much", "a block short", "blocks swapped"]
+)
+@pytest.mark.parametrize("dtype", ["float32", "auto"])
+def test_a_faulty_merge_is_an_error_and_leaves_nothing(
+    how: str, dtype: str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fusing, "merged_tensors", merge_as_if(how))
+    with pytest.raises(ExportError, match=r"^the merge differs from the live adapter by"):
+        fused(trained("cuda", "none"), tmp_path / "out", dtype=dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_does_not_hold_the_merge_is_an_error(
+    engine: Engine, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def carelessly(folder: Path, tensors: Any, weights: Any, **options: Any) -> None:
+        write_shards(
+            folder, ((n, a * (1 + 0.01 * (n == NORM))) for n, a in tensors), weights, **options
+        )
+
+    monkeypatch.setattr(fusing, "write_shards", carelessly)
+    with pytest.raises(ExportError) as refused:
+        fused(trained(engine, "none"), tmp_path / "out", backend=engine)
+    assert str(refused.value) == f"{NORM} was not written as it was computed"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_quantised_merge_that_lost_the_adapter_is_an_error(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def without_adapter(architecture: Any, adapter: Any, weights: Any, held: Any) -> Any:
-        return ((name, weights.read(name, "none")) for name in architecture.weight_shapes())
-
-    monkeypatch.setattr(fusing, "merged_tensors", without_adapter)
-    for dtype in ("float32", "auto"):
-        with pytest.raises(ExportError):
-            fused(trained("cuda", "none"), tmp_path / "out", dtype=dtype)
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(fusing, "merged_tensors", merge_as_if("nothing of it"))
+    with pytest.raises(ExportError, match="has lost more than half of what the adapter does"):
+        fused(trained("cuda", "none"), tmp_path / "out", requantize="4bit")
 
 
 def changed(run: Path, folder: Path, scale: float) -> Path:
@@ -269,6 +338,80 @@ def test_an_output_that_is_taken_is_refused_before_anything_is_loaded(
         "output: out is not empty\n\nhint: choose another folder with --output, or remove this "
         "one\n",
     )
+
+
+@pytest.mark.parametrize("output", ["~/new/out", "link", "."])
+def test_an_output_may_be_under_home_behind_a_link_or_this_folder(
+    output: str, trained: Trained, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("home", "target", "here"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "here/link").symlink_to(tmp_path / "target")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    if output == ".":
+        (tmp_path / "here/link").unlink()
+    monkeypatch.chdir(tmp_path / "here")
+    said = cli("fuse", "--adapter", trained("cuda", "none"), "--output", output, "--quiet")
+    assert (said.code, said.out) == (0, f"{output}\n"), said.err
+    place = {"~/new/out": "home/new/out", "link": "target", ".": "here"}[output]
+    assert (tmp_path / place / "proof.json").is_file()
+    assert (tmp_path / place).stat().st_mode == (tmp_path / "home").stat().st_mode
+
+
+def test_a_disk_without_room_is_told_before_anything_is_computed(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    monkeypatch.setattr(fusing, "_ask_live", None)
+    with pytest.raises(ExportError) as refused:
+        fused(trained("cuda", "none"), tmp_path / "out")
+    assert str(refused.value) == (
+        f"{tmp_path / 'out'}: the model needs 0.0 GB, and 0.0 GB are free"
+    )
+
+
+def test_a_disk_that_fills_up_is_told_and_nothing_is_left(
+    engine: Engine, trained: Trained, tmp_path: Path
+) -> None:
+    run = trained(engine, "none")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        with pytest.raises(ExportError, match=rf"^{tmp_path}: cannot be written: "):
+            fused(run, tmp_path / "out", backend=engine)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_base_that_has_moved_is_named_with_the_mend(
+    trained: Trained, tmp_path: Path, cli: Cli
+) -> None:
+    shutil.copytree(trained("cuda", "none") / "adapter/peft", tmp_path / "adapter")
+    settings = config(tmp_path / "adapter", "adapter_config.json")
+    settings["base_model_name_or_path"] = "/gone/model"
+    (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(settings))
+    said = cli("fuse", "--adapter", "adapter", "--output", "out")
+    assert (said.code, said.err) == (
+        2,
+        "--adapter adapter: its base model /gone/model: expected a folder that exists, or a hub "
+        "id; found neither\n\nhint: pass --model with the place where it is now\n",
+    )
+
+
+def test_a_model_beyond_the_gpu_is_proved_on_the_cpu_unless_the_gpu_was_asked_for() -> None:
+    machine = replace(probe(), gpu_bytes=24 * 10**9)
+    choice = Choice("cuda", "gpu", "a test")
+    small, large = PUBLISHED["Qwen/Qwen3-4B"], PUBLISHED["Qwen/Qwen3-8B"]
+    assert with_room(machine, choice, small, "auto") == choice
+    moved = with_room(machine, choice, large, "auto")
+    assert (moved.device, moved.reason) == (
+        "cpu",
+        "the proof computes in float32 and needs about 37 GB; the GPU has less",
+    )
+    with pytest.raises(ValueError, match=r"^--device gpu: the proof computes in float32"):
+        with_room(machine, choice, large, "gpu")
 
 
 def test_an_adapter_that_names_no_base_needs_a_model(

@@ -73,7 +73,7 @@ class Scripted:
         )
 
 
-CTRL_C = object()
+CTRL_C, UNREADABLE = object(), object()
 
 
 def talk(
@@ -88,6 +88,8 @@ def talk(
             raise KeyboardInterrupt
         if line is EOFError:
             raise EOFError
+        if line is UNREADABLE:
+            raise InputError.at("stdin:2", "expected UTF-8; found byte 0xe9 at 3")
         assert isinstance(line, str)
         return line
 
@@ -129,6 +131,15 @@ def test_a_message_between_triple_quotes_has_several_lines() -> None:
     )
     asked = [prompt[-1]["content"] for prompt in model.prompts]
     assert asked == ["one  \n\ntwo", "/help", "x\ny", 'not "quoted"""']
+
+
+def test_a_line_that_cannot_be_read_ends_a_pipe_and_is_told_to_a_person(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(InputError):
+        talk(Scripted("a"), ["Hi", UNREADABLE, "And?"], interactive=False)
+    assert talk(Scripted("a", "b"), ["Hi", UNREADABLE, "And?"]) == (0, "a\nb\n")
+    assert capsys.readouterr().err == "stdin:2: expected UTF-8; found byte 0xe9 at 3\n"
 
 
 def test_several_lines_that_were_pasted_are_one_message() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -71,6 +71,9 @@ class ScalarBackend:
         raise AssertionError("the loop has no use for this")
 
     def logits(self, ids: Sequence[int], *, last: int) -> np.ndarray:
+        raise AssertionError("the loop has no use for this")
+
+    def put_weights(self, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
         raise AssertionError("the loop has no use for this")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from qwen_local.backends.base import HEAD_CHUNK, HEAD_CHUNK_GPU, Setup
 from qwen_local.job import LoraSpec
-from qwen_local.models.architecture import Architecture
+from qwen_local.models.architecture import Architecture, Stored
 from qwen_local.models.source import ModelFiles
 from qwen_local.training.memory import Memory, estimate_memory
 
@@ -72,6 +72,44 @@ def test_half_precision_halves_the_model_and_not_the_adapter(
     in_float32 = 50 * 3 * (4 * 10 + 2 * 2 + QK_NORM) * 4  # the norms, and the low-rank vectors
     assert 2 * (half.activations - in_float32) == whole.activations - in_float32
     assert (half.adapter, half.head) == (whole.adapter, whole.head)
+
+
+LINEAR = sum(out * into for out, into in SHAPE.linear_shapes().values())
+"""Weights of the linear layers of a block."""
+LARGEST = 10 * 30
+
+
+@pytest.mark.parametrize(("quantization", "bits"), [("4bit", 4), ("8bit", 8)])
+@pytest.mark.parametrize(("dtype", "width"), [("float32", 4), ("bfloat16", 2)])
+def test_quantised_layers_take_their_bits_and_their_groups_scales(
+    quantization: Literal["4bit", "8bit"],
+    bits: int,
+    dtype: Literal["float32", "bfloat16"],
+    width: int,
+) -> None:
+    """A scale and a bias for 64 weights, the rest of the model whole, and one layer dequantised."""
+    quantised = 3 * LINEAR
+    whole = (SHAPE.parameters() - quantised) * width
+    expected = round(quantised * (bits + 2 * 8 * width / 64) / 8) + whole + LARGEST * width
+    assert estimate(replace(SETUP, quantization=quantization, dtype=dtype)).weights == expected
+    scheme: Literal["nf4", "int8"] = "nf4" if bits == 4 else "int8"
+    stored = replace(SHAPE, stored=Stored(scheme=scheme, bits=bits, group=64))
+    model = replace(SETUP.model, architecture=stored)
+    assert estimate(replace(SETUP, model=model, dtype=dtype)).weights == expected
+
+
+def test_a_model_that_mlx_quantised_has_quantised_embeddings_too() -> None:
+    stored = replace(SHAPE, stored=Stored(scheme="affine", bits=4, group=32))
+    memory = estimate(replace(SETUP, model=replace(SETUP.model, architecture=stored)))
+    assert memory.weights == round(SHAPE.parameters() * (4 + 2 * 32 / 32) / 8) + LARGEST * 4
+
+
+def test_int8_layers_keep_their_inputs_whether_checkpointed_or_not() -> None:
+    inputs = sum(into for _, into in SHAPE.linear_shapes().values())
+    for checkpointed in (False, True):
+        setup = replace(SETUP, gradient_checkpointing=checkpointed)
+        more = estimate(replace(setup, quantization="8bit")).activations
+        assert more - estimate(setup).activations == 50 * 3 * 2 * inputs
 
 
 def test_dropout_keeps_the_dropped_input_of_each_target_and_its_mask() -> None:

@@ -7,7 +7,7 @@ micro-batches, the head (`head.py`), and that the mean is taken once, over the s
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
@@ -214,6 +214,13 @@ class TorchBackend:
         with self._autocast():
             hidden_1WD = self._backbone(input_ids=ids_1W, use_cache=False).last_hidden_state
         return _numpy(hidden_1WD[0, -last:].to(self._head.dtype) @ self._head.T)
+
+    @torch.no_grad()
+    def put_weights(self, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
+        """See `Backend.put_weights`."""
+        parameters = dict(self._model.named_parameters())
+        for name, array in tensors:
+            parameters[name].copy_(torch.from_numpy(array))
 
     def peak_memory_bytes(self) -> int:
         """See `Backend.peak_memory_bytes`."""

@@ -12,8 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qwen_local.backends.base import QUANTISED_BITS, readable_by_all
+from qwen_local.backends.base import QUANTISED_BITS
 from qwen_local.backends.cuda.quantised import INT8_LEVELS, NF4, bitsandbytes_config, dequantised
+from qwen_local.files import readable_by_all
 from qwen_local.job import Quantization
 
 

@@ -7,7 +7,8 @@ step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -88,7 +89,8 @@ class MlxBackend:
         self._model.freeze()
         if setup.lora is not None:
             self._attach(setup)
-        self._gradient = mx.value_and_grad(self._surrogate)
+        itself = weakref.proxy(self)  # in a cycle the model would outlive the last use of it
+        self._gradient = mx.value_and_grad(lambda *given: itself._surrogate(*given))
         if few_shapes:
             self._gradient = mx.compile(self._gradient)
 
@@ -235,6 +237,12 @@ class MlxBackend:
         self._model.eval()
         hidden_1WD = self._model.model(mx.array([list(ids)]))
         return np.array(self._head(hidden_1WD[0, -last:]).astype(mx.float32))
+
+    def put_weights(self, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
+        """See `Backend.put_weights`."""
+        for name, array in tensors:
+            self._model.load_weights([(name, mx.array(array).astype(self._dtype))], strict=False)
+        mx.eval(self._model.parameters())
 
     def peak_memory_bytes(self) -> int:
         """See `Backend.peak_memory_bytes`."""

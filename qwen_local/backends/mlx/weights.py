@@ -9,8 +9,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from qwen_local.backends.base import QUANTISED_BITS, readable_by_all
+from qwen_local.backends.base import QUANTISED_BITS
 from qwen_local.backends.mlx.quantised import GROUP, dequantised, from_codes
+from qwen_local.files import readable_by_all
 from qwen_local.job import Quantization
 from qwen_local.models.architecture import Stored
 
