@@ -70,7 +70,7 @@ class DemoResult:
     def describe(self) -> str:
         """Both curves side by side, and what came of them."""
         steps = len(self.engines[0].losses)
-        shown = [round(i * (steps - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)]
+        shown = [max(i * steps // (CURVE_POINTS - 1), 1) - 1 for i in range(CURVE_POINTS)]
         names = "".join(f"{story.backend:>12}" for story in self.engines)
         lines = ["", f"loss at step{names}"]
         for at in shown:

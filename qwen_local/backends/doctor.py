@@ -168,7 +168,7 @@ def _gpu(machine: Machine) -> Iterator[Line]:
     if machine.cuda and len(machine.cards) > 1:
         text = f"a run takes one card, {machine.gpu}; CUDA_VISIBLE_DEVICES chooses another"
         yield Line(topic="", text=text)
-    if not machine.nvidia:
+    if not machine.nvidia and machine.driver_says is None:
         return
     if machine.driver is None:
         said = f": {machine.driver_says}" if machine.driver_says else ""
@@ -277,8 +277,11 @@ def _bitsandbytes(machine: Machine, choice: Choice | None) -> Line:
         return Line(topic=topic, text=f"{version}; quantises to 4bit and 8bit here")
     if four is None:
         return Line(topic=topic, text=f"{version}; quantises to 4bit here; {eight.problem}")
-    broken = f"{version}, but does not work: {machine.bitsandbytes_fault}"
-    text = broken if version else "not installed; 4bit and 8bit need it"
+    if version is None:
+        return Line(topic=topic, text="not installed; 4bit and 8bit need it", hint=four.hint)
+    if machine.bitsandbytes_fault is None:
+        return Line(topic=topic, text=f"{version}; quantises nothing here: {four.problem}")
+    text = f"{version}, but does not work: {machine.bitsandbytes_fault}"
     return Line(topic=topic, text=text, hint=four.hint)
 
 

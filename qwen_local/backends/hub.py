@@ -1,14 +1,49 @@
-"""Whether the hub can be reached; asked by `doctor --hub` only."""
+"""The hub as the environment has it, and whether it can be reached (for `doctor --hub` only)."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from qwen_local.errors import Fault, InputError
 
 ASKED_FOR = "Qwen/Qwen3-0.6B"
 """A public model: its config.json is asked for, and not fetched."""
 
 PATIENCE = 5.0
 """Seconds."""
+
+
+TIMEOUTS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
+
+
+def check_settings() -> None:
+    """Refuse what huggingface_hub cannot be imported with: it reads these where it is imported.
+
+    Raises:
+        InputError: every such variable of the environment at once.
+    """
+    if faults := list(_faults()):
+        raise InputError(faults)
+
+
+def _faults() -> Iterator[Fault]:
+    endpoint = os.environ.get("HF_ENDPOINT", "")
+    try:
+        _ = urlsplit(endpoint).port
+    except ValueError as error:
+        problem = f"expected the address of a hub; found {endpoint!r} ({error})"
+        hint = "unset it, or set it to a mirror, such as https://mirror.example"
+        yield Fault("HF_ENDPOINT", problem, hint)
+    for name in TIMEOUTS:
+        value = os.environ.get(name, "0")
+        try:
+            int(value)
+        except ValueError:
+            problem = f"expected a whole number of seconds; found {value!r}"
+            yield Fault(name, problem, "unset it, or set it to 10")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -182,5 +182,5 @@ def _update_driver(machine: Machine, version: int) -> str:
 
 
 def _major(version: str) -> int:
-    number = re.match(r"\d+", version)
+    number = re.match("[0-9]{1,9}", version)
     return int(number[0]) if number else 0

@@ -7,13 +7,17 @@ import platform
 import re
 import shutil
 import subprocess
+import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
+from qwen_local.backends.hub import check_settings
 from qwen_local.backends.machine import (
     BFLOAT16_SINCE,
     PACKAGES,
@@ -30,8 +34,9 @@ ROOT = Path("/")
 
 WATCHED = (*PACKAGES["mlx"], *PACKAGES["cuda"], "bitsandbytes", "transformers")
 
-PATIENCE = 20
-"""Seconds for another program to answer; a sleeping NVIDIA driver takes several to wake."""
+PATIENCE = 10
+"""Seconds for another program to answer, however often it is asked; a sleeping NVIDIA driver takes
+several to wake."""
 
 
 def probe(*, thorough: bool = False) -> Machine:
@@ -40,7 +45,11 @@ def probe(*, thorough: bool = False) -> Machine:
     Args:
         thorough: import also what stands beside the engines (mlx-lm, transformers, PEFT,
             bitsandbytes), which shows what is broken and takes some seconds.
+
+    Raises:
+        InputError: the hub's library could not be imported with this environment.
     """
+    check_settings()
     mlx, mlx_fault = _engine("mlx")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -56,7 +65,8 @@ def probe(*, thorough: bool = False) -> Machine:
     metal = mlx is not None and mlx.metal.is_available()
     architectures = () if torch is None else tuple(torch.cuda.get_arch_list())
     cuda = torch is not None and capability is not None and covers(architectures, capability)
-    cards, driver, driver_says = _nvidia_smi()
+    until = time.monotonic() + PATIENCE
+    cards, driver, driver_says = _nvidia_smi(until)
     system, rosetta = platform.system(), _sysctl("sysctl.proc_translated") == "1"
     macos = _macos()
     return Machine(
@@ -84,7 +94,7 @@ def probe(*, thorough: bool = False) -> Machine:
         nvidia=driver is not None or _nvidia_in_the_machine(),
         cards=cards,
         driver=driver,
-        driver_cuda=_driver_cuda() if thorough and driver is not None else None,
+        driver_cuda=_driver_cuda(until) if thorough and driver is not None else None,
         driver_says=driver_says,
         visible_cards=os.environ.get("CUDA_VISIBLE_DEVICES"),
         memory_bytes=_memory_bytes(),
@@ -108,7 +118,7 @@ def _engine(engine: Engine) -> tuple[ModuleType | None, str | None]:
             import_module("qwen_local.backends.mlx")  # before mlx.core: see blas.py
         return import_module(name), None
     except Exception as error:  # whatever a broken installation raises; it is told on
-        return None, f"{name} cannot be imported: {_in_a_line(error)}"
+        return None, f"{name} cannot be imported: {in_a_line(error)}"
 
 
 def _with(framework: ModuleType, *beside: str) -> tuple[ModuleType | None, str | None]:
@@ -117,7 +127,7 @@ def _with(framework: ModuleType, *beside: str) -> tuple[ModuleType | None, str |
         try:
             import_module(name)
         except Exception as error:  # as above
-            return None, f"{name} cannot be imported: {_in_a_line(error)}"
+            return None, f"{name} cannot be imported: {in_a_line(error)}"
     return framework, None
 
 
@@ -129,7 +139,7 @@ def bitsandbytes_fault() -> str | None:
         import_module("qwen_local.backends.cuda")  # imports it, and keeps it from the hub
         library = import_module("bitsandbytes.cextension").lib
     except Exception as error:  # as above
-        return _in_a_line(error)
+        return in_a_line(error)
     said = getattr(library, "error_msg", None) if "Error" in type(library).__name__ else None
     return said.partition("\n")[0] if isinstance(said, str) else None
 
@@ -146,7 +156,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _in_a_line(error: Exception) -> str:
+def in_a_line(error: Exception) -> str:
+    """Its kind and the first line of its words."""
     said = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
@@ -207,7 +218,9 @@ def _cpu() -> str | None:
 
 def _sysctl(name: str) -> str | None:
     """A value that macOS keeps; None elsewhere."""
-    return _answer(["sysctl", "-n", name]) if platform.system() == "Darwin" else None
+    if platform.system() != "Darwin":
+        return None
+    return _answer("sysctl", "-n", name, until=time.monotonic() + PATIENCE)
 
 
 def _memory_bytes() -> int:
@@ -239,18 +252,47 @@ def _text(path: str) -> str:
         return ""
 
 
-def _answer(command: Sequence[str]) -> str | None:
-    """What a program prints, None where it is not there, fails or takes too long."""
-    program = _program(command[0])
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What became of a question to another program."""
+
+    fine: bool
+    said: str
+    """What it printed, or else what went wrong."""
+
+
+def _answer(name: str, *arguments: str, until: float) -> str | None:
+    """What another program prints; None where it is not there, fails or takes too long."""
+    asked = _ask(name, *arguments, until=until)
+    return asked.said or None if asked is not None and asked.fine else None
+
+
+def _ask(name: str, *arguments: str, until: float) -> Asked | None:
+    """Run another program; None where it is not there.
+
+    Args:
+        name: of the program.
+        *arguments: for it.
+        until: when the wait for it ends, by `time.monotonic`.
+    """
+    program = _program(name)
     if program is None:
         return None
+    pipe = subprocess.PIPE
     try:
-        asked = subprocess.run(
-            [program, *command[1:]], capture_output=True, text=True, timeout=PATIENCE, check=True
+        asked = subprocess.Popen(
+            [program, *arguments], stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace"
         )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return asked.stdout.strip() or None
+    except OSError as error:
+        return Asked(False, in_a_line(error))
+    try:
+        out, err = asked.communicate(timeout=max(0.0, until - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        asked.kill()
+        with suppress(subprocess.TimeoutExpired):  # one that hangs in a driver does not die
+            asked.communicate(timeout=1)
+        return Asked(False, f"{name} does not answer within {PATIENCE} seconds")
+    return Asked(asked.returncode == 0, out.strip() or err.strip())
 
 
 def _program(name: str) -> str | None:
@@ -261,42 +303,43 @@ def _program(name: str) -> str | None:
 # --- the GPU ---
 
 
-def _nvidia_smi() -> tuple[tuple[Card, ...], str | None, str | None]:
+def _nvidia_smi(until: float) -> tuple[tuple[Card, ...], str | None, str | None]:
     """(cards, version of the driver, None), or ((), None, the words of a failure)."""
-    program = _program("nvidia-smi")
-    if program is None:
-        return (), None, None
     said, known = "", "name,memory.total,driver_version"
     for fields in (f"{known},compute_cap", known):
-        query = [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-        try:
-            asked = subprocess.run(
-                query, capture_output=True, text=True, timeout=PATIENCE, check=False
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            return (), None, _in_a_line(error)
-        said = asked.stdout.strip() or asked.stderr.strip()
-        if asked.returncode == 0:
-            rows = [[cell.strip() for cell in row.split(",")] for row in said.splitlines()]
-            if rows and all(len(row) >= 3 for row in rows):
-                return tuple(_card(row) for row in rows), rows[0][2], None
+        query = (f"--query-gpu={fields}", "--format=csv,noheader,nounits")
+        asked = _ask("nvidia-smi", *query, until=until)
+        if asked is None:
+            return (), None, None
+        said = asked.said
+        rows = [_row(line, fields.count(",")) for line in said.splitlines() if asked.fine]
+        cards = [row for row in rows if row is not None]
+        if cards:
+            return tuple(_card(row) for row in cards), cards[0][2], None
         if "compute_cap" not in said:  # old drivers do not know that field
             break
     return (), None, said.partition("\n")[0] or None
 
 
+def _row(line: str, commas: int) -> list[str] | None:
+    """The fields of a card; None for warnings, and for a card whose driver has no version."""
+    row = [cell.strip() for cell in line.rsplit(",", commas)]  # a name may have a comma, too
+    return row if len(row) == commas + 1 and re.match("[0-9]", row[2]) else None
+
+
 def _card(row: Sequence[str]) -> Card:
     """From `name, MiB, driver[, capability]`; some fields read `[N/A]` on some cards."""
     name, memory, _, *rest = row
-    parts = rest[0].split(".") if rest else []
-    capability = (int(parts[0]), int(parts[1])) if "".join(parts).isdigit() else None
-    mebibytes = int(memory) if memory.isdigit() else 0
+    mebibytes = int(memory) if re.fullmatch("[0-9]{1,9}", memory) else 0
+    number = re.fullmatch(r"([0-9]{1,3})\.([0-9]{1,3})", rest[0]) if rest else None
+    capability = (int(number[1]), int(number[2])) if number else None
     return Card(name=name, memory_bytes=mebibytes * 2**20, capability=capability)
 
 
-def _driver_cuda() -> str | None:
+def _driver_cuda(until: float) -> str | None:
     """Highest CUDA that the driver supports; newer drivers write `CUDA UMD Version`."""
-    found = re.search(r"CUDA(?: UMD)? Version:\s*([\d.]+)", _answer(["nvidia-smi"]) or "")
+    said = _answer("nvidia-smi", until=until) or ""
+    found = re.search(r"CUDA(?: UMD)? Version:\s*([0-9.]+)", said)
     return found[1] if found else None
 
 

@@ -6,11 +6,12 @@ The choices are pure functions of a `Machine`, so that every machine can be trie
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from qwen_local.backends.machine import Device, DType, Engine, Machine
-from qwen_local.backends.nvidia import install_torch, unusable_card
+from qwen_local.backends.nvidia import dotted, install_torch, unusable_card
 from qwen_local.backends.probe import probe
 from qwen_local.errors import BackendError, Fault
 
@@ -176,18 +177,15 @@ def quantization_fault(machine: Machine, choice: Choice, quantization: str) -> F
         return Fault(where, f"{needs}, which is not installed", "pip install bitsandbytes")
     if machine.bitsandbytes_fault is not None:
         problem = f"{needs}, which does not work: {machine.bitsandbytes_fault}"
-        return Fault(where, problem, "pip install --upgrade --no-deps bitsandbytes")
-    card = machine.gpu_capability
-    if choice.device == "cpu" or card is None:
-        return None
-    if card < NF4_SINCE:
-        problem = (
-            f"bitsandbytes needs a card of compute capability 6.0 or later; found {machine.gpu}"
-        )
-        return Fault(where, problem, "use none")
-    if quantization == "8bit" and card < INT8_SINCE:
-        problem = f"8bit needs a card of compute capability 7.5 or later; found {machine.gpu}"
-        return Fault(where, problem, "use 4bit")
+        mend = "pip install --upgrade --no-deps bitsandbytes"
+        if re.search("cuda|libcu|libnv", machine.bitsandbytes_fault, re.I):  # libraries of CUDA
+            mend += "\nor install the PyTorch build that docs/machines.md names"
+        return Fault(where, problem, mend)
+    card, since = machine.gpu_capability, NF4_SINCE if quantization == "4bit" else INT8_SINCE
+    if choice.device == "gpu" and card is not None and card < since:
+        needs = f"{quantization} needs a card of compute capability {dotted(since)} or later"
+        mend = "use none" if card < NF4_SINCE else "use 4bit"
+        return Fault(where, f"{needs}; found {machine.gpu}", mend)
     return None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from qwen_local.cli.options import (
+    QUANTIZATIONS,
     backend_option,
     device_option,
     json_option,
@@ -30,12 +31,12 @@ from qwen_local.cli.options import (
 @click.option("--revision", help="Commit, branch or tag of a hub model.")
 @click.option(
     "--quantization",
-    type=click.Choice(["none", "4bit", "8bit"]),
+    type=click.Choice(QUANTIZATIONS),
     help="What the base was held in while training; default as recorded.",
 )
 @click.option(
     "--requantize",
-    type=click.Choice(["none", "4bit", "8bit"]),
+    type=click.Choice(QUANTIZATIONS),
     default="none",
     show_default=True,
     help="Quantise the merged model again, and say what that costs.",

@@ -59,11 +59,16 @@ def generate(prompt: str, max_tokens: int, as_json: bool, **options: Any) -> Non
 
 def _read_stdin() -> str:
     """All of stdin as UTF-8, but for the line end that `echo` adds."""
+    from qwen_local.datasets.faults import unusable
+
     if sys.stdin is None:
         raise InputError.at("--prompt -", "stdin is closed")
     content = sys.stdin.buffer.read()
     try:
-        return content.decode().removesuffix("\n")
+        text = content.decode().removesuffix("\n")
     except UnicodeDecodeError as error:
         found = f"byte 0x{content[error.start]:02x} at {error.start}"
         raise InputError.at("--prompt -", f"expected UTF-8; found {found}") from None
+    if (problem := unusable(text)) is not None:
+        raise InputError.at("--prompt -", problem)
+    return text

@@ -18,6 +18,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 PRESETS = ["auto", "tiny", "small", "medium", "large", "none"]
 """`qwen_local.presets.CHOICES`, here so that `--help` need not import pydantic (tested)."""
+QUANTIZATIONS = ["none", "4bit", "8bit"]
+"""`qwen_local.job.Quantization`, likewise."""
 
 backend_option = click.option(
     "--backend",
@@ -57,7 +59,7 @@ def job_options(command: Command) -> Command:
         click.option("--lora-dropout", type=float, help="Share of inputs dropped."),
         click.option(
             "--quantization",
-            type=click.Choice(["none", "4bit", "8bit"]),
+            type=click.Choice(QUANTIZATIONS),
             help="Of the frozen model (QLoRA).",
         ),
         click.option("--max-length", type=int, help="Longest row in tokens."),
@@ -94,7 +96,7 @@ def answer_options(command: Command) -> Command:
         ),
         click.option(
             "--quantization",
-            type=click.Choice(["none", "4bit", "8bit"]),
+            type=click.Choice(QUANTIZATIONS),
             help="Of the model; default as the adapter was trained.",
         ),
         click.option("--system", help="System message."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -169,6 +170,7 @@ def fuse(
         )
         write_json(new / PROOF, {**result.to_json(), "adapter": str(adapter)})
     log.info("%s", proof.describe())
+    log.info("next: qwen-local chat --model %s", shlex.quote(str(output)))
     return result
 
 

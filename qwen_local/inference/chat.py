@@ -135,6 +135,11 @@ class Chat:
                 if interrupts == 2:
                     say("(Ctrl+D leaves)")
                 continue
+            except InputError as error:
+                if not self._interactive:
+                    raise
+                say(str(error))
+                continue
             interrupts = 0
             if quoted or not text.startswith("/") or "\n" in text:
                 if text.strip():

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import BinaryIO
 
+from qwen_local.datasets.faults import unusable
 from qwen_local.errors import InputError
 from qwen_local.inference.text import visible
 
@@ -110,10 +111,13 @@ def _lines(*, prompted: bool) -> Read:
         if not line:
             raise EOFError
         try:
-            return line.decode().rstrip("\r\n")
+            text = line.decode().rstrip("\r\n")
         except UnicodeDecodeError as error:
             problem = f"expected UTF-8; found byte 0x{line[error.start]:02x} at {error.start}"
             raise InputError.at(f"stdin:{count}", problem) from None
+        if (fault := unusable(text)) is not None:
+            raise InputError.at(f"stdin:{count}", fault)
+        return text
 
     return read
 

@@ -1,7 +1,7 @@
 """What a model's files hold for a matrix that is quantised: codes, and what they are read by.
 
-Libraries trust it: bitsandbytes takes any scales for the right ones, and any shape for the layer's.
-So every part must be there, of its type and shape, and must say that it is to be read as it will be.
+Nothing else checks them: bitsandbytes takes any scales for the right ones, and any shape as given.
+So every part must be there, of its type and shape, and must say that it is read as it will be.
 """
 
 from __future__ import annotations
@@ -85,11 +85,6 @@ class Wanted:
             yield Fault(where, problem, HINT)
         elif self.state is not None:
             yield from _state_faults(where, held.content, self.state)
-
-
-def is_codes(stored: Stored | None, kind: str) -> bool:
-    """Whether a matrix of this type is held as the codes of this scheme."""
-    return stored is not None and kind == CODES[stored.scheme]
 
 
 def parts_of_codes(

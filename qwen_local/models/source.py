@@ -187,7 +187,10 @@ def _hub_fault(error: Exception, name: str, revision: str | None, download: bool
             hint = _near(name) or f"if it is a dense Qwen2 or Qwen3, {once}"
         case errors.LocalEntryNotFoundError():
             problem = "no such folder here, not in the cache, and the hub cannot be reached"
-            hint = f"check the connection to {constants.ENDPOINT}, or give a local folder"
+            hint = (
+                f"check the connection to {constants.ENDPOINT} (HTTPS_PROXY, HF_ENDPOINT); or, on "
+                f"a machine that has one, hf download {name} --local-dir FOLDER, and give FOLDER"
+            )
         case errors.HfHubHTTPError():
             problem = f"the hub answered {error.response.status_code}"
             hint = "try again later; for 401 and 403 check HF_TOKEN"

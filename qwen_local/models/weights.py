@@ -12,24 +12,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qwen_local.errors import Fault
-from qwen_local.models.architecture import Architecture
+from qwen_local.models.architecture import Architecture, Stored
 from qwen_local.models.codes import (
+    CODES,
     FLOATS,
     HINT,
     LONGEST,
     SPOKEN,
     Held,
+    Shape,
     Wanted,
-    is_codes,
     parts_of_codes,
 )
 from qwen_local.models.config import QUANTISED_HINT
 
+NORM = "model.norm.weight"
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
-NORM = "model.norm.weight"
-PASSED_OVER = (HEAD, ".rotary_emb.inv_freq")
-"""Endings of names that some publishers write and no engine needs: the head where it is tied."""
+ENDS = {EMBEDDING: "the embedding", HEAD: "the head"}
 
 
 def tensor_faults(folder: Path, name: str, architecture: Architecture) -> Iterator[Fault]:
@@ -58,29 +58,7 @@ def tensor_faults(folder: Path, name: str, architecture: Architecture) -> Iterat
         except (OSError, SafetensorError) as error:
             damaged = True
             yield Fault(f"{name}: {file.name}", f"not a readable safetensors file: {error}", HINT)
-    refused = _quantised_ends(architecture, found)
-    for key, end in refused.items():
-        problem = f"{end} is quantised; of bitsandbytes' codes those in the blocks are read"
-        yield Fault(f"{name}: {found[key].file}: {key}", problem, QUANTISED_HINT)
-    wanted = _wanted(architecture, found)
-    told = tuple(key.removesuffix("weight") for key in refused)
-    for key in sorted(wanted.keys() | found.keys()):
-        if key.startswith(told):
-            continue
-        if key not in found:
-            if not damaged:
-                yield Fault(f"{name}: {key}", "missing from the weights", HINT)
-            continue
-        where = f"{name}: {found[key].file}: {key}"
-        if key in wanted:
-            yield from wanted[key].faults(where, found[key])
-        elif not key.endswith(PASSED_OVER):
-            yield Fault(where, f"not a tensor of a {architecture.model_type} model", HINT)
-    linears = _linears(architecture)
-    if architecture.stored is not None and linears <= _floats(found).keys():
-        problem = "says that the layers are quantised, but the files hold floats"
-        hint = "remove quantization and quantization_config from a copy of the model"
-        yield Fault(f"{name}: config.json", problem, hint)
+    yield from _faults(name, architecture, found, damaged=damaged)
 
 
 def float_type(folder: Path) -> Literal["float32", "bfloat16", "float16"]:
@@ -102,6 +80,42 @@ def float_layers(folder: Path, architecture: Architecture) -> list[str]:
     kinds = _kinds(folder)
     linears = _linears(architecture)
     return [key.removesuffix(".weight") for key in linears if kinds[key] in FLOATS]
+
+
+def _faults(
+    name: str, architecture: Architecture, found: Mapping[str, Held], *, damaged: bool
+) -> Iterator[Fault]:
+    """How the tensors that were found differ from the model's.
+
+    Args:
+        name: the model, as messages name it.
+        architecture: of its config.json.
+        found: by name.
+        damaged: a file could not be read: what is not found may be there.
+    """
+    kinds = {key: held.kind for key, held in found.items()}
+    wanted, ends = _wanted(architecture, kinds), _quantised_ends(architecture, kinds)
+    for key in ends:
+        problem = f"{ENDS[key]} is quantised, which only MLX folders may have"
+        yield Fault(f"{name}: {found[key].file}: {key}", problem, QUANTISED_HINT)
+    told = tuple(key.removesuffix("weight") for key in ends)
+    for key in sorted(wanted.keys() | found.keys()):
+        if key.startswith(told):
+            continue
+        if key not in found:
+            if not damaged:
+                yield Fault(f"{name}: {key}", "missing from the weights", HINT)
+            continue
+        where = f"{name}: {found[key].file}: {key}"
+        if key in wanted:
+            yield from wanted[key].faults(where, found[key])
+        else:
+            yield Fault(where, f"not a tensor of a {architecture.model_type} model", HINT)
+    floats = all(kinds.get(key) in FLOATS for key in _linears(architecture))
+    if architecture.stored is not None and floats:
+        problem = "says that the layers are quantised, but the files hold floats"
+        hint = "remove quantization and quantization_config from a copy of the model"
+        yield Fault(f"{name}: config.json", problem, hint)
 
 
 def _kinds(folder: Path) -> dict[str, str]:
@@ -129,26 +143,33 @@ def _linears(architecture: Architecture) -> list[str]:
     return [key for key, shape in shapes.items() if len(shape) == 2 and key not in ENDS]
 
 
-def _quantised_ends(architecture: Architecture, found: Mapping[str, Held]) -> dict[str, str]:
-    """Embedding and head, where they are held as codes that are read in the blocks alone.
-
-    Returns:
-        Name of the tensor -> what it is.
-    """
+def _quantised_ends(architecture: Architecture, kinds: Mapping[str, str]) -> list[str]:
+    """Embedding and head, where they are codes of bitsandbytes, which are read in blocks alone."""
     stored = architecture.stored
     if stored is None or stored.scheme == "affine":
-        return {}
-    return {key: end for key, end in ENDS.items() if key in found and is_codes(stored, found[key].kind)}
+        return []
+    return [key for key in ENDS if kinds.get(key) == CODES[stored.scheme]]
 
 
-def _wanted(architecture: Architecture, found: Mapping[str, Held]) -> dict[str, Wanted]:
-    """What each tensor must be. Whether a matrix is in codes follows from its type."""
+def _wanted(architecture: Architecture, kinds: Mapping[str, str]) -> dict[str, Wanted]:
+    """What each tensor must be; whether a matrix is in codes follows from its type.
+
+    Some write a head although it is tied, which no engine needs.
+    """
     stored = architecture.stored
-    kinds = {key: held.kind for key, held in found.items()}
+    shapes = architecture.weight_shapes()
     wanted: dict[str, Wanted] = {}
-    for key, shape in architecture.weight_shapes().items():
-        if stored is not None and len(shape) == 2 and is_codes(stored, kinds.get(key, "")):
-            wanted |= parts_of_codes(stored, key.removesuffix(".weight"), shape, kinds)
-        else:
+    for key, shape in shapes.items():
+        if stored is None or not _in_codes(stored, shape, kinds.get(key)):
             wanted[key] = Wanted(tuple(FLOATS), shape)
+        else:
+            wanted |= parts_of_codes(stored, key.removesuffix(".weight"), shape, kinds)
+    if HEAD in kinds:
+        wanted.setdefault(HEAD, Wanted(tuple(FLOATS), shapes[EMBEDDING]))
     return wanted
+
+
+def _in_codes(stored: Stored, shape: Shape, kind: str | None) -> bool:
+    """Whether a tensor is a matrix in codes. MLX makes none of rows that are no whole groups."""
+    whole = stored.scheme != "affine" or shape[-1] % stored.group == 0
+    return len(shape) == 2 and kind == CODES[stored.scheme] and whole

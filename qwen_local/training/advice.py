@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qwen_local.backends.base import Setup
+from qwen_local.backends.machine import Engine
 from qwen_local.job import Quantization
 from qwen_local.training.memory import USABLE, estimate_memory
 
 NF4_IS_SLOW = (
     " (on NVIDIA cards NF4 slows models up to about 1.5B by some 40 %, bitsandbytes issue 1851)"
 )
+SMALL = 2 * 10**9
+"""Parameters of a model that this holds for; 1.5B and 1.7B have up to 1.8 billion."""
 
 
 def quantization_advice(
-    setup: Setup, *, trainable: int, longest: int, available: int
+    setup: Setup, *, engine: Engine, trainable: int, longest: int, available: int
 ) -> str | None:
     """What to know of this `model.quantization`, in words; None where it is well chosen.
 
@@ -22,6 +25,7 @@ def quantization_advice(
 
     Args:
         setup: of the engine.
+        engine: which one.
         trainable: adapter parameters.
         longest: positions of the longest row.
         available: bytes of the device.
@@ -36,12 +40,16 @@ def quantization_advice(
     def share(total: int) -> str:
         return f"about {total / 1e9:.2f} of the {available / 1e9:.2f} GB"
 
+    def fits(quantization: Quantization) -> bool:
+        return need(quantization) <= USABLE * available  # as train.micro_batch_tokens=auto has it
+
     if setup.quantization == "none":
-        if need("none") < available or need("4bit") >= available:
+        if fits("none") or not fits("4bit"):
             return None
-        return f"model.quantization=4bit would fit, with {share(need('4bit'))}"
+        return f"model.quantization=4bit would leave room, with {share(need('4bit'))}"
     saves = f"{setup.quantization[0]}-bit saves memory, not time"
-    if need("none") <= USABLE * available:
-        slow = NF4_IS_SLOW if setup.device == "gpu" and setup.quantization == "4bit" else ""
+    if fits("none"):
+        nf4 = engine == "cuda" and setup.device == "gpu" and setup.quantization == "4bit"
+        slow = NF4_IS_SLOW if nf4 and setup.model.architecture.parameters() <= SMALL else ""
         return f"model.quantization=none fits, with {share(need('none'))}; {saves}{slow}"
     return f"{saves}, on a CPU" if setup.device == "cpu" else None

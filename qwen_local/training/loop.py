@@ -101,7 +101,7 @@ def train_loop(
                 f"step {step}: evaluation loss {loss:g} is not finite; the adapter was not kept\n\n"
                 f"{CALMER}"
             )
-        progress.evaluated(loss)
+        progress.evaluated(step, loss)
         return loss
 
     if evaluation is not None:

@@ -19,6 +19,7 @@ from qwen_local.training.advice import quantization_advice
 from qwen_local.training.memory import Memory, estimate_memory
 from qwen_local.training.run import (
     check_length,
+    check_report_to,
     data_sources,
     make_setup,
     prepare_data,
@@ -89,8 +90,9 @@ class Plan:
             f"memory      an estimate, without the 0.5 to 1 GB of the libraries themselves; "
             f"{self.micro_batch_tokens:,} tokens computed at once",
         ]
-        for part in ("weights", "adapter", "activations", "head", "total", "available"):
+        for part in ("weights", "adapter", "activations", "head", "total"):
             lines.append(f"  {part:<12}{getattr(self.memory, part) / 1e9:>8.2f} GB")
+        lines.append(f"  of the {self.device:<5}{self.memory.available / 1e9:>8.2f} GB")
         lines.append("  it fits" if self.memory.fits else "  it does not fit")
         if self.advice is not None:
             lines.append(f"  advice: {self.advice}")
@@ -169,6 +171,7 @@ def make_plan(draft: Draft, *, backend: str, device: str) -> Plan:
     except JobError as error:
         taken = error.faults[0].problem
     check_length(job, architecture)
+    check_report_to(job)
     trainable = trainable_parameters(job, architecture)
     total = architecture.parameters() + trainable
     tokenizer, missing = _tokenizer(source)
@@ -230,7 +233,7 @@ def make_plan(draft: Draft, *, backend: str, device: str) -> Plan:
             available=available,
         ),
         advice=quantization_advice(
-            setup, trainable=trainable, longest=longest, available=available
+            setup, engine=choice.backend, trainable=trainable, longest=longest, available=available
         ),
     )
 

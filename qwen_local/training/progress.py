@@ -50,7 +50,7 @@ class Progress:
         """An evaluation begins; it may take a while."""
         self._bar.set_description("evaluating")
 
-    def evaluated(self, loss: float) -> None:
-        """An evaluation is done."""
+    def evaluated(self, step: int, loss: float) -> None:
+        """An evaluation is done; it stands there until the next."""
         self._bar.set_description("")
-        self._eval = f", eval {loss:.4f}"
+        self._eval = f", eval {loss:.4f} at step {step}"

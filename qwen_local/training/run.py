@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from logging.handlers import MemoryHandler
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qwen_local.adapters.lora import Adapter, Origin
 from qwen_local.adapters.store import save_adapter
 from qwen_local.backends.base import Arrays, Backend, Setup
+from qwen_local.backends.probe import in_a_line
 from qwen_local.backends.quantisation import check_quantization
 from qwen_local.backends.select import (
     Choice,
@@ -89,6 +91,7 @@ def train(draft: Draft, *, backend: str, device: str, quiet: bool = False) -> Su
     check_free(output)
     check_data_given(draft, job)
     check_length(job, architecture)
+    check_report_to(job)
     trainable = trainable_parameters(job, architecture)
     locate(*data_sources(job))  # before gigabytes of weights are fetched
     model = fetch(source)
@@ -99,7 +102,9 @@ def train(draft: Draft, *, backend: str, device: str, quiet: bool = False) -> Su
     available = machine.bytes_on(choice.device)
     setup = make_setup(job, model, choice, dtype, trainable=trainable, available=available)
     longest = int(prepared.train.lengths_R.max())
-    advice = quantization_advice(setup, trainable=trainable, longest=longest, available=available)
+    advice = quantization_advice(
+        setup, engine=choice.backend, trainable=trainable, longest=longest, available=available
+    )
     said = MemoryHandler(capacity=1000)  # until there is a run.log
     with talk(quiet=quiet), handled(said):
         log.info("backend: %s on the %s (%s)", choice.backend, choice.device, choice.reason)
@@ -164,6 +169,24 @@ def check_length(job: Job, architecture: Architecture) -> None:
             f"found {job.data.max_length}",
             f"set it to {architecture.positions} or less",
         )
+
+
+def check_report_to(job: Job) -> None:
+    """Refuse a tensorboard that is installed but cannot be imported, as after a clash of versions.
+
+    Raises:
+        JobError: with the words of the import.
+    """
+    if "tensorboard" not in job.train.report_to:
+        return
+    try:
+        import qwen_local.training.tensorboard  # noqa: F401
+    except Exception as error:  # whatever a broken installation raises
+        raise JobError.at(
+            "train.report_to",
+            f"tensorboard cannot be imported: {in_a_line(error)}",
+            "pip install --upgrade tensorboard protobuf, or set train.report_to=[]",
+        ) from None
 
 
 def check_data_given(draft: Draft, job: Job) -> None:
@@ -324,6 +347,7 @@ def _say_outcome(outcome: Outcome, output: Path) -> None:
         evaluated,
     )
     log.info("adapter: %s (PEFT), %s (mlx-lm)", output / "adapter/peft", output / "adapter/mlx")
+    log.info("next: qwen-local chat --adapter %s", shlex.quote(str(output)))
 
 
 def _log_file(path: Path, before: list[logging.LogRecord]) -> AbstractContextManager[None]:

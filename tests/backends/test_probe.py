@@ -298,17 +298,19 @@ def test_a_driver_that_hangs_at_its_last_question_is_waited_for_no_longer(
     assert (machine.driver, machine.driver_cuda) == ("580.95.05", None)
 
 
-@pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_program_that_hangs_in_the_driver_and_cannot_be_killed_is_left_behind(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PATIENCE", 0.2)
-    monkeypatch.setattr(subprocess.Popen, "kill", lambda _: None)
+    left: list[subprocess.Popen[str]] = []
+    kill = subprocess.Popen.kill
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda program: left.append(program))
     program(elsewhere, "nvidia-smi", HANGS)
     before = time.monotonic()
     assert probe().driver_says == "nvidia-smi does not answer within 0.2 seconds"
     assert time.monotonic() - before < 10
+    kill(left[0])
+    left[0].communicate()
 
 
 @pytest.mark.parametrize(

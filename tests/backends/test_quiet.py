@@ -9,7 +9,7 @@ from pathlib import Path
 
 OURS = (
     *("backend: ", "dtype: ", "computed at once: ", "advice: ", "trainable: ", "data: ", "steps: "),
-    *("step ", "done in ", "adapter: "),
+    *("step ", "done in ", "adapter: ", "next: "),
 )
 """How each line begins that `train` says."""
 

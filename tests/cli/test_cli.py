@@ -402,7 +402,10 @@ def test_the_result_goes_to_stdout_and_the_talk_to_stderr_and_to_the_log(
         "backend: cuda on the cpu (asked for by --backend and --device)",
         "dtype: float32 (the CPU is fastest and exact in it)",
     ]
-    assert talk[-1] == "adapter: run/adapter/peft (PEFT), run/adapter/mlx (mlx-lm)"
+    assert talk[-2:] == [
+        "adapter: run/adapter/peft (PEFT), run/adapter/mlx (mlx-lm)",
+        "next: qwen-local chat --adapter run",
+    ]
     steps = [line for line in talk if line.startswith("step ")]
     assert [line.partition(":")[0] for line in steps] == ["step 1/3", "step 2/3", "step 3/3"]
     logged = [line.split(" ", 2)[2] for line in (tmp_path / "run/run.log").read_text().splitlines()]

@@ -221,6 +221,10 @@ def test_names_and_nulls_that_libraries_leave_behind_are_no_fault() -> None:
             f'hidden_act: expected "silu"; found "gelu"\n\nhint: {PUBLISHED_HINT}',
         ),
         (
+            {"quantize_activations": True},
+            f"quantize_activations: expected false; found true\n\nhint: {PUBLISHED_HINT}",
+        ),
+        (
             {"attention_dropout": 0.1},
             f"attention_dropout: expected 0; found 0.1\n\nhint: {PUBLISHED_HINT}",
         ),
@@ -235,6 +239,94 @@ def test_a_config_is_refused_with_the_key_and_the_mend(
     change: dict[str, Any], expected: str
 ) -> None:
     assert refusal(QWEN3 | change) == f"m: config.json: {expected}"
+
+
+UNQUANTISED = (
+    "take the model that this one was quantised from, for example Qwen/Qwen3-0.6B, with "
+    "model.quantization=4bit"
+)
+AFFINE = {"group_size": 64, "bits": 4, "mode": "affine"}
+NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+INT8 = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"quantization": AFFINE, "quantization_config": AFFINE},
+        {"quantization": {"group_size": 32, "bits": 8}},
+        {"quantization_config": NF4},
+        {"quantization_config": NF4 | {"llm_int8_threshold": 5.0}},  # of no effect here
+        {"quantization_config": INT8 | {"llm_int8_threshold": 6, "load_in_4bit": False}},
+        {"quantization_config": INT8 | {"llm_int8_skip_modules": ["lm_head", "((("]}},
+    ],
+)
+def test_codes_that_an_engine_reads_are_taken(change: dict[str, Any]) -> None:
+    check_config(QWEN3 | change, "m")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            {"quantization": {"group_size": 32, "bits": 4, "mode": "mxfp4"}},
+            'quantization: mode: expected "affine"; found "mxfp4"',
+        ),
+        (
+            {"quantization": {"group_size": 64, "bits": 4, "a.b": {"bits": 8}}},
+            "quantization: expected one number of bits and one group_size for all layers; "
+            'found {"group_size": 64, "bits": 4, "a.b": {"bits": 8}}',
+        ),
+        (
+            {"quantization": AFFINE, "quantization_config": NF4},
+            "quantization_config: expected what quantization says; found "
+            '{"quant_method": "bitsandbytes", "load_in_4bit": true, "bnb…',
+        ),
+        (
+            {"quantization_config": {"quant_method": "awq", "bits": 4}},
+            "quantization_config: expected floats, MLX's affine codes, or NF4 or LLM.int8() of "
+            'bitsandbytes; found {"quant_method": "awq", "bits": 4}',
+        ),
+        (
+            {"quantization_config": NF4 | {"load_in_8bit": True}},
+            "quantization_config: expected either load_in_4bit or load_in_8bit; "
+            "found load_in_4bit and load_in_8bit",
+        ),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": 1}},
+            "quantization_config: expected either load_in_4bit or load_in_8bit; found neither",
+        ),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            'quantization_config: bnb_4bit_quant_type: expected "nf4"; found "fp4"',
+        ),
+        (
+            {"quantization_config": NF4 | {"bnb_4bit_quant_storage": "bfloat16"}},
+            'quantization_config: bnb_4bit_quant_storage: expected "uint8"; found "bfloat16"',
+        ),
+        (
+            {"quantization_config": INT8 | {"llm_int8_threshold": 0.5}},
+            "quantization_config: llm_int8_threshold: expected 6.0; found 0.5",
+        ),
+        (
+            {"quantization_config": INT8 | {"llm_int8_has_fp16_weight": True}},
+            "quantization_config: llm_int8_has_fp16_weight: expected false; found true",
+        ),
+    ],
+)
+def test_codes_that_an_engine_would_read_otherwise_are_refused(
+    change: dict[str, Any], expected: str
+) -> None:
+    assert refusal(QWEN3 | change) == f"m: config.json: {expected}\n\nhint: {UNQUANTISED}"
+
+
+def test_codes_of_mlx_that_mlx_lm_would_not_find_are_told_what_is_missing() -> None:
+    """mlx-lm writes two keys, and of the second alone it wants `quant_method`."""
+    assert refusal(QWEN3 | {"quantization_config": AFFINE}) == (
+        "m: config.json: quantization: missing beside quantization_config, and mlx-lm reads MLX's "
+        "codes by it alone\n\n"
+        "hint: write quantization_config as quantization, too, in a copy of the model"
+    )
 
 
 @pytest.mark.parametrize("figure", ["hidden_size", "num_key_value_heads", "vocab_size", "head_dim"])

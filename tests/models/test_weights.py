@@ -56,6 +56,20 @@ def test_missing_unknown_and_misshapen_tensors_are_each_named(copy: Path) -> Non
     ]
 
 
+def test_what_only_one_engine_passes_over_is_refused(copy: Path) -> None:
+    """transformers stops at a head of another shape, mlx-lm at what it does not know."""
+    file = copy / "model.safetensors"
+    weights = load_file(file)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"][1:]
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(3, np.float32)
+    save_file(weights, file)
+    assert [fault.strip() for fault in refusal_of(copy)] == [
+        f"{copy}: model.safetensors: lm_head.weight: expected shape (320, 64); found (319, 64)",
+        f"{copy}: model.safetensors: model.layers.0.self_attn.rotary_emb.inv_freq: "
+        "not a tensor of a qwen3 model",
+    ]
+
+
 def test_a_second_copy_of_the_weights_is_refused(copy: Path) -> None:
     """mlx-lm would load both files, transformers one."""
     weights = load_file(copy / "model.safetensors")

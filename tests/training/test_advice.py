@@ -64,7 +64,8 @@ def test_nothing_is_said_of_a_model_that_fits_as_it_is(model: str, gigabytes: in
 def test_4_bit_is_advised_where_a_model_fits_only_so() -> None:
     """8B in bfloat16 alone are 16.4 GB; what is kept for the backward pass is too much."""
     assert advice("Qwen3-8B", "none", 24 * GB) == (
-        f"model.quantization=4bit would fit, with about {need('Qwen3-8B', '4bit')} of the 24.00 GB"
+        f"model.quantization=4bit would leave room, with about {need('Qwen3-8B', '4bit')} "
+        "of the 24.00 GB"
     )
 
 
@@ -126,6 +127,6 @@ def test_on_a_cpu_quantisation_is_a_matter_of_memory_alone() -> None:
         "of the 32.00 GB; 4-bit saves memory, not time"
     )
     assert on_cpu("Qwen3-8B", "none") == (
-        f"model.quantization=4bit would fit, with about {need('Qwen3-8B', '4bit', 'cpu')} "
+        f"model.quantization=4bit would leave room, with about {need('Qwen3-8B', '4bit', 'cpu')} "
         "of the 32.00 GB"
     )

@@ -123,7 +123,7 @@ computed at once
   activations     9.94 GB
   head            1.87 GB
   total          15.19 GB
-  available      11.00 GB
+  of the gpu     11.00 GB
   it does not fit
 
 hint: set train.gradient_checkpointing=true, lower train.micro_batch_tokens or data.max_length, \
@@ -161,11 +161,11 @@ def test_a_plan_advises_4_bit_where_the_model_fits_only_so(
         cli, *job, "--quantization", "4bit", "--set", "train.micro_batch_tokens=512"
     )
     needed = f"{quantised['memory']['total'] / 1e9:.2f}"
-    advice = f"model.quantization=4bit would fit, with about {needed} of the 24.00 GB"
+    advice = f"model.quantization=4bit would leave room, with about {needed} of the 24.00 GB"
     assert quantised["advice"] is None
     assert planned(cli, *job)["advice"] == advice
     assert (
-        "\n  available      24.00 GB\n  it does not fit\n"
+        "\n  of the gpu     24.00 GB\n  it does not fit\n"
         f"  advice: {advice}\n\nhint: set train.gradient_checkpointing=true"
     ) in cli("plan", *job).out
 

@@ -25,14 +25,14 @@ def shown(
             progress.stepped(step, loss=1 / step, rate=1e-4, tokens_per_second=1234.5)
             if step == 1:
                 progress.evaluating()
-                progress.evaluated(0.25)
+                progress.evaluated(1, 0.25)
     return stream.getvalue()
 
 
 def test_a_terminal_sees_a_bar_with_loss_rate_and_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     last = shown(Terminal(), monkeypatch, steps=4).rpartition("\r")[2]
     assert last.startswith("100%|") and "| 4/4 " in last
-    assert last.endswith(", loss 0.2500, eval 0.2500, lr 1.0e-04, 1,234 tok/s\n")
+    assert last.endswith(", loss 0.2500, eval 0.2500 at step 1, lr 1.0e-04, 1,234 tok/s\n")
 
 
 def test_a_file_sees_about_ten_lines_and_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,9 @@ def test_a_file_sees_about_ten_lines_and_the_last_step(monkeypatch: pytest.Monke
         *(f"step {step}/43" for step in range(4, 43, 4)),
         "step 43/43",
     ]
-    assert lines[-1] == ("step 43/43: loss 0.0233, eval 0.2500, lr 1.0e-04, 1,234 tok/s, 0 s left")
+    assert lines[-1] == (
+        "step 43/43: loss 0.0233, eval 0.2500 at step 1, lr 1.0e-04, 1,234 tok/s, 0 s left"
+    )
 
 
 @pytest.mark.parametrize("stream", [Terminal, io.StringIO])

@@ -176,3 +176,44 @@ def test_importing_the_writer_is_quiet_and_loads_no_framework(tmp_path: Path) ->
         [sys.executable, "-W", "error", "-c", program], cwd=tmp_path, capture_output=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"\n", b"")
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (
+            "ImportError(\"cannot import name 'runtime_version' from 'google.protobuf'\")",
+            "ImportError: cannot import name 'runtime_version' from 'google.protobuf'",
+        ),
+        (
+            "TypeError('Descriptors cannot be created directly.\\nIf this call came from')",
+            "TypeError: Descriptors cannot be created directly.",
+        ),
+        ("AssertionError", "AssertionError"),
+    ],
+    ids=["protobuf too old", "protobuf too new", "no words"],
+)
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_a_tensorboard_that_cannot_be_imported_is_told_before_anything_is_written(
+    command: str,
+    raised: str,
+    said: str,
+    cli: Cli,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "tensorboard" or name == "qwen_local.training.tensorboard":
+            monkeypatch.delitem(sys.modules, name)
+    broken = tmp_path_factory.mktemp("broken")
+    (broken / "tensorboard.py").write_text(f"raise {raised}\n")
+    monkeypatch.syspath_prepend(broken)
+    ended = cli(command, *JOB, *REPORT)
+    assert (ended.code, ended.out, ended.err) == (
+        2,
+        "",
+        f"train.report_to: tensorboard cannot be imported: {said}\n\n"
+        "hint: pip install --upgrade tensorboard protobuf, or set train.report_to=[]\n",
+    )
+    assert list(tmp_path.iterdir()) == []

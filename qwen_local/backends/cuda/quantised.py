@@ -8,6 +8,9 @@ the quantised base does not depend on the dtype that a machine computes in.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ from torch import Tensor
 from qwen_local.backends.base import QUANTISED_BITS, Setup
 from qwen_local.job import Quantization
 from qwen_local.models.config import engine_config
+from qwen_local.models.weights import float_layers
 
 NF4: dict[str, Any] = {"quant_type": "nf4", "compress_statistics": True, "blocksize": 64}
 INT8_LEVELS = 127.0
@@ -34,27 +38,47 @@ def load(setup: Setup, device: torch.device) -> transformers.PreTrainedModel:
         if stored is None:
             options["quantization_config"] = bitsandbytes_config(bits, dtype)
         else:
-            skipped = setup.model.config["quantization_config"].get("llm_int8_skip_modules")
-            config = bitsandbytes_config(bits, dtype, skipped)
-            settings["quantization_config"] = config.to_dict()
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        setup.model.folder,
-        config=transformers.AutoConfig.for_model(**settings),
-        use_safetensors=True,
-        local_files_only=True,
-        attn_implementation="sdpa",
-        **options,
-    )
+            floats = float_layers(setup.model.folder, setup.model.architecture)
+            settings["quantization_config"] = bitsandbytes_config(bits, dtype, floats).to_dict()
+    with _quiet():
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            setup.model.folder,
+            config=transformers.AutoConfig.for_model(**settings),
+            use_safetensors=True,
+            local_files_only=True,
+            attn_implementation="sdpa",
+            **options,
+        )
     if bits is None:
         return model.to(device)
     settle(model, dtype)
     return model
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' words on the weights: they were checked, and the head is tied after.
+
+    It would say that it does not tie a head which a file holds beside the embedding.
+    """
+    level = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(level)
+
+
 def bitsandbytes_config(
-    bits: int, dtype: torch.dtype, skipped: list[str] | None = None
+    bits: int, dtype: torch.dtype, floats: Sequence[str] = ()
 ) -> transformers.BitsAndBytesConfig:
-    """The settings of NF4 or LLM.int8(), for all linear layers but those that are skipped."""
+    """The settings of NF4 or LLM.int8().
+
+    Args:
+        bits: 4 or 8.
+        dtype: to compute in.
+        floats: linear layers that stay floats, beside the head.
+    """
     chosen: dict[str, object] = {"load_in_8bit": True}
     if bits == 4:
         chosen = {
@@ -63,7 +87,8 @@ def bitsandbytes_config(
             "bnb_4bit_use_double_quant": NF4["compress_statistics"],
             "bnb_4bit_compute_dtype": dtype,
         }
-    return transformers.BitsAndBytesConfig(llm_int8_skip_modules=skipped or ["lm_head"], **chosen)
+    kept = ["lm_head", *map(re.escape, floats)]  # transformers reads them as patterns
+    return transformers.BitsAndBytesConfig(llm_int8_skip_modules=kept, **chosen)
 
 
 def settle(model: torch.nn.Module, dtype: torch.dtype) -> None:
