@@ -29,6 +29,7 @@ HELP = '''\
 Ctrl+C         stop the answer
 """            at the start of a line: a message of several lines, up to the next """'''
 
+LEAVE = ("/exit", "/quit", "/bye")
 COMMANDS = ("/help", "/system", "/clear", "/retry", "/save", "/save!", "/exit")
 
 
@@ -144,7 +145,7 @@ class Chat:
             if quoted or not text.startswith("/") or "\n" in text:
                 if text.strip():
                     self._answer(self._turns, text)
-            elif text.strip() == "/exit":
+            elif text.strip().lower() in LEAVE:
                 return 0
             else:
                 self._command(text.strip())
@@ -170,7 +171,7 @@ class Chat:
     def _command(self, line: str) -> None:
         name, _, rest = line.partition(" ")
         rest = rest.strip()
-        match name:
+        match name.lower():
             case "/help":
                 say(HELP)
             case "/system":
@@ -186,7 +187,7 @@ class Chat:
                     say("(the likeliest tokens stay the same: --temperature lets answers differ)")
                 self._answer(*self._asked)
             case "/save" | "/save!":
-                self._save(rest, replacing=name == "/save!")
+                self._save(rest, replacing=name.endswith("!"))
             case _:
                 self._refused += 1
                 close = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -202,7 +203,7 @@ class Chat:
             say("(there is no system message now)")
         elif text:
             self._system = text
-            say("(the system message is set)")
+            say("(the system message is set, for the whole conversation; /clear begins anew)")
         else:
             say("(there is no system message)" if self._system is None else self._system)
 
@@ -223,7 +224,10 @@ class Chat:
             return
         broken = sum(not turn.whole for turn in self._turns)
         note = f"; {broken} of its answers not whole: mend before training on it" if broken else ""
-        say(f"({name}: {len(self._turns)} questions and answers{note})")
+        said = "a question and its answer"
+        if len(self._turns) > 1:
+            said = f"{len(self._turns)} questions and answers"
+        say(f"({name}: {said}{note})")
 
     # --- answers ---
 

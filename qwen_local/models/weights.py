@@ -164,6 +164,9 @@ def _wanted(architecture: Architecture, kinds: Mapping[str, str]) -> dict[str, W
             wanted[key] = Wanted(tuple(FLOATS), shape)
         else:
             wanted |= parts_of_codes(stored, key.removesuffix(".weight"), shape, kinds)
+    if architecture.model_type == "qwen2":  # old files hold them; mlx-lm's qwen3 stops at them
+        old = [key for key in kinds if key.endswith(".self_attn.rotary_emb.inv_freq")]
+        wanted |= dict.fromkeys(old, Wanted(tuple(FLOATS), None))
     if HEAD in kinds:
         wanted.setdefault(HEAD, Wanted(tuple(FLOATS), shapes[EMBEDDING]))
     return wanted

@@ -28,7 +28,8 @@ SMALLEST_MICRO_BATCH = 256
 USABLE = 0.9
 
 GROUP = 64
-"""Quantised weights that share a scale and a bias, both in the computing dtype, as on MLX. NF4 with double quantisation has 4.127 bits (QLoRA, section 3), LLM.int8() hardly more than 8."""
+"""Quantised weights that share a scale and a bias, both in the computing dtype, as on MLX. NF4
+with double quantisation has 4.127 bits (QLoRA, section 3), LLM.int8() hardly more than 8."""
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 

@@ -149,7 +149,8 @@ def test_from_a_pipe_every_line_is_a_turn_and_stdout_has_the_answers_alone(
     name = "MLX" if engine == "mlx" else "PyTorch"
     assert said.err == (
         f"qwen-local/tiny on {name} (cpu, float32): asked for by --backend and --device\n"
-        "answers: the likeliest token each time\n(the system message is set)\n"
+        "answers: the likeliest token each time\n"
+        "(the system message is set, for the whole conversation; /clear begins anew)\n"
     )
 
 

@@ -182,9 +182,9 @@ def test_a_command_says_what_it_did_and_nothing_is_sent(
     assert model.prompts == []
 
 
-def test_exit_leaves_and_asks_nothing_more() -> None:
-    model = Scripted("a")
-    assert talk(model, ["Hi", "/exit ", "more"]) == (0, "a\n")
+@pytest.mark.parametrize("leave", ["/exit ", "/quit", "/EXIT", "/bye"])
+def test_exit_leaves_and_asks_nothing_more(leave: str) -> None:
+    assert talk(Scripted("a"), ["Hi", leave, "more"]) == (0, "a\n")
 
 
 def test_the_system_message_is_set_shown_and_taken_away(
@@ -193,7 +193,8 @@ def test_the_system_message_is_set_shown_and_taken_away(
     model = Scripted("a", "b")
     talk(model, ["/system Be brief.", "/system", "Hi", '/system ""', "Hi"])
     assert capsys.readouterr().err == (
-        "(the system message is set)\nBe brief.\n(there is no system message now)\n"
+        "(the system message is set, for the whole conversation; /clear begins anew)\n"
+        "Be brief.\n(there is no system message now)\n"
     )
     assert [prompt[0]["role"] for prompt in model.prompts] == ["system", "user"]
 

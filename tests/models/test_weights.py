@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from qwen_local.backends.base import Setup
+from qwen_local.backends.select import Choice, Engine, open_backend
 from qwen_local.errors import ModelError
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.source import ModelFiles, fetch, find_model
@@ -68,6 +71,19 @@ def test_what_only_one_engine_passes_over_is_refused(copy: Path) -> None:
         f"{copy}: model.safetensors: model.layers.0.self_attn.rotary_emb.inv_freq: "
         "not a tensor of a qwen3 model",
     ]
+
+
+def test_what_both_engines_pass_over_is_left_alone(
+    engine: Engine, random_model: MakeModel, tmp_path: Path
+) -> None:
+    """Old files of Qwen2 hold the frequencies of its positions."""
+    folder = shutil.copytree(random_model("qwen2", True).folder, tmp_path / "qwen2")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(3, np.float32)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    files = fetch(find_model(str(folder)))
+    setup = Setup(model=files, lora=None, device="cpu", dtype="float32")
+    open_backend(Choice(engine, "cpu", "a test"), setup)
 
 
 def test_a_second_copy_of_the_weights_is_refused(copy: Path) -> None:

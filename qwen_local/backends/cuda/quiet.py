@@ -14,6 +14,8 @@ import sys
 
 def import_bitsandbytes() -> None:
     """Import bitsandbytes, if it is installed, without its kernels from the hub."""
+    # LLM.int8() computes in float16 by design, and would say so in every layer.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if "bitsandbytes" in sys.modules or importlib.util.find_spec("bitsandbytes") is None:
         return
     talk = logging.getLogger("bitsandbytes.backends.cpu.ops")
@@ -22,8 +24,6 @@ def import_bitsandbytes() -> None:
     talk.setLevel(logging.ERROR)
     try:
         importlib.import_module("bitsandbytes")
-        # LLM.int8() computes in float16 by design, and would say so in every layer.
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     finally:
         talk.setLevel(level)
         del sys.modules["kernels"]
