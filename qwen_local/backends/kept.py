@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+PREFILL = 2048
+"""Tokens of a prompt that are computed at one time."""
+
 
 def reusable(held: Sequence[int], prompt: Sequence[int]) -> int:
     """How many tokens at the head of a prompt need not be computed again.

@@ -3,7 +3,7 @@
 `4bit` is NF4 in blocks of 64 with the blocks' scales quantised once more (QLoRA, arXiv:2305.14314);
 `8bit` is LLM.int8() (arXiv:2208.07339), which also rounds what goes into a layer. Embeddings, norms
 and the head stay as they are. The codes are made from the weights as the files have them, so that
-the quantised base does not depend on the dtype that a machine computes in.
+every machine makes the same, whatever dtype it computes in.
 """
 
 from __future__ import annotations

@@ -11,10 +11,7 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from qwen_local.backends.base import Completion, Sampling
-from qwen_local.backends.kept import reusable
-
-PREFILL = 2048
-"""Tokens of a prompt that are computed at one time."""
+from qwen_local.backends.kept import PREFILL, reusable
 
 
 class TorchSession:

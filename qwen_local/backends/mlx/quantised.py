@@ -2,8 +2,8 @@
 
 Embeddings, norms and the head stay as they are, as in the PyTorch engine; a folder that is already
 quantised (`mlx-community/...-4bit`) may hold them quantised, too, and is taken as it is. The codes
-are made from the weights as the files have them, so that the quantised base does not depend on the
-dtype that a machine computes in.
+are made from the weights as the files have them, so that every machine makes the same; scales and
+biases are then rounded to the dtype that it computes in, where that is not the files' own.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ from qwen_local.backends.quantisation import MLX_GROUP
 from qwen_local.job import Quantization
 from qwen_local.models.architecture import LINEARS
 
-GROUP = MLX_GROUP
-
 
 def quantise(model: nn.Module, quantization: Quantization) -> None:
     """Quantise the linear layers of a model's blocks in place."""
     nn.quantize(
         model,
-        group_size=GROUP,
+        group_size=MLX_GROUP,
         bits=QUANTISED_BITS[quantization],
         class_predicate=lambda path, _: path.rpartition(".")[2] in LINEARS,
     )
@@ -37,8 +35,8 @@ def dequantised(weight: mx.array, quantization: Quantization) -> mx.array:
         quantization: `4bit` or `8bit`.
     """
     bits = QUANTISED_BITS[quantization]
-    codes, scales, biases = mx.quantize(weight, group_size=GROUP, bits=bits)
-    return from_codes(codes, scales, biases, bits=bits, group=GROUP)
+    codes, scales, biases = mx.quantize(weight, group_size=MLX_GROUP, bits=bits)
+    return from_codes(codes, scales, biases, bits=bits, group=MLX_GROUP)
 
 
 def from_codes(

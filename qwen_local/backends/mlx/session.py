@@ -13,10 +13,8 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, make_logits_processors
 
 from qwen_local.backends.base import Completion, Sampling
-from qwen_local.backends.kept import reusable
+from qwen_local.backends.kept import PREFILL, reusable
 
-PREFILL = 2048
-"""Tokens of a prompt that are computed at one time."""
 WHOLE = 1 << 30
 """More tokens than any conversation has."""
 

@@ -10,7 +10,8 @@ import mlx.core as mx
 import numpy as np
 
 from qwen_local.backends.base import QUANTISED_BITS
-from qwen_local.backends.mlx.quantised import GROUP, dequantised, from_codes
+from qwen_local.backends.mlx.quantised import dequantised, from_codes
+from qwen_local.backends.quantisation import MLX_GROUP
 from qwen_local.files import readable_by_all
 from qwen_local.job import Quantization
 from qwen_local.models.architecture import Stored
@@ -52,7 +53,7 @@ class MlxWeights:
             array = mx.array(values).astype(getattr(mx, dtype))
             if name in quantised:
                 bits = QUANTISED_BITS[quantization]
-                parts = mx.quantize(array, group_size=GROUP, bits=bits)
+                parts = mx.quantize(array, group_size=MLX_GROUP, bits=bits)
                 stem = name.removesuffix("weight")
                 names = (name, f"{stem}scales", f"{stem}biases")
                 made |= dict(zip(names, parts, strict=True))
@@ -64,7 +65,7 @@ class MlxWeights:
 
     def config(self, quantization: Quantization, dtype: str) -> dict[str, Any]:
         """See `Weights.config`."""
-        settings = {"group_size": GROUP, "bits": QUANTISED_BITS[quantization]}
+        settings = {"group_size": MLX_GROUP, "bits": QUANTISED_BITS[quantization]}
         return {"quantization": settings, "quantization_config": settings}
 
     def _array(self, name: str) -> mx.array:
