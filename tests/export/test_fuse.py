@@ -15,7 +15,8 @@ import pytest
 
 from qwen_local.adapters.lora import Adapter
 from qwen_local.adapters.store import load_adapter, save_adapter
-from qwen_local.backends.select import Choice, Engine, probe
+from qwen_local.backends.base import Setup
+from qwen_local.backends.select import Choice, Engine, open_backend, probe
 from qwen_local.embedded import TINY_MODEL, tiny_model_path
 from qwen_local.export import fuse as fusing
 from qwen_local.export.fuse import Fused, fuse, with_room, with_stops
@@ -92,6 +93,31 @@ def test_by_default_it_has_the_dtype_of_the_base_and_still_says_the_same(
     assert result.proof.merge_logit_difference is not None
     if (engine, quantization) != ("cuda", "8bit"):  # which rounds what goes into a layer
         assert result.proof.merge_logit_difference <= 1e-4
+
+
+def test_after_qlora_bfloat16_errs_no_more_than_rounding_the_merge_into_the_dequantised_base(
+    engine: Engine, trained: Trained, tmp_path: Path
+) -> None:
+    """The live adapter on its quantised base is the truth; all runs in float32."""
+    import torch
+    import transformers
+
+    run, ids = trained(engine, "4bit"), list(range(300, 340))
+    adapter = load_adapter(run, TINY.architecture)
+    setup = Setup(model=TINY, lora=adapter.lora, device="cpu", dtype="float32", quantization="4bit")
+    live = open_backend(Choice(engine, "cpu", "a test"), setup)
+    live.load_adapter(adapter.arrays)
+    truth = live.logits(ids, last=40)
+    for dtype in ("float32", "bfloat16"):
+        fused(run, tmp_path / dtype, dtype=dtype)
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "float32")
+    ours = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "bfloat16").float()
+    with torch.no_grad():
+        exact = merged(torch.tensor([ids])).logits[0].numpy()
+        found = ours(torch.tensor([ids])).logits[0].numpy()
+        rounded = merged.to(torch.bfloat16).float()(torch.tensor([ids])).logits[0].numpy()
+    assert np.abs(exact - truth).max() <= 1e-4
+    assert 0 < np.abs(found - truth).max() <= 1.5 * np.abs(rounded - truth).max()
 
 
 def test_merged_into_the_original_base_a_qlora_adapter_would_be_further_off(
