@@ -89,7 +89,7 @@ def _faults(
                 name,
                 f"its files hold {SCHEMES[stored.scheme]}, which only --backend {readers} reads",
                 f"pass --backend {readers}, or take the model that this one was quantised from, "
-                "with model.quantization=4bit",
+                "with --quantization 4bit",
             )
         if quantization != "none":
             problem = f"{name} is quantised already, to {stored.bits} bits"

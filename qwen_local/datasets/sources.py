@@ -103,6 +103,8 @@ def _missing(name: str, path: Path) -> Fault:
         beside = [other.name for other in path.parent.iterdir()]
     close = difflib.get_close_matches(path.name, beside, n=1)
     hint = f"did you mean {path.with_name(close[0])}?" if close else None
+    if hint is None and not path.is_absolute():
+        hint = "a relative path counts from the folder that the command runs in"
     return Fault(name, problem, hint)
 
 
@@ -175,4 +177,8 @@ def _unreachable(name: str, error: Exception, *, offline: bool) -> Fault:
         problem = "not here, not in the cache, and HF_HUB_OFFLINE forbids to ask the hub"
         return Fault(name, problem, "unset HF_HUB_OFFLINE once, or name a local file")
     problem = "not here, not in the cache, and the hub cannot be reached"
-    return Fault(name, problem, "check the network, or name a local file")
+    hint = (
+        f"check the network; or, on a machine that has one, hf download {name.partition('[')[0]} "
+        "--repo-type dataset --local-dir FOLDER, and name a file of it"
+    )
+    return Fault(name, problem, hint)

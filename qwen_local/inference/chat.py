@@ -25,8 +25,8 @@ HELP = '''\
 /clear         forget the conversation, but for the system message
 /retry         answer the last question again
 /save FILE     write the conversation as a row of training data; /save! replaces a file
-/exit          leave, as Ctrl+D does
-Ctrl+C         stop the answer
+/exit          leave, as Ctrl+D does; /quit and /bye, too
+Ctrl+C         stop the answer; at the prompt, clear the line
 """            at the start of a line: a message of several lines, up to the next """'''
 
 LEAVE = ("/exit", "/quit", "/bye")
@@ -128,7 +128,7 @@ class Chat:
             try:
                 text, quoted = self._message()
             except EOFError:
-                return 0 if self._interactive else min(self._refused, 1)
+                return self._status()
             except KeyboardInterrupt:
                 if not self._interactive:
                     raise
@@ -146,9 +146,12 @@ class Chat:
                 if text.strip():
                     self._answer(self._turns, text)
             elif text.strip().lower() in LEAVE:
-                return 0
+                return self._status()
             else:
                 self._command(text.strip())
+
+    def _status(self) -> int:
+        return 0 if self._interactive else min(self._refused, 1)
 
     def _message(self) -> tuple[str, bool]:
         """(what was written, whether between triple quotes): a line, or all between the quotes."""
@@ -183,7 +186,7 @@ class Chat:
             case "/retry" if self._asked is None:
                 say("(nothing was asked yet)")
             case "/retry" if self._asked is not None:
-                if self._sampling.temperature == 0:
+                if self._sampling.temperature == 0 and self._turns and self._turns[-1].whole:
                     say("(the likeliest tokens stay the same: --temperature lets answers differ)")
                 self._answer(*self._asked)
             case "/save" | "/save!":
@@ -241,10 +244,9 @@ class Chat:
     def _answer(self, before: list[Turn], question: str) -> None:
         """Answer, and keep question and answer where something was said."""
         self._asked = before, question
+        asked = {"role": "user", "content": question}
         try:
-            prompt = self._model.prompt(
-                [*self._messages(before), {"role": "user", "content": question}]
-            )
+            prompt = self._model.prompt([*self._messages(before), asked])
         except InputError as error:
             self._refused += 1
             say(str(error))
@@ -252,10 +254,12 @@ class Chat:
         room = self._model.positions - len(prompt.ids)
         if room < 1:
             self._refused += 1
+            alone = self._model.prompt([*system_message(self._system), asked]) if before else prompt
+            fits = len(alone.ids) < self._model.positions
             say(
                 f"the conversation would have {len(prompt.ids)} tokens, and the model has "
                 f"{self._model.positions} positions: nothing was sent\n\nhint: "
-                + ("/clear forgets what was said before" if before else "shorten the question")
+                + ("/clear forgets what was said before" if fits else "shorten the question")
             )
             return
         view = _View(self._screen, thinking=bool(prompt.opening), hidden=self._hide_thinking)

@@ -189,7 +189,8 @@ def _hub_fault(error: Exception, name: str, revision: str | None, download: bool
             problem = "no such folder here, not in the cache, and the hub cannot be reached"
             hint = (
                 f"check the connection to {constants.ENDPOINT} (HTTPS_PROXY, HF_ENDPOINT); or, on "
-                f"a machine that has one, hf download {name} --local-dir FOLDER, and give FOLDER"
+                f"a machine that has one, hf download {name} --local-dir FOLDER, and pass "
+                "--model FOLDER"
             )
         case errors.HfHubHTTPError():
             problem = f"the hub answered {error.response.status_code}"

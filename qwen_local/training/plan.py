@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen_local.backends.quantisation import check_quantization
+from qwen_local.adapters.lora import Origin
+from qwen_local.backends.quantisation import check_quantization, choose_for
 from qwen_local.backends.select import choose, probe, resolve_dtype
 from qwen_local.datasets.count import count_rows
 from qwen_local.datasets.prepare import Prepared
@@ -160,10 +161,11 @@ def make_plan(draft: Draft, *, backend: str, device: str) -> Plan:
         InputError: whatever `train` would refuse before it loads a weight.
     """
     machine = probe()
-    choice = choose(machine, backend, device)
+    choose(machine, backend, device)  # before anything is fetched: whether it can be at all
     source = find_model(draft.model.name, draft.model.revision)
     architecture = source.architecture(download=False)
     job = draft.complete(architecture.parameters())
+    choice = choose_for(machine, backend, device, architecture, Origin())
     check_quantization(machine, choice, source.name, architecture, job.model.quantization)
     output, taken = run_folder(job), None
     try:

@@ -14,7 +14,7 @@ from qwen_local.adapters.lora import Adapter, Origin
 from qwen_local.adapters.store import save_adapter
 from qwen_local.backends.base import Arrays, Backend, Setup
 from qwen_local.backends.probe import in_a_line
-from qwen_local.backends.quantisation import check_quantization
+from qwen_local.backends.quantisation import check_quantization, choose_for
 from qwen_local.backends.select import (
     Choice,
     DType,
@@ -82,10 +82,11 @@ def train(draft: Draft, *, backend: str, device: str, quiet: bool = False) -> Su
         DivergedError: loss or gradient is not finite.
     """
     machine = probe()
-    choice = choose(machine, backend, device)
+    choose(machine, backend, device)  # before anything is fetched: whether it can be at all
     source = find_model(draft.model.name, draft.model.revision)
     architecture = source.architecture(download=True)
     job = draft.complete(architecture.parameters())
+    choice = choose_for(machine, backend, device, architecture, Origin())
     check_quantization(machine, choice, source.name, architecture, job.model.quantization)
     output = run_folder(job)
     check_free(output)
@@ -339,6 +340,8 @@ def _say_outcome(outcome: Outcome, output: Path) -> None:
             f"; eval loss {outcome.first_eval_loss:.4f} -> {outcome.best_eval_loss:.4f}, "
             f"best at step {outcome.best_step}"
         )
+        if outcome.first_eval_loss is not None and outcome.best_eval_loss > outcome.first_eval_loss:
+            evaluated += ", which is worse than before training"
     log.info(
         "done in %.0f s: loss of the first step %.4f, of the last %.4f%s",
         outcome.seconds,

@@ -111,20 +111,23 @@ def test_a_file_of_another_kind_is_refused() -> None:
     )
 
 
+RELATIVE = "\n\nhint: a relative path counts from the folder that the command runs in"
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("data/tarin.jsonl", "data/tarin.jsonl: no such file or folder\n\n"
                              "hint: did you mean data/train.jsonl?"),
-        ("data/other", "data/other: no such file or folder"),
-        ("nowhere/a.jsonl", "nowhere/a.jsonl: no such file or folder"),
-        ("./nowhere", "./nowhere: no such file or folder"),
+        ("data/other", "data/other: no such file or folder" + RELATIVE),
+        ("nowhere/a.jsonl", "nowhere/a.jsonl: no such file or folder" + RELATIVE),
+        ("./nowhere", "./nowhere: no such file or folder" + RELATIVE),
         ("/nowhere/to/be", "/nowhere/to/be: no such file or folder"),
-        ("a b/c", "a b/c: no such file or folder"),
+        ("a b/c", "a b/c: no such file or folder" + RELATIVE),
         (
             "alpaca",
             "alpaca: no such file or folder, and not the id of a data set on the hub either "
-            "(owner/name)",
+            "(owner/name)" + RELATIVE,
         ),
         ("x" * 300, f"{'x' * 300}: cannot be read: File name too long"),
     ],
@@ -136,7 +139,7 @@ def test_what_looks_like_a_path_is_never_looked_up_on_the_hub(name: str, message
 
 def test_every_missing_source_is_told() -> None:
     assert message_of("a.jsonl", "b.jsonl") == (
-        "a.jsonl: no such file or folder\n\nb.jsonl: no such file or folder"
+        f"a.jsonl: no such file or folder{RELATIVE}\n\nb.jsonl: no such file or folder{RELATIVE}"
     )
 
 
@@ -194,7 +197,8 @@ def test_a_data_set_without_the_split_is_refused(monkeypatch: pytest.MonkeyPatch
         (
             ConnectionError("Couldn't reach it"),
             "owner/name: not here, not in the cache, and the hub cannot be reached\n\n"
-            "hint: check the network, or name a local file",
+            "hint: check the network; or, on a machine that has one, hf download owner/name "
+            "--repo-type dataset --local-dir FOLDER, and name a file of it",
         ),
         (
             hugging_face.exceptions.DatasetNotFoundError("It doesn't exist.\nAt all."),

@@ -359,14 +359,31 @@ def test_a_turn_that_does_not_fit_is_told_and_leaves_the_conversation_as_it_was(
         "the conversation would have 100 tokens, and the model has 100 positions: nothing was "
         "sent\n\nhint: /clear forgets what was said before\n"
     )
-    assert model.prompts[2] == [user("a" * 30), assistant("b" * 20), user("y")]
+    assert model.prompts[-1] == [user("a" * 30), assistant("b" * 20), user("y")]
 
 
-def test_a_question_too_long_alone_is_told_as_such(capsys: pytest.CaptureFixture[str]) -> None:
-    talk(Scripted(), ["x" * 101])
+@pytest.mark.parametrize("leave", [[], ["/exit"], ["/quit"]])
+def test_a_pipe_whose_line_went_without_an_answer_exits_1_however_it_ends(
+    leave: list[str],
+) -> None:
+    assert talk(Scripted("b"), ["a", "x" * 101, *leave], interactive=False) == (1, "b\n")
+
+
+def test_a_stopped_answer_is_retried_without_the_word_that_it_stays_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert talk(Scripted("b" * 60, "c"), ["a", "/retry"]) == (0, "b" * 50 + "\nc\n")
+    assert capsys.readouterr().err == "(cut off after 50 tokens: see --max-tokens)\n"
+
+
+@pytest.mark.parametrize(("before", "tokens"), [([], 101), (["a" * 10], 112)])
+def test_a_question_too_long_alone_is_told_as_such(
+    before: list[str], tokens: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk(Scripted("b"), [*before, "x" * 101])
     assert capsys.readouterr().err == (
-        "the conversation would have 101 tokens, and the model has 100 positions: nothing was "
-        "sent\n\nhint: shorten the question\n"
+        f"the conversation would have {tokens} tokens, and the model has 100 positions: nothing "
+        "was sent\n\nhint: shorten the question\n"
     )
 
 

@@ -288,7 +288,8 @@ ONCE = "download it once while online: hf download me/model"
             False,
             "no such folder here, not in the cache, and the hub cannot be reached\n\n"
             "hint: check the connection to https://hub.test (HTTPS_PROXY, HF_ENDPOINT); or, on a "
-            "machine that has one, hf download me/model --local-dir FOLDER, and give FOLDER",
+            "machine that has one, hf download me/model --local-dir FOLDER, and pass "
+            "--model FOLDER",
         ),
         (
             http_error(errors.HfHubHTTPError, 503),

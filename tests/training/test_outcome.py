@@ -1,0 +1,42 @@
+"""What a run says of itself at its end."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from qwen_local.training.loop import Outcome
+from qwen_local.training.run import _say_outcome
+
+
+@pytest.mark.parametrize(
+    ("first", "best", "said"),
+    [
+        (2.0, 1.5, "eval loss 2.0000 -> 1.5000, best at step 4"),
+        (2.0, 2.5, "eval loss 2.0000 -> 2.5000, best at step 4, which is worse than before training"),
+    ],
+)  # fmt: skip
+def test_a_run_that_made_things_worse_says_so(
+    first: float, best: float, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcome = Outcome(
+        steps=8,
+        train_loss=1.0,
+        first_loss=1.0,
+        last_loss=1.0,
+        best_step=4,
+        first_eval_loss=first,
+        best_eval_loss=best,
+        eval_loss=best,
+        supervised_tokens=1,
+        seconds=1.0,
+        tokens=1,
+    )
+    with caplog.at_level(logging.INFO, logger="qwen_local"):
+        _say_outcome(outcome, Path("run"))
+    assert (
+        caplog.messages[0]
+        == f"done in 1 s: loss of the first step 1.0000, of the last 1.0000; {said}"
+    )
