@@ -12,14 +12,14 @@ from qwen_local.training.run import _say_outcome
 
 
 @pytest.mark.parametrize(
-    ("first", "best", "said"),
+    ("best", "said"),
     [
-        (2.0, 1.5, "eval loss 2.0000 -> 1.5000, best at step 4"),
-        (2.0, 2.5, "eval loss 2.0000 -> 2.5000, best at step 4, which is worse than before training"),
+        (1.5, "1.5000, best at step 4"),
+        (2.5, "2.5000, best at step 4, which is worse than before training"),
     ],
-)  # fmt: skip
+)
 def test_a_run_that_made_things_worse_says_so(
-    first: float, best: float, said: str, caplog: pytest.LogCaptureFixture
+    best: float, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     outcome = Outcome(
         steps=8,
@@ -27,7 +27,7 @@ def test_a_run_that_made_things_worse_says_so(
         first_loss=1.0,
         last_loss=1.0,
         best_step=4,
-        first_eval_loss=first,
+        first_eval_loss=2.0,
         best_eval_loss=best,
         eval_loss=best,
         supervised_tokens=1,
@@ -36,7 +36,7 @@ def test_a_run_that_made_things_worse_says_so(
     )
     with caplog.at_level(logging.INFO, logger="qwen_local"):
         _say_outcome(outcome, Path("run"))
-    assert (
-        caplog.messages[0]
-        == f"done in 1 s: loss of the first step 1.0000, of the last 1.0000; {said}"
+    assert caplog.messages[0] == (
+        "done in 1 s: loss of the first step 1.0000, of the last 1.0000; "
+        f"eval loss 2.0000 -> {said}"
     )
