@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from qwen_local.adapters.lora import Origin
 from qwen_local.backends.probe import bitsandbytes_fault
@@ -40,6 +41,13 @@ def choose_for(
     if wanted is None or backend != "auto":
         return choose(machine, backend, device)
     return replace(choose(machine, wanted, device), reason="the base's codes are those of it")
+
+
+def who_asks(given: Quantization | None, adapter: Path | None, origin: Origin) -> str:
+    """What asks for a quantised base: a flag, or the adapter that was trained on one."""
+    if given is not None or adapter is None:
+        return "--quantization"
+    return f"--adapter {adapter}: trained on a {origin.quantization} base"
 
 
 def engine_of(stored: Stored) -> Engine:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -76,9 +76,7 @@ def job_options(command: Command) -> Command:
             help="Fills what was left out, by the size of the model.",
         ),
     ]
-    for decorator in reversed(decorators):
-        command = decorator(command)
-    return command
+    return _decorated(command, decorators)
 
 
 def answer_options(command: Command) -> Command:
@@ -113,6 +111,11 @@ def answer_options(command: Command) -> Command:
         click.option("--greedy", is_flag=True, help="Always the likeliest token."),
         click.option("--seed", type=int, help="Repeats what was drawn."),
     ]
+    return _decorated(command, decorators)
+
+
+def _decorated(command: Command, decorators: Sequence[Callable[[Command], Command]]) -> Command:
+    """The command with these options, in their order in `--help`."""
     for decorator in reversed(decorators):
         command = decorator(command)
     return command

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from qwen_local.adapters.lora import Adapter, Origin
 from qwen_local.adapters.store import base_of, load_adapter, named_base
 from qwen_local.backends.base import Backend, Setup
-from qwen_local.backends.quantisation import check_quantization, choose_for
+from qwen_local.backends.quantisation import check_quantization, choose_for, who_asks
 from qwen_local.backends.select import (
     Choice,
     DType,
@@ -49,6 +49,7 @@ from qwen_local.export.proof import (
     read,
 )
 from qwen_local.files import readable_by_all, write_json
+from qwen_local.inference.sampling import generation_config
 from qwen_local.job import Quantization, read_job
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.source import PROOF, ModelFiles, fetch, find_model
@@ -133,10 +134,8 @@ def fuse(
     architecture = source.architecture(download=True)
     held = origin.quantization if quantization is None else quantization
     choice = _choose(machine, backend, device, architecture, replace(origin, quantization=held))
-    asked_by = f"--adapter {adapter}: trained on a {held} base" if quantization is None else None
-    check_quantization(
-        machine, choice, source.name, architecture, held, asked_by=asked_by or "--quantization"
-    )
+    asked_by = who_asks(quantization, adapter, origin)
+    check_quantization(machine, choice, source.name, architecture, held, asked_by=asked_by)
     if requantize != "none":
         plain = replace(architecture, stored=None)
         check_quantization(machine, choice, source.name, plain, requantize, asked_by="--requantize")
@@ -149,11 +148,12 @@ def fuse(
     check_disk(place, architecture.parameters() * (4 if rounded == "float32" else 2))
     tokenizer = ChatTokenizer.load(files.folder)
     tokenizer.check_fits(architecture.vocabulary, source.name)
+    generation = with_stops(generation_config(files.folder, source.name), tokenizer.stop_ids)
     log.info("backend: %s on the %s (%s)", choice.backend, choice.device, choice.reason)
     with _to_be(place) as new:
         rows = _rows_of_run(adapter, tokenizer)
         samples, live, bare = _ask_live(files, trained, choice, held, tokenizer, rows)
-        _write(new, files, trained, choice, tokenizer, rounded, held, requantize)
+        _write(new, files, trained, choice, generation, rounded, held, requantize)
         fusion = _Fusion(new, files, trained, choice, rounded, held)
         if requantize == "none":
             proof = fusion.prove(samples, live, bare)
@@ -350,7 +350,7 @@ def _write(
     files: ModelFiles,
     adapter: Adapter,
     choice: Choice,
-    tokenizer: ChatTokenizer,
+    generation: dict[str, Any],
     dtype: DType,
     held: Quantization,
     requantize: Quantization,
@@ -379,9 +379,7 @@ def _write(
     for name in COPIED:
         if (files.folder / name).is_file():
             shutil.copyfile(files.folder / name, folder / name)
-    generation = files.folder / "generation_config.json"
-    settings = json.loads(generation.read_text("utf-8")) if generation.is_file() else {}
-    write_json(folder / "generation_config.json", with_stops(settings, tokenizer.stop_ids))
+    write_json(folder / "generation_config.json", generation)
 
 
 def with_stops(settings: Mapping[str, Any], stop_ids: Iterable[int]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from qwen_local.adapters.lora import Origin
 from qwen_local.adapters.store import base_of, load_adapter
 from qwen_local.backends.base import Completion, Sampling, Session, Setup
-from qwen_local.backends.quantisation import check_quantization, choose_for
+from qwen_local.backends.quantisation import check_quantization, choose_for, who_asks
 from qwen_local.backends.select import (
     Choice,
     DType,
@@ -107,28 +107,25 @@ class Answerer:
         machine = probe()
         choose(machine, backend, device)  # before anything is fetched: whether it can be at all
         source = base_of(model, revision, adapter)
-        files = fetch(source)
-        loaded = None if adapter is None else load_adapter(adapter, files.architecture)
+        architecture = source.architecture(download=True)  # weights only once nothing is refused
+        loaded = None if adapter is None else load_adapter(adapter, architecture)
         if loaded is not None and loaded.base != source.name:
             log.warning("the adapter was made for %s; this is %s", loaded.base or "?", source.name)
         origin = Origin() if loaded is None else loaded.origin
         held = origin.quantization if quantization is None else quantization
-        choice = _choose(machine, backend, device, files.architecture, origin, held)
-        asked_by = "--quantization"
-        if quantization is None and adapter is not None:
-            asked_by = f"--adapter {adapter}: trained on a {held} base"
-        check_quantization(
-            machine, choice, source.name, files.architecture, held, asked_by=asked_by
-        )
+        choice = _choose(machine, backend, device, architecture, origin, held)
+        asked_by = who_asks(quantization, adapter, origin)
+        check_quantization(machine, choice, source.name, architecture, held, asked_by=asked_by)
+        files = fetch(source)
         held_in, _ = resolve_dtype(machine, choice, dtype)
         self.sampling: Sampling = choose_sampling(
             sampling_defaults(files.folder, source.name), wishes
         )
         """How answers are drawn where they come one at a time."""
-        self.positions = files.architecture.positions
+        self.positions = architecture.positions
         """The longest conversation that the model was made for, in tokens."""
         self._tokenizer = ChatTokenizer.load(files.folder)
-        self._tokenizer.check_fits(files.architecture.vocabulary, source.name)
+        self._tokenizer.check_fits(architecture.vocabulary, source.name)
         self._thinking = thinking
         if thinking is None and (adapter is not None or (files.folder / PROOF).is_file()):
             self._thinking = self._tokenizer.thinking_as_trained()

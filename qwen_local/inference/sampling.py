@@ -59,15 +59,7 @@ def sampling_defaults(folder: Path, name: str) -> Sampling:
     Raises:
         ModelError: a value is malformed; all of them at once.
     """
-    path, where = folder / FILE, f"{name}: {FILE}"
-    if not path.exists():
-        return Sampling()
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError.at(where, f"not readable as JSON: {error}", MODEL_HINT) from None
-    if not isinstance(config, dict):
-        raise ModelError.at(where, f"expected an object; found {found(config)}", MODEL_HINT)
+    config, where = generation_config(folder, name), f"{name}: {FILE}"
     given = {key: config[key] for key in ALLOWED if config.get(key) is not None}
     faults = [
         Fault(f"{where}: {key}", problem, MODEL_HINT)
@@ -83,6 +75,24 @@ def sampling_defaults(folder: Path, name: str) -> Sampling:
     if not draws:
         given = {key: given[key] for key in given if key == "repetition_penalty"}
     return Sampling(**{"temperature": 1.0 if draws else 0.0, **given})
+
+
+def generation_config(folder: Path, name: str) -> dict[str, Any]:
+    """The content of a model's generation_config.json; nothing where there is none.
+
+    Raises:
+        ModelError: it is no JSON object.
+    """
+    path, where = folder / FILE, f"{name}: {FILE}"
+    if not path.exists():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError.at(where, f"not readable as JSON: {error}", MODEL_HINT) from None
+    if not isinstance(config, dict):
+        raise ModelError.at(where, f"expected an object; found {found(config)}", MODEL_HINT)
+    return config
 
 
 MODEL_HINT = "take the file from the model's page on the hub, or remove it"

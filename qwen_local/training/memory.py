@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qwen_local.backends.base import HEAD_CHUNK, HEAD_CHUNK_GPU, QUANTISED_BITS, Setup
+from qwen_local.backends.quantisation import MLX_GROUP
 from qwen_local.job import LoraSpec, Quantization
 from qwen_local.models.architecture import Architecture
 
@@ -26,10 +27,6 @@ DROPOUT_BYTES = 1.6
 """Of a dropped input beside itself: a byte of mask, and what goes with it (fitted)."""
 SMALLEST_MICRO_BATCH = 256
 USABLE = 0.9
-
-GROUP = 64
-"""Quantised weights that share a scale and a bias, both in the computing dtype, as on MLX. NF4
-with double quantisation has 4.127 bits (QLoRA, section 3), LLM.int8() hardly more than 8."""
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -119,7 +116,9 @@ def _weights(shape: Architecture, quantization: Quantization, width: int) -> int
         return shape.parameters() * width
     quantised = shape.layers * sum(linear)
     kept = (shape.parameters() - quantised) * width
-    return round(quantised * (bits + 16 * width / GROUP) / 8) + kept + max(linear) * width
+    # As on MLX, with a scale and a bias of each group in the computing dtype. NF4 with double
+    # quantisation has 4.127 bits (QLoRA, section 3), LLM.int8() hardly more than 8.
+    return round(quantised * (bits + 16 * width / MLX_GROUP) / 8) + kept + max(linear) * width
 
 
 def _kept_per_position(shape: Architecture, lora: LoraSpec, width: int) -> int:

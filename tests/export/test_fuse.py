@@ -426,6 +426,16 @@ def test_a_base_that_has_moved_is_named_with_the_mend(
     )
 
 
+def test_a_generation_config_that_is_no_json_is_told_before_anything_is_computed(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = shutil.copytree(tiny_model_path(), tmp_path / "base")
+    (base / "generation_config.json").write_text("[1]")
+    monkeypatch.setattr(fusing, "_ask_live", None)
+    with pytest.raises(ValueError, match=r"generation_config.json: expected an object; found"):
+        fused(trained("cuda", "none"), tmp_path / "out", model=str(base))
+
+
 def test_a_model_beyond_the_gpu_is_proved_on_the_cpu_unless_the_gpu_was_asked_for() -> None:
     machine = replace(probe(), gpu_bytes=24 * 10**9)
     choice = Choice("cuda", "gpu", "a test")
