@@ -185,6 +185,17 @@ class LoraSpec(_Section):
         return range(total - count, total)
 
 
+class EarlyStopping(_Section):
+    """When a run ends before its last step: see `training/stopping.py` for the rule."""
+
+    patience: Count = Field(
+        default=3, description="the evaluations in a row without a gain that end the run"
+    )
+    min_delta: float = Field(
+        default=0.0, ge=0, description="the fall of the evaluation loss that counts as a gain"
+    )
+
+
 class TrainSpec(_Section):
     """How long, how fast and in what portions."""
 
@@ -224,8 +235,10 @@ class TrainSpec(_Section):
         le=2**32 - 1,
         description="what the order, the adapter's start and dropout follow from",
     )
-    gradient_checkpointing: bool = Field(
-        default=False, description="whether activations are computed twice to save memory"
+    gradient_checkpointing: Literal["auto"] | bool = Field(
+        default="auto",
+        description="whether activations are computed twice to save memory; auto = where it helps",
+        examples=[True],
     )
     micro_batch_tokens: Literal["auto"] | Count = Field(
         default="auto",
@@ -237,9 +250,43 @@ class TrainSpec(_Section):
         description="the number of steps between evaluations; auto = under 10 % of the time",
         examples=[50],
     )
+    save_every: Literal["auto"] | Count = Field(
+        default="auto",
+        description="the number of steps between checkpoints; auto = every ten minutes",
+        examples=[100],
+    )
+    keep: Count = Field(
+        default=2, description="the number of newest checkpoints that stay, beside the best"
+    )
+    early_stopping: EarlyStopping | None = Field(
+        default=EarlyStopping(),
+        description="a mapping of patience and min_delta, or null to train all steps",
+    )
+    restarts: Annotated[int, Field(ge=0, le=100)] = Field(
+        default=0, description="how often a run that dies is begun again from its last checkpoint"
+    )
     report_to: tuple[Literal["tensorboard"], ...] = Field(
         default=(), description="where else the curves of metrics.jsonl go, a list"
     )
+
+    @field_validator("early_stopping", mode="before")
+    @classmethod
+    def _two_keys_or_null(cls, value: object) -> object:
+        hint = "write {patience: 3, min_delta: 0.0}, or null to train all steps"
+        if value is None or isinstance(value, EarlyStopping):
+            return value
+        if not isinstance(value, dict):
+            raise _fault(f"expected a mapping or null; found {show(value)}", hint)
+        for key in value:
+            if key not in EarlyStopping.model_fields:
+                raise _fault(f"unknown key {show(key)}", hint)
+        try:
+            return EarlyStopping.model_validate(value)
+        except ValidationError as error:
+            first, *_ = error.errors(include_url=False)
+            key = str(first["loc"][0])
+            problem, mend = explain(key, EarlyStopping.model_fields[key], [first])
+            raise _fault(f"{key}: {problem}", mend) from None
 
     @field_validator("report_to", mode="before")
     @classmethod
@@ -357,10 +404,16 @@ FLAG_KEYS: Mapping[str, str] = {
 class Draft:
     """A job whose every value is sound, before the preset has filled what the user left out."""
 
-    model: ModelSpec
+    job: Job
+    """Before the preset."""
     preset: Choice
     layers: tuple[Layer, ...]
     """What the user set, the weakest source first."""
+
+    @property
+    def model(self) -> ModelSpec:
+        """The model, which no preset changes."""
+        return self.job.model
 
     def sets(self, key: str) -> bool:
         """Whether the user set this dotted key, in the file or on the command line."""
@@ -403,7 +456,7 @@ def read_job(
         hint = "auto chooses by the size of the model"
         layers[-1].fault(Order(FLAGS, len(FLAG_KEYS)), "--preset", problem, hint)
     job = _check(layers)
-    return Draft(model=job.model, preset=cast(Choice, preset), layers=tuple(layers))
+    return Draft(job=job, preset=cast(Choice, preset), layers=tuple(layers))
 
 
 def _check(layers: Iterable[Layer]) -> Job:

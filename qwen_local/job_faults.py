@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, get_args
 
+from pydantic import BaseModel
+
 from qwen_local.job_file import show
 
 if TYPE_CHECKING:
@@ -84,4 +86,6 @@ def _mend(
 def _about(key: str, field: FieldInfo) -> str:
     example = field.examples[0] if field.examples else field.get_default()
     shown = example if isinstance(example, str) else show(example)
+    if isinstance(example, BaseModel):
+        shown = "{" + ", ".join(f"{name}: {show(value)}" for name, value in example) + "}"
     return f"{key} is {field.description}; for example {shown}"

@@ -2,7 +2,7 @@
 
 Only the syntax is known here, and which keys exist; what a value may be is said in `job.py`.
 YAML 1.2 is composed into nodes and no further, so no tag can construct anything: a value is text, a
-number, true, false, null, or a list of these.
+number, true, false, null, or a list or a mapping of these.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ def show(value: object) -> str:
             return str(value).lower()
         case list() | tuple():
             return "a list"
+        case dict():
+            return "a mapping"
         case Nested(kind):
             return kind
     text = repr(value)
@@ -105,7 +107,7 @@ def file_layer(path: Path, schema: Schema) -> Layer:
             dotted = f"{section}.{key}" if section else key
             order, where = Order(FILE, line), f"{path}:{line}: {dotted}"
             if key in (schema[section] if section else schema):
-                layer.settings[dotted] = Setting(_value(node), where, order)
+                layer.settings[dotted] = Setting(_value_or_mapping(node), where, order)
             else:
                 layer.fault(order, where, "unknown key", _hint_in_file(section, key, schema))
     return layer
@@ -133,7 +135,7 @@ def set_layer(sets: Sequence[str], schema: Schema) -> Layer:
             except _NotYaml as error:
                 layer.fault(order, where, f"not valid YAML: {error.problem}", error.hint)
             else:
-                found = None if node is None else _value(node)
+                found = None if node is None else _value_or_mapping(node)
                 layer.settings[key] = Setting(found, where, order)
     return layer
 
@@ -271,6 +273,22 @@ def _entries(
         else:
             first[key] = line
             yield key, line, value_node
+
+
+def _value_or_mapping(node: Node) -> object:
+    """The value of a key: also a mapping of names to scalars, where each name is given once."""
+    from ruamel.yaml.nodes import MappingNode, ScalarNode
+
+    value = _value(node)
+    if value != A_MAPPING:
+        return value
+    assert isinstance(node, MappingNode)
+    if not all(isinstance(part, ScalarNode) for pair in node.value for part in pair):
+        return Nested("a mapping with more than a value for each key")
+    entries = {str(key.value): _value(item) for key, item in node.value}
+    if len(entries) < len(node.value):
+        return Nested("a mapping with a key given twice")
+    return entries
 
 
 def _value(node: Node) -> object:

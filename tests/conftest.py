@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 import qwen_local.backends.mlx  # noqa: F401  # before anything imports mlx.core: see its blas.py
 from qwen_local.backends.base import Backend, Setup
@@ -18,6 +19,9 @@ from qwen_local.backends.select import Choice, Engine, open_backend
 from qwen_local.job import LoraSpec
 from qwen_local.models.source import ModelFiles, fetch, find_model
 from qwen_local.rows import IGNORE, Rows
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
+settings.load_profile("untimed")
 
 VOCABULARY = 320
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 import pytest
+from pydantic import BaseModel
 
 from qwen_local.cli import cli
 from qwen_local.job import SECTIONS, read_job
@@ -129,6 +130,8 @@ def test_the_table_of_keys_is_the_schema() -> None:
     for section, model in SECTIONS.items():
         for key, field in model.model_fields.items():
             written = list(field.default) if isinstance(field.default, tuple) else field.default
+            if isinstance(written, BaseModel):
+                written = f"{{{', '.join(f'{name}: {value}' for name, value in written)}}}"
             value = "null" if written is None else str(written)
             default = value.lower() if isinstance(field.default, bool) else value
             assert f"| `{section}.{key}` | {default} | {field.description} |" in page

@@ -21,6 +21,7 @@ from qwen_local.job import (
     SCHEMA,
     SECTIONS,
     DataSpec,
+    EarlyStopping,
     Job,
     LoraSpec,
     ModelSpec,
@@ -107,9 +108,13 @@ def test_no_job_is_the_embedded_job() -> None:
             "weight_decay": 0.0,
             "max_grad_norm": 1.0,
             "seed": 0,
-            "gradient_checkpointing": False,
+            "gradient_checkpointing": "auto",
             "micro_batch_tokens": "auto",
             "eval_every": "auto",
+            "save_every": "auto",
+            "keep": 2,
+            "early_stopping": {"patience": 3, "min_delta": 0.0},
+            "restarts": 0,
             "report_to": (),
         },
         "output": None,
@@ -122,6 +127,21 @@ def test_no_job_is_the_embedded_job() -> None:
 @pytest.mark.usefixtures("here")
 def test_an_empty_file_or_section_leaves_the_defaults(text: str) -> None:
     assert job_of(text) == Job()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{patience: 5}", EarlyStopping(patience=5)),
+        ("{min_delta: 1e-3}", EarlyStopping(min_delta=1e-3)),
+        ("null", None),
+    ],
+)
+@pytest.mark.usefixtures("here")
+def test_early_stopping_is_a_mapping_or_null(text: str, expected: EarlyStopping | None) -> None:
+    assert job_of(f"train: {{early_stopping: {text}}}").train.early_stopping == expected
+    draft = read_job(None, sets=[f"train.early_stopping={text}"])
+    assert draft.job.train.early_stopping == expected
 
 
 @pytest.mark.usefixtures("here")
@@ -326,6 +346,7 @@ CLIP = (
     "for example 1.0"
 )
 
+STOPPING = "hint: write {patience: 3, min_delta: 0.0}, or null to train all steps"
 REPORT_TO = "hint: write [tensorboard], or [] for metrics.jsonl alone"
 
 
@@ -439,6 +460,33 @@ REPORT_TO = "hint: write [tensorboard], or [] for metrics.jsonl alone"
             "tensorboard is given twice\n\nhint: keep one of the two",
         ),
         (
+            "train.early_stopping",
+            "3",
+            f"expected a mapping or null; found 3\n\n{STOPPING}",
+        ),
+        (
+            "train.early_stopping",
+            "{patients: 5}",
+            f"unknown key 'patients'\n\n{STOPPING}",
+        ),
+        (
+            "train.early_stopping",
+            "{patience: 0}",
+            "patience: must be at least 1; found 0\n\nhint: patience is the evaluations in a row "
+            "without a gain that end the run; for example 3",
+        ),
+        (
+            "train.early_stopping",
+            "{patience: 1, patience: 2}",
+            f"expected a mapping or null; found a mapping with a key given twice\n\n{STOPPING}",
+        ),
+        (
+            "train.restarts",
+            "-1",
+            "must be at least 0; found -1\n\nhint: restarts is how often a run that dies is begun "
+            "again from its last checkpoint; for example 0",
+        ),
+        (
             "data.max_length",
             "7",
             "must be at least 8; found 7\n\n"
@@ -522,8 +570,8 @@ def test_an_unknown_preset_is_a_fault() -> None:
 
 TRAIN = (
     "epochs, steps, batch_size, learning_rate, schedule, warmup_ratio, warmup_steps, "
-    "weight_decay, max_grad_norm, seed, gradient_checkpointing, micro_batch_tokens, eval_every "
-    "and report_to"
+    "weight_decay, max_grad_norm, seed, gradient_checkpointing, micro_batch_tokens, eval_every, "
+    "save_every, keep, early_stopping, restarts and report_to"
 )
 
 
@@ -757,9 +805,19 @@ TRAIN_SPECS = st.builds(
     weight_decay=shares(),
     max_grad_norm=or_null(st.floats(0, exclude_min=True, allow_infinity=False)),
     seed=st.integers(0, 2**32 - 1),
-    gradient_checkpointing=st.booleans(),
+    gradient_checkpointing=st.just("auto") | st.booleans(),
     micro_batch_tokens=st.just("auto") | counts(),
     eval_every=st.just("auto") | counts(),
+    save_every=st.just("auto") | counts(),
+    keep=counts(),
+    early_stopping=or_null(
+        st.builds(
+            EarlyStopping,
+            patience=counts(),
+            min_delta=st.floats(0, allow_infinity=False),
+        )
+    ),
+    restarts=st.integers(0, 100),
     report_to=st.sampled_from([(), ("tensorboard",)]),
 )
 JOBS = st.builds(
@@ -818,9 +876,15 @@ train:
   weight_decay: 0.0
   max_grad_norm: 1.0
   seed: 0
-  gradient_checkpointing: false
+  gradient_checkpointing: auto
   micro_batch_tokens: auto
   eval_every: auto
+  save_every: auto
+  keep: 2
+  early_stopping:
+    patience: 3
+    min_delta: 0.0
+  restarts: 0
   report_to: []
 output: runs/a
 """
