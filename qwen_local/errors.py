@@ -1,6 +1,12 @@
 """What can go wrong, as a family tree.
 
     QwenLocalError            exit code 1: the run failed
+    ├── DiskFullError             there is no room for what is to be written
+    ├── CheckpointError           nothing that a run could go on from
+    ├── DiedError                 a supervised process died (training/supervise.py)
+    ├── RunBusyError          exit code 3: another process has the run folder
+    ├── DivergedError         exit code 4: loss or gradient is no longer finite (training/loop.py)
+    ├── OutOfMemoryError      exit code 5: memory does not hold a single row
     └── InputError            exit code 2: something the user wrote cannot be used as written
         ├── JobError              the job: a key, a value, a flag, the output folder
         ├── DatasetError          a data file or a row of it
@@ -15,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 FAULTS_SHOWN = 20
@@ -41,6 +48,36 @@ class QwenLocalError(Exception):
     """The run failed for a reason that we can explain."""
 
     exit_code = 1
+
+
+class DiskFullError(QwenLocalError):
+    """There is no room for what is to be written."""
+
+    def __init__(self, path: Path, needed: int, free: int) -> None:
+        super().__init__(path, needed, free)
+        self.path, self.needed, self.free = path, needed, free
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: no room on the disk: {self.needed:,} bytes are needed, "
+            f"{self.free:,} are free\n\nhint: make room, then go on with --resume"
+        )
+
+
+class CheckpointError(QwenLocalError):
+    """There is nothing that a run could go on from."""
+
+
+class RunBusyError(QwenLocalError):
+    """Another process has the run folder."""
+
+    exit_code = 3
+
+
+class OutOfMemoryError(QwenLocalError):
+    """Memory does not hold a single row."""
+
+    exit_code = 5
 
 
 class InputError(QwenLocalError, ValueError):

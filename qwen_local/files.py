@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from qwen_local.errors import DiskFullError
 
 if TYPE_CHECKING:
     import numpy as np
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+AT_ONCE = 1 << 30
+"""Bytes handed to one `write`; macOS takes no more than 2 GB."""
 
 FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 """Types of safetensors that numpy has, too."""
 
 
+def json_bytes(content: Any) -> bytes:
+    """Readable JSON with a final newline. JSON has no NaN: a number that is not finite is a bug."""
+    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
 def write_json(path: Path, content: Any) -> None:
     """Readable JSON with a final newline."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_bytes(json_bytes(content))
+
+
+def array_bytes(arrays: Mapping[str, np.ndarray], *, made_for: str) -> bytes:
+    """The content of a safetensors file.
+
+    Args:
+        arrays: by name, of any layout in memory.
+        made_for: `pt` or `mlx`, the `format` that loaders look for.
+    """
+    import numpy as np
+    from safetensors.numpy import save
+
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return save(contiguous, metadata={"format": made_for})
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, made_for: str) -> None:
@@ -29,12 +56,10 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, made_for: str)
 
     Args:
         path: the file.
-        arrays: by name, each contiguous.
+        arrays: by name.
         made_for: `pt` or `mlx`, the `format` that loaders look for.
     """
-    from safetensors.numpy import save
-
-    path.write_bytes(save(dict(arrays), metadata={"format": made_for}))
+    path.write_bytes(array_bytes(arrays, made_for=made_for))
 
 
 def readable_by_all(path: Path) -> None:
@@ -44,21 +69,85 @@ def readable_by_all(path: Path) -> None:
     path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
+def write_durably(path: Path, content: bytes) -> None:
+    """Make a new file; its content is on the disk when this returns.
+
+    Raises:
+        OSError: among others, that the file is there already.
+    """
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(file, rest[:AT_ONCE]) :]
+        _sync(file)
+    finally:
+        os.close(file)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk: what was made, renamed or removed in it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        _sync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system whose folders cannot be synced
+            raise
+    finally:
+        os.close(handle)
+
+
+def _sync(file: int) -> None:
+    """Through the drive's own cache too, where the system has a call for that (macOS)."""
+    if hasattr(fcntl, "F_FULLFSYNC"):
+        fcntl.fcntl(file, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(file)
+
+
+@contextmanager
+def room_for(path: Path, needed: int) -> Iterator[None]:
+    """Turns a full disk into the error that says what is needed.
+
+    Args:
+        path: what is being written, in a folder that exists.
+        needed: bytes.
+
+    Raises:
+        DiskFullError: the disk, or the user's share of it, was full within the `with`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise DiskFullError(path, needed, shutil.disk_usage(path.parent).free) from error
+
+
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file: see `arrays_of`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no safetensors file, or holds arrays that are not of floats.
+    """
+    return arrays_of(path.read_bytes())
+
+
+def arrays_of(content: bytes) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file as float32, by name.
 
     Read by hand from the bytes that the library has checked, because numpy has no bfloat16 and
     `safetensors.numpy` therefore cannot give it.
 
     Raises:
-        OSError: the file cannot be read.
         ValueError: it is no safetensors file, or holds arrays that are not of floats.
     """
     import numpy as np
     from safetensors import SafetensorError, deserialize
 
     try:
-        views = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]  # no stub for it
+        views = deserialize(content)  # type: ignore[no-untyped-call]  # no stub for it
     except SafetensorError as error:
         raise ValueError(str(error)) from error
     arrays = {}

@@ -5,6 +5,7 @@ Shapes: R = rows, T = positions of all rows together, one row after the other.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -62,6 +63,14 @@ class Rows:
     def supervised(self) -> int:
         """Positions of all rows that are trained."""
         return int(np.count_nonzero(self.targets_T != IGNORE))
+
+    @property
+    def sha256(self) -> str:
+        """Of all that is in them, in hex; the same on every machine."""
+        digest = hashlib.sha256()
+        for array, kind in ((self.ids_T, "<i4"), (self.targets_T, "<i4"), (self.offsets, "<i8")):
+            digest.update(np.ascontiguousarray(array, kind).data)
+        return digest.hexdigest()
 
     def row(self, r: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, targets) of row r, each int32 [length of the row]."""

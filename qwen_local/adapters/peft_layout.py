@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from qwen_local.adapters.lora import Adapter
-from qwen_local.files import write_arrays, write_json
+from qwen_local.files import array_bytes, json_bytes
 
 
 def peft_config(adapter: Adapter) -> dict[str, Any]:
@@ -33,8 +31,15 @@ def peft_config(adapter: Adapter) -> dict[str, Any]:
     }
 
 
+def peft_files(adapter: Adapter) -> dict[str, bytes]:
+    """The files of a folder that `PeftModel.from_pretrained` loads, by name."""
+    return {
+        "adapter_model.safetensors": array_bytes(adapter.arrays, made_for="pt"),
+        "adapter_config.json": json_bytes(peft_config(adapter)),
+    }
+
+
 def write_peft(adapter: Adapter, folder: Path) -> None:
     """Write the adapter for PEFT into an existing, empty folder."""
-    arrays = {name: np.ascontiguousarray(a) for name, a in adapter.arrays.items()}
-    write_arrays(folder / "adapter_model.safetensors", arrays, made_for="pt")
-    write_json(folder / "adapter_config.json", peft_config(adapter))
+    for name, content in peft_files(adapter).items():
+        (folder / name).write_bytes(content)

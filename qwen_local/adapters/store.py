@@ -35,11 +35,14 @@ def save_adapter(adapter: Adapter, folder: Path) -> None:
     """
     new = folder.with_name(f".new-{folder.name}")
     shutil.rmtree(new, ignore_errors=True)
-    for layout, write in (("peft", write_peft), ("mlx", write_mlx)):
-        (new / layout).mkdir(parents=True)
-        write(adapter, new / layout)
-        write_json(new / layout / ORIGIN, asdict(adapter.origin))
-    replace_folder(new, folder)
+    try:
+        for layout, write in (("peft", write_peft), ("mlx", write_mlx)):
+            (new / layout).mkdir(parents=True)
+            write(adapter, new / layout)
+            write_json(new / layout / ORIGIN, asdict(adapter.origin))
+        replace_folder(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def named_base(path: Path) -> tuple[str, Origin]:

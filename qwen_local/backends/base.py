@@ -101,6 +101,17 @@ class State:
     """Optimizer steps done."""
 
 
+class RowTooLargeError(Exception):
+    """Memory ran out over a single row."""
+
+    def __init__(self, row: int, length: int) -> None:
+        super().__init__(row, length)
+        self.row = row
+        """Its index among the rows that the engine was given."""
+        self.length = length
+        """Its positions."""
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """One generated answer."""
@@ -171,15 +182,41 @@ class Backend(Protocol):
         The gradient is that of sum(nll) / tokens. How rows are cut into micro-batches is the
         engine's business and does not change the update.
 
+        Where memory runs out, the budget of a micro-batch is halved for good and the same step
+        begins again; nothing is counted twice.
+
         Args:
             rows: every row of the step.
             lr: learning rate of this step.
             tokens: supervised positions of the step, known on the host beforehand.
+
+        Raises:
+            RowTooLargeError: memory does not hold even a micro-batch of one row; nothing is
+                updated.
+        """
+        ...
+
+    def rehearse(self, rows: Rows) -> None:
+        """Everything that `step` does with these rows but the update.
+
+        Afterwards the optimizer's arrays are there, so that the peak of memory is that of a step.
+
+        Raises:
+            RowTooLargeError: as `step`.
         """
         ...
 
     def score(self, rows: Rows) -> Scores:
-        """Negative log-likelihood of each row, dropout off."""
+        """Negative log-likelihood of each row, dropout off.
+
+        Raises:
+            RowTooLargeError: as `step`.
+        """
+        ...
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Padded positions of one forward pass: as set up, and halved whenever memory ran out."""
         ...
 
     def adapter(self) -> Arrays:

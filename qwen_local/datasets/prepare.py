@@ -32,6 +32,10 @@ class Prepared:
     train: Rows
     eval: Rows | None
     report: DataReport
+    train_places: tuple[str, ...]
+    """Where each training row stands: `train.jsonl:17`."""
+    eval_places: tuple[str, ...]
+    """The same of the evaluation rows; empty without."""
 
 
 def prepare(
@@ -96,7 +100,13 @@ def prepare(
         train_on=train_on,
         template_sha256=tokenizer.template_sha256,
     )
-    return Prepared(train=train_rows, eval=eval_rows, report=report)
+    return Prepared(
+        train=train_rows,
+        eval=eval_rows,
+        report=report,
+        train_places=tuple(row.place for row in train_part),
+        eval_places=tuple(row.place for row in eval_part),
+    )
 
 
 def tokenise(tokenizer: ChatTokenizer, example: Example, *, train_on: TrainOn) -> Tokenised:
@@ -126,6 +136,8 @@ class _Row:
     """int32 [T]: the next token, or IGNORE."""
     digest: bytes
     """SHA-256 of the content, so that equal rows are known."""
+    place: str
+    """`train.jsonl:17`."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -222,7 +234,8 @@ def _add(
     ids, trained = tokenised.ids[:length], tokenised.trained[:length]
     targets = shift_labels(ids, trained)
     digest = content_digest(example.content)
-    part.rows.append(_Row(np.array(ids[:-1], np.int32), np.array(targets, np.int32), digest))
+    arrays = np.array(ids[:-1], np.int32), np.array(targets, np.int32)
+    part.rows.append(_Row(*arrays, digest, example.where))
 
 
 def _useful(trained: Sequence[bool]) -> int:

@@ -55,7 +55,7 @@ from qwen_local.models.architecture import Architecture
 from qwen_local.models.source import PROOF, ModelFiles, fetch, find_model
 from qwen_local.models.weights import float_type
 from qwen_local.rows import Rows
-from qwen_local.training.run import prepare_data
+from qwen_local.training.preparation import prepare_data
 from qwen_local.training.run_directory import check_free
 
 log = logging.getLogger("qwen_local")

@@ -1,21 +1,42 @@
-"""The loop: one flat pass from the first step to the last, the same for every engine."""
+"""The loop: one flat pass from where a run stands to its end, the same for every engine."""
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from qwen_local.backends.base import Arrays, Backend
+import numpy as np
+
+from qwen_local.backends.base import Backend, RowTooLargeError
 from qwen_local.datasets.plan import epoch_order
-from qwen_local.errors import QwenLocalError
+from qwen_local.errors import OutOfMemoryError, QwenLocalError
+from qwen_local.job import EarlyStopping
 from qwen_local.rows import Rows
+from qwen_local.signals import Stopped, Stops
+from qwen_local.training import stopping
+from qwen_local.training.health import Concern, Health
 from qwen_local.training.metrics import Metrics
 from qwen_local.training.progress import Progress
 from qwen_local.training.schedule import Schedule
+from qwen_local.training.standing import Standing
 
+log = logging.getLogger("qwen_local")
+
+ALL_STEPS = "all steps done"
 CALMER = "hint: lower train.learning_rate, or train in float32 (model.dtype)"
+SMALLER = (
+    "hint: set train.gradient_checkpointing=true, lower data.max_length, take "
+    "model.quantization=4bit, or a smaller model"
+)
+SAVE_SECONDS = 600.0
+"""`train.save_every: auto`: the most work that a power cut may cost."""
+ROWS_NAMED = 8
+"""Rows named in one message."""
 
 
 class DivergedError(QwenLocalError):
@@ -25,104 +46,162 @@ class DivergedError(QwenLocalError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """What the loop came to."""
+class Data:
+    """What is learned and what is held out, each row with the place that a message names."""
 
-    steps: int
-    train_loss: float
-    """Mean over every supervised token that was trained."""
-    first_loss: float
-    """Mean loss over the supervised tokens of the first step, before any update."""
-    last_loss: float
-    """The same of the last step."""
-    best_step: int
-    """Of the adapter that was kept. Without an eval set the last; step 0 is never the best."""
-    first_eval_loss: float | None
-    """Before the first step; None without an eval set, as are the next two."""
-    best_eval_loss: float | None
-    eval_loss: float | None
-    """Of the last evaluation."""
-    supervised_tokens: int
-    seconds: float
-    """Of the optimizer steps, without evaluation."""
-    tokens: int
-    """Input positions of all steps, padding not counted."""
+    train: Rows
+    evaluation: Rows | None
+    train_places: Sequence[str]
+    eval_places: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Saving:
+    """When a checkpoint is written beside those of the best and of the end."""
+
+    every: Literal["auto"] | int
+    save: Callable[[Standing], None]
+    """Called with where the run stands. Where `best_step` is the present step the adapter is the
+    best so far."""
 
 
 def train_loop(
     backend: Backend,
-    train: Rows,
-    evaluation: Rows | None,
+    data: Data,
     schedule: Schedule,
+    start: Standing,
     *,
     batch_size: int,
     seed: int,
+    early_stopping: EarlyStopping | None,
     metrics: Metrics,
     progress: Progress,
-    keep: Callable[[int, Arrays], None],
-) -> Outcome:
-    """Train to the end of the schedule.
+    health: Health,
+    saving: Saving,
+    stops: Stops,
+) -> tuple[Standing, str]:
+    """Train to the end of the schedule, or until early stopping or a signal ends the run.
 
     Args:
-        backend: an engine, its adapter at the starting point.
-        train: rows to learn; their order is a function of (seed, epoch) alone.
-        evaluation: fixed rows, scored before the first step and as the schedule says.
+        backend: an engine at `start`.
+        data: rows; the order of those to learn is a function of (seed, epoch) alone, those to
+            evaluate on are scored before the first step and as the schedule says.
         schedule: steps, rates, evaluations.
+        start: where the run stands.
         batch_size: rows of an optimizer step; the last step of an epoch may have fewer.
         seed: of the order.
+        early_stopping: the rule's numbers, None for none.
         metrics: where events go.
         progress: what the person sees.
-        keep: called with (step, adapter) whenever the adapter is the best so far, and at the end
-            where there is no evaluation set.
+        health: looks at losses and norms, at `start` as well.
+        saving: when and how checkpoints are written. The end is always saved. Without evaluation
+            rows the last adapter counts as the best.
+        stops: the signals that end a run after its step.
+
+    Returns:
+        Where the run stands, and why it ended there.
 
     Raises:
         DivergedError: loss, gradient norm or evaluation loss is not finite.
+        OutOfMemoryError: memory does not hold a single row.
+        Stopped: a second signal came.
     """
-    best_step, best_loss = 0, math.inf
-    first_eval_loss = eval_loss = None
-    first_loss = last_loss = loss_sum = seconds = 0.0
-    tokens = supervised = 0
+    train, now, saved, saved_at = data.train, start, start, time.monotonic()
+    order, order_epoch = np.zeros(0, np.int64), -1
 
-    def evaluate(step: int) -> float:
-        assert evaluation is not None
+    def save() -> None:
+        nonlocal now, saved, saved_at
+        now = replace(now, health=health.state())
+        saving.save(now)
+        saved, saved_at = now, time.monotonic()
+
+    def warn(concerns: Sequence[Concern]) -> None:
+        for concern in concerns:
+            metrics.write(
+                "warning",
+                step=concern.step,
+                kind=concern.kind,
+                message=concern.message,
+                **concern.numbers,
+            )
+            log.info("warning: %s", concern.message)
+
+    def over() -> str | None:
+        if stops.signum is not None:
+            return stops.name
+        if now.step >= schedule.steps:
+            return ALL_STEPS
+        if early_stopping is not None and stopping.exhausted(now.patience, early_stopping):
+            return stopping.stopped_because(now.patience, early_stopping, now.best_step)
+        return None
+
+    def evaluate() -> None:
+        nonlocal now
+        assert data.evaluation is not None
         progress.evaluating()
         began = time.monotonic()
-        loss = backend.score(evaluation).mean
+        with budget_told(backend, metrics, now.step), rows_named(data.eval_places):
+            try:
+                with stops.at_once():  # nothing is changed by it, and it is repeated on resuming
+                    scores = backend.score(data.evaluation)
+            except Stopped:
+                if stops.twice:
+                    raise
+                return
+        loss, took = scores.mean, time.monotonic() - began
         metrics.write(
             "eval",
-            step=step,
+            step=now.step,
             loss=loss,
             perplexity=math.exp(min(loss, 700.0)),
-            supervised_tokens=evaluation.supervised,
-            seconds=time.monotonic() - began,
+            supervised_tokens=data.evaluation.supervised,
+            seconds=took,
         )
         if not math.isfinite(loss):
             raise DivergedError(
-                f"step {step}: evaluation loss {loss:g} is not finite; the adapter was not kept\n\n"
-                f"{CALMER}"
+                f"step {now.step}: evaluation loss {loss:g} is not finite; the adapter was not "
+                f"kept\n\n{_blamed(scores.nll_R, data.eval_places)}{CALMER}"
             )
-        progress.evaluated(step, loss)
-        return loss
+        progress.evaluated(now.step, loss)
+        warn(health.evaluated(now.step, loss))
+        now = replace(
+            now,
+            evaluated_step=now.step,
+            eval_loss=loss,
+            evaluation_seconds=now.evaluation_seconds + took,
+            first_eval_loss=loss if now.step == 0 else now.first_eval_loss,
+        )
+        if early_stopping is not None:
+            patience = stopping.after(now.patience, early_stopping, schedule, now.step, loss)
+            now = replace(now, patience=patience)
+        if now.step and (now.best_eval_loss is None or loss < now.best_eval_loss):
+            now = replace(now, best_step=now.step, best_eval_loss=loss)
 
-    if evaluation is not None:
-        first_eval_loss = eval_loss = evaluate(0)
-    for k in range(schedule.steps):
-        epoch, place = divmod(k, schedule.steps_per_epoch)
-        if place == 0:
-            order = epoch_order(len(train), seed=seed, epoch=epoch)
-        rows = train.take(order[place * batch_size : (place + 1) * batch_size])
-        began = time.monotonic()
-        result = backend.step(rows, lr=schedule.learning_rate(k), tokens=rows.supervised)
-        took = time.monotonic() - began
+    while True:
+        due = schedule.evaluates_after(now.step) or (now.step == 0 and bool(schedule.eval_every))
+        if due and now.evaluated_step != now.step:
+            evaluate()
+        because = over()
+        if because is not None:
+            break
+        if now != saved and _save_is_due(saving.every, now, saved_at):
+            save()
+        epoch, place = divmod(now.step, schedule.steps_per_epoch)
+        if epoch != order_epoch:
+            order, order_epoch = epoch_order(len(train), seed=seed, epoch=epoch), epoch
+        chosen = order[place * batch_size : (place + 1) * batch_size]
+        rows, places = train.take(chosen), [data.train_places[i] for i in chosen]
+        step = now.step + 1
+        with budget_told(backend, metrics, step), rows_named(places):
+            before = backend.score(rows).mean if now.evaluated_step == now.step else None
+            began = time.monotonic()
+            result = backend.step(rows, lr=schedule.learning_rate(now.step), tokens=rows.supervised)
+            took = time.monotonic() - began
         loss = result.loss_sum / rows.supervised
-        seconds, tokens = seconds + took, tokens + rows.tokens
-        supervised += rows.supervised
-        loss_sum += result.loss_sum
-        first_loss, last_loss = (loss if k == 0 else first_loss), loss
         metrics.write(
             "train",
-            step=k + 1,
-            epoch=(k + 1) / schedule.steps_per_epoch,
+            step=step,
+            epoch=step / schedule.steps_per_epoch,
             loss=loss,
             learning_rate=result.learning_rate,
             grad_norm=result.grad_norm,
@@ -133,28 +212,78 @@ def train_loop(
         )
         if not result.finite:
             raise DivergedError(
-                f"step {k + 1}: loss {loss:g} and gradient norm {result.grad_norm:g} are not both "
-                f"finite; the adapter was not updated\n\n{CALMER}"
+                f"step {step}: loss {loss:g} and gradient norm {result.grad_norm:g} are not both "
+                "finite; the adapter was not updated\n\n"
+                f"{_blamed(backend.score(rows).nll_R, places)}{CALMER}"
             )
-        progress.stepped(k + 1, loss, result.learning_rate, tokens / seconds)
-        if schedule.evaluates_after(k + 1):
-            eval_loss = evaluate(k + 1)
-            if eval_loss < best_loss:
-                best_step, best_loss = k + 1, eval_loss
-                keep(best_step, backend.adapter())
-    if evaluation is None:
-        best_step = schedule.steps
-        keep(best_step, backend.adapter())
-    return Outcome(
-        steps=schedule.steps,
-        train_loss=loss_sum / supervised,
-        first_loss=first_loss,
-        last_loss=last_loss,
-        best_step=best_step,
-        first_eval_loss=first_eval_loss,
-        best_eval_loss=None if evaluation is None else best_loss,
-        eval_loss=eval_loss,
-        supervised_tokens=supervised,
-        seconds=seconds,
-        tokens=tokens,
-    )
+        now = replace(
+            now,
+            step=step,
+            loss_sum=now.loss_sum + result.loss_sum,
+            supervised_tokens=now.supervised_tokens + rows.supervised,
+            tokens=now.tokens + rows.tokens,
+            seconds=now.seconds + took,
+            first_loss=loss if step == 1 else now.first_loss,
+            last_loss=loss,
+        )
+        warn(health.stepped(step, loss, result.grad_norm))
+        if before is not None:
+            warn(health.compared(step, loss, before))
+        progress.stepped(step, loss, result.learning_rate, now.tokens / now.seconds)
+    if data.evaluation is None and now.step:
+        now = replace(now, best_step=now.step)
+    if now != saved and now.step:
+        save()
+    return now, because
+
+
+@contextmanager
+def rows_named(places: Sequence[str]) -> Iterator[None]:
+    """Says where the row stands that memory does not hold.
+
+    Args:
+        places: of the rows that the engine is given within the `with`.
+
+    Raises:
+        OutOfMemoryError: memory does not hold a single row.
+    """
+    try:
+        yield
+    except RowTooLargeError as error:
+        raise OutOfMemoryError(
+            f"out of memory: {places[error.row]} alone does not fit, a row of {error.length:,} "
+            f"tokens\n\n{SMALLER}"
+        ) from None
+
+
+@contextmanager
+def budget_told(backend: Backend, metrics: Metrics, step: int) -> Iterator[None]:
+    """Notes that memory ran out, where the engine went on with smaller micro-batches."""
+    before = backend.micro_batch_tokens
+    yield
+    if backend.micro_batch_tokens != before:
+        metrics.write("memory", step=step, micro_batch_tokens=backend.micro_batch_tokens)
+        log.info(
+            "out of memory at step %d: from now on %s tokens are computed at once; the step was "
+            "begun again, and its update is the same",
+            step,
+            f"{backend.micro_batch_tokens:,}",
+        )
+
+
+def _save_is_due(every: Literal["auto"] | int, now: Standing, saved_at: float) -> bool:
+    if now.best_step == now.step:
+        return now.step > 0
+    if every == "auto":
+        return time.monotonic() - saved_at >= SAVE_SECONDS
+    return now.step % every == 0
+
+
+def _blamed(nll_R: np.ndarray, places: Sequence[str]) -> str:
+    """Which rows are to blame, by their scores without dropout."""
+    bad = [place for place, nll in zip(places, nll_R, strict=True) if not math.isfinite(nll)]
+    said = "rows whose own loss is not finite:"
+    if not bad:
+        bad, said = list(places), "each row alone has a finite loss; the rows of the step are"
+    more = f" and {len(bad) - ROWS_NAMED:,} more" if len(bad) > ROWS_NAMED else ""
+    return f"{said} {', '.join(bad[:ROWS_NAMED])}{more}\n\n"

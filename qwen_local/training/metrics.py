@@ -6,9 +6,13 @@ The curves can go to TensorBoard, too, which is a copy to look at and is never r
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+
+from qwen_local.files import room_for
 
 if TYPE_CHECKING:
     from qwen_local.training.tensorboard import TensorBoard
@@ -23,7 +27,8 @@ class Metrics:
     """
 
     def __init__(self, path: Path, board: TensorBoard | None = None) -> None:
-        self._file = path.open("a", encoding="utf-8", newline="\n")
+        self._path = path
+        self._file = path.open("ab", buffering=0)
         self._board = board
 
     def __enter__(self) -> Self:
@@ -35,21 +40,73 @@ class Metrics:
             self._board.close()
 
     def write(self, event: str, **fields: Any) -> None:
-        """One event. A number that is not finite is written as null: JSON has no NaN."""
-        line = {"event": event, **{name: _plain(value) for name, value in fields.items()}}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        """One event. A number that is not finite is written as null: JSON has no NaN.
+
+        Raises:
+            DiskFullError: there is no room; nothing of the line is in the file.
+            OSError: it cannot be written otherwise; likewise.
+        """
+        content = {"event": event, **{name: _plain(value) for name, value in fields.items()}}
+        line = (json.dumps(content, allow_nan=False) + "\n").encode()
+        before = self._file.seek(0, os.SEEK_END)
+        try:
+            with room_for(self._path, len(line)):
+                rest = line
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+        except BaseException:
+            with suppress(OSError):
+                self._file.truncate(before)
+            raise
         if self._board is not None:
-            self._board.write(event, **fields)
+            with room_for(self._path, len(line)):
+                self._board.write(event, **fields)
+
+    def sync(self) -> None:
+        """Bring what was written to the disk: a checkpoint must not be newer than its metrics."""
+        os.fsync(self._file.fileno())
 
 
 def read_metrics(path: Path, event: str | None = None) -> Iterator[dict[str, Any]]:
-    """The events of a run in order, or those of one kind."""
-    with path.open(encoding="utf-8") as lines:
+    """The events of a run in order, or those of one kind; a line that is not finished is none."""
+    for _, fields in _events(path):
+        if event is None or fields["event"] == event:
+            yield fields
+
+
+def cut_metrics(path: Path, step: int, evaluated: int | None) -> None:
+    """Cut off what came after a step: the run goes on from there and writes it again.
+
+    Args:
+        path: the file.
+        step: optimizer steps done.
+        evaluated: the step of the last evaluation that is to stay, None for none.
+    """
+    end = 0
+    for place, fields in _events(path):
+        done = fields.get("steps" if fields["event"] == "end" else "step", 0)
+        again = fields["event"] == "eval" and (evaluated is None or done > evaluated)
+        if done > step or again:
+            break
+        end = place
+    with path.open("r+b") as file:
+        file.truncate(end)
+        os.fsync(file.fileno())
+
+
+def _events(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(where its line ends, the event), up to the first line that is not whole."""
+    place = 0
+    with path.open("rb") as lines:
         for line in lines:
-            fields = json.loads(line)
-            if event is None or fields["event"] == event:
-                yield fields
+            place += len(line)
+            try:
+                fields = json.loads(line)
+            except ValueError:
+                return
+            if not line.endswith(b"\n") or not isinstance(fields, dict) or "event" not in fields:
+                return
+            yield place, fields
 
 
 def _plain(value: Any) -> Any:

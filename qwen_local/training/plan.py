@@ -18,7 +18,7 @@ from qwen_local.job import Draft
 from qwen_local.models.source import ModelFiles, ModelSource, fetch, find_model
 from qwen_local.training.advice import quantization_advice
 from qwen_local.training.memory import Memory, estimate_memory
-from qwen_local.training.run import (
+from qwen_local.training.preparation import (
     check_length,
     check_report_to,
     data_sources,

@@ -4,48 +4,79 @@ from __future__ import annotations
 
 import logging
 import shlex
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import asdict, dataclass, fields, replace
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_local.adapters.lora import Adapter, Origin
-from qwen_local.adapters.store import save_adapter
 from qwen_local.backends.base import Arrays, Backend, Setup
-from qwen_local.backends.probe import in_a_line
 from qwen_local.backends.quantisation import check_quantization, choose_for
 from qwen_local.backends.select import (
     Choice,
-    DType,
+    Machine,
     choose,
     open_backend,
     probe,
     resolve_dtype,
 )
-from qwen_local.datasets.prepare import Prepared, prepare
+from qwen_local.datasets.prepare import Prepared
 from qwen_local.datasets.sources import locate
 from qwen_local.datasets.tokenizer import ChatTokenizer
-from qwen_local.embedded import SAMPLE_DATA, TINY_MODEL, sample_data_path
-from qwen_local.errors import JobError
+from qwen_local.errors import BackendError, QwenLocalError
 from qwen_local.files import write_json
 from qwen_local.job import Draft, Job
-from qwen_local.models.architecture import Architecture
-from qwen_local.models.source import ModelFiles, fetch, find_model
+from qwen_local.models.fingerprint import fingerprint
+from qwen_local.models.source import fetch, find_model
+from qwen_local.signals import STOPPING, Stopped, Stops
 from qwen_local.talk import handled, talk
+from qwen_local.training import stopping
 from qwen_local.training.advice import quantization_advice
 from qwen_local.training.awake import keep_awake
-from qwen_local.training.loop import Outcome, train_loop
-from qwen_local.training.memory import fitting_micro_batch
-from qwen_local.training.metrics import Metrics
+from qwen_local.training.checkpoints import step_name, steps_in
+from qwen_local.training.health import Health
+from qwen_local.training.keeper import Keeper
+from qwen_local.training.loop import ALL_STEPS, Data, Saving, train_loop
+from qwen_local.training.metrics import Metrics, cut_metrics, read_metrics
+from qwen_local.training.preparation import (
+    check_data_given,
+    check_length,
+    check_report_to,
+    data_sources,
+    make_setup,
+    prepare_data,
+    trainable_parameters,
+)
 from qwen_local.training.progress import Progress
-from qwen_local.training.run_directory import check_free, claim_folder, environment, run_folder
-from qwen_local.training.schedule import make_schedule
+from qwen_local.training.rehearsal import rehearse
+from qwen_local.training.resume import (
+    CHECKPOINTS,
+    TakenUp,
+    check_same,
+    find_run,
+    leave_behind,
+    resume_command,
+    take_up,
+)
+from qwen_local.training.run_directory import (
+    check_free,
+    claim_folder,
+    environment,
+    locked,
+    run_folder,
+)
+from qwen_local.training.schedule import Schedule, make_schedule
+from qwen_local.training.standing import Execution, Identity, Standing
+from qwen_local.training.supervised import supervised
 
 if TYPE_CHECKING:
     from qwen_local.training.tensorboard import TensorBoard
 
 log = logging.getLogger("qwen_local")
+
+METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +90,10 @@ class Summary:
     steps: int
     epochs: float
     train_loss: float
+    first_eval_loss: float | None
+    """Before the first step."""
     eval_loss: float | None
+    """Of the last evaluation."""
     best_step: int
     best_eval_loss: float | None
     trainable_parameters: int
@@ -68,28 +102,120 @@ class Summary:
     tokens_per_second: float
     peak_memory_bytes: int
     stopped_because: str
+    restarts: int
+    """How often the training process died and was begun again (`train.restarts`)."""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
         return asdict(self)
 
 
-def train(draft: Draft, *, backend: str, device: str, quiet: bool = False) -> Summary:
-    """Run a job.
+def train(
+    draft: Draft, *, backend: str, device: str, quiet: bool = False, resume: str | None = None
+) -> Summary:
+    """Run a job, or go on with its run.
+
+    Args:
+        draft: the job.
+        backend: as `--backend`.
+        device: as `--device`.
+        quiet: say nothing on stderr.
+        resume: None for a new run; see `resume.find_run` for what else it may be.
 
     Raises:
         InputError: something in job, data, model or machine cannot be used; nothing was written.
+        RunBusyError: another process has the run's folder.
+        CheckpointError: there is no good checkpoint to go on from.
         DivergedError: loss or gradient is not finite.
+        OutOfMemoryError: memory does not hold a single row.
+        DiskFullError: there is no room.
+        Stopped: a signal ended the run, after a checkpoint if it was the first.
     """
-    machine = probe()
-    choose(machine, backend, device)  # before anything is fetched: whether it can be at all
+    said = MemoryHandler(capacity=1000)  # until there is a run.log
+    with talk(quiet=quiet), handled(said), ExitStack() as stack:
+        machine = probe()
+        choose(machine, backend, device)  # before anything is fetched: whether it can be at all
+        taken_up, output = None, None
+        if resume is not None:
+            run = find_run(draft, resume)
+            output = run.folder
+            stack.enter_context(locked(output))
+            taken_up = take_up(run)
+        ready = _prepare(draft, machine, backend, device, output, taken_up)
+        if taken_up is not None and (done := _finished(ready)) is not None:
+            log.info("%s is finished already, after %d steps", ready.output, done.steps)
+            return done
+        log.info("computed at once: %s tokens", f"{ready.setup.micro_batch_tokens:,}")
+        engine = open_backend(ready.choice, ready.setup)
+        if resume is None:
+            claim_folder(ready.output, ready.job)
+            stack.enter_context(locked(ready.output))
+        elif taken_up is not None:
+            engine.load_state(taken_up.saved.state)
+            leave_behind(run, taken_up)
+        _describe(ready, machine, resumed=resume is not None)
+        stack.enter_context(_log_file(ready.output / "run.log", said.buffer))
+        stack.enter_context(keep_awake(machine.system))
+        return _train(ready, engine, quiet=quiet)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Ready:
+    """A run of which everything is known and checked."""
+
+    job: Job
+    choice: Choice
+    setup: Setup
+    prepared: Prepared
+    schedule: Schedule
+    trainable: int
+    available: int
+    output: Path
+    identity: Identity
+    start: Standing
+    taken_up: TakenUp | None
+    changed: Mapping[str, tuple[Any, Any]]
+    """What has changed since the run began: (before, now) by key."""
+
+
+def _prepare(
+    draft: Draft,
+    machine: Machine,
+    backend: str,
+    device: str,
+    resumed: Path | None,
+    taken_up: TakenUp | None,
+) -> _Ready:
+    """Check a job and read its data; nothing is written and no weight is loaded.
+
+    Args:
+        draft: the job.
+        machine: the present one.
+        backend: as `--backend`.
+        device: as `--device`.
+        resumed: the folder of the run that is gone on with, None for a new one.
+        taken_up: what it is gone on from, None for its beginning.
+
+    Raises:
+        InputError: something cannot be used, or makes it another run.
+    """
+    saved = None if taken_up is None else taken_up.saved
+    commit = None if saved is None else saved.identity.base_commit
     source = find_model(draft.model.name, draft.model.revision)
+    if source.kind == "hub" and source.revision is None:
+        source = replace(source, revision=commit)  # and not what is newest by now
     architecture = source.architecture(download=True)
     job = draft.complete(architecture.parameters())
+    before = None if saved is None else saved.execution
     choice = choose_for(machine, backend, device, architecture, Origin())
+    if before is not None and backend == "auto" and _can_run(machine, before.backend, device):
+        choice = choose(machine, before.backend, device)
+        choice = replace(choice, reason="the run was begun on it")
     check_quantization(machine, choice, source.name, architecture, job.model.quantization)
-    output = run_folder(job)
-    check_free(output)
+    output = run_folder(job) if resumed is None else resumed
+    if resumed is None:
+        check_free(output)
+    job = job.model_copy(update={"output": str(output)})
     check_data_given(draft, job)
     check_length(job, architecture)
     check_report_to(job)
@@ -99,254 +225,291 @@ def train(draft: Draft, *, backend: str, device: str, quiet: bool = False) -> Su
     tokenizer = ChatTokenizer.load(model.folder)
     tokenizer.check_fits(architecture.vocabulary, job.model.name)
     prepared = prepare_data(job, tokenizer)
+    identity = Identity(
+        job=job.model_dump(mode="json"),
+        rows=prepared.train.sha256,
+        eval_rows=None if prepared.eval is None else prepared.eval.sha256,
+        sources=tuple((s.name, s.sha256 or s.commit) for s in prepared.report.sources),
+        base=fingerprint(model.folder),
+        base_commit=model.commit,
+    )
+    changed = {} if saved is None else check_same(saved.identity, identity)
     dtype, dtype_reason = resolve_dtype(machine, choice, job.model.dtype)
     available = machine.bytes_on(choice.device)
     setup = make_setup(job, model, choice, dtype, trainable=trainable, available=available)
+    if before is not None and (before.backend, before.device, before.available) == (
+        choice.backend,
+        choice.device,
+        available,
+    ):
+        if "train.micro_batch_tokens" not in changed:
+            setup = replace(setup, micro_batch_tokens=before.micro_batch_tokens)
+        if "train.gradient_checkpointing" not in changed:
+            setup = replace(setup, gradient_checkpointing=before.gradient_checkpointing)
+    told = supervised()
+    if told is not None and told.micro_batch_tokens is not None:
+        budget = min(setup.micro_batch_tokens, told.micro_batch_tokens)
+        setup = replace(setup, micro_batch_tokens=budget)
     longest = int(prepared.train.lengths_R.max())
     advice = quantization_advice(
         setup, engine=choice.backend, trainable=trainable, longest=longest, available=available
     )
-    said = MemoryHandler(capacity=1000)  # until there is a run.log
-    with talk(quiet=quiet), handled(said):
-        log.info("backend: %s on the %s (%s)", choice.backend, choice.device, choice.reason)
-        log.info("dtype: %s (%s)", dtype, dtype_reason)
-        log.info("computed at once: %s tokens", f"{setup.micro_batch_tokens:,}")
-        if advice is not None:
-            log.info("advice: %s", advice)
-        engine = open_backend(choice, setup)
-        claim_folder(output, job)
-        write_json(output / "environment.json", environment(machine, choice, setup, model.commit))
-        write_json(output / "data.json", prepared.report.to_json())
-        with _log_file(output / "run.log", said.buffer), keep_awake(machine.system):
-            return _train(job, choice, setup, engine, prepared, trainable, output, quiet=quiet)
-
-
-def make_setup(
-    job: Job, model: ModelFiles, choice: Choice, dtype: DType, *, trainable: int, available: int
-) -> Setup:
-    """What the engine must know of a job.
-
-    Args:
-        job: complete.
-        model: its files; a plan has none but the architecture.
-        choice: engine and device.
-        dtype: of the frozen model.
-        trainable: adapter parameters.
-        available: bytes of the device.
-    """
-    setup = Setup(
-        model=model,
-        lora=job.lora,
-        device=choice.device,
-        dtype=dtype,
-        quantization=job.model.quantization,
-        seed=job.train.seed,
-        weight_decay=job.train.weight_decay,
-        max_grad_norm=job.train.max_grad_norm,
-        gradient_checkpointing=job.train.gradient_checkpointing,
+    log.info("backend: %s on the %s (%s)", choice.backend, choice.device, choice.reason)
+    log.info("dtype: %s (%s)", dtype, dtype_reason)
+    if advice is not None:
+        log.info("advice: %s", advice)
+    return _Ready(
+        job=job,
+        choice=choice,
+        setup=setup,
+        prepared=prepared,
+        schedule=make_schedule(
+            job.train,
+            rows=len(prepared.train),
+            eval_rows=0 if prepared.eval is None else len(prepared.eval),
+        ),
+        trainable=trainable,
+        available=available,
+        output=output,
+        identity=identity,
+        start=Standing() if saved is None else saved.standing,
+        taken_up=taken_up,
+        changed=changed,
     )
-    wanted = job.train.micro_batch_tokens
-    if wanted == "auto":
-        wanted = fitting_micro_batch(setup, trainable=trainable, available=available)
-    return replace(setup, micro_batch_tokens=wanted)
 
 
-def trainable_parameters(job: Job, architecture: Architecture) -> int:
-    """Parameters of the job's adapter on this model.
-
-    Raises:
-        JobError: `lora.layers` asks for more blocks than the model has.
-    """
-    blocks = len(job.lora.blocks(architecture.layers))
-    return architecture.lora_parameters(job.lora.rank, job.lora.target_names, blocks)
-
-
-def check_length(job: Job, architecture: Architecture) -> None:
-    """Refuse rows longer than the model's positions."""
-    if job.data.max_length > architecture.positions:
-        raise JobError.at(
-            "data.max_length",
-            f"expected at most the {architecture.positions} positions of {job.model.name}; "
-            f"found {job.data.max_length}",
-            f"set it to {architecture.positions} or less",
-        )
-
-
-def check_report_to(job: Job) -> None:
-    """Refuse a tensorboard that is installed but cannot be imported, as after a clash of versions.
-
-    Raises:
-        JobError: with the words of the import.
-    """
-    if "tensorboard" not in job.train.report_to:
-        return
+def _can_run(machine: Machine, backend: str, device: str) -> bool:
+    """Whether `--backend auto` may take the engine that a run was begun on."""
     try:
-        import qwen_local.training.tensorboard  # noqa: F401
-    except Exception as error:  # whatever a broken installation raises
-        raise JobError.at(
-            "train.report_to",
-            f"tensorboard cannot be imported: {in_a_line(error)}",
-            "pip install --upgrade tensorboard protobuf, or set train.report_to=[]",
-        ) from None
+        choose(machine, backend, device)
+    except BackendError:
+        return False
+    return True
 
 
-def check_data_given(draft: Draft, job: Job) -> None:
-    """Refuse the sample data where nobody asked for it: it is there for the tiny model."""
-    if job.model.name != TINY_MODEL and not draft.sets("data.train"):
-        raise JobError.at(
-            "data.train",
-            f"expected the data to train {job.model.name} on; it is not given",
-            "pass --data, or write data: {train: ...} into the job; "
-            f"{SAMPLE_DATA} is the sample data",
+def _finished(ready: _Ready) -> Summary | None:
+    """How a run ended that has nothing left to do; None where it has."""
+    start, spec = ready.start, ready.job.train.early_stopping
+    done = start.step >= ready.schedule.steps or (
+        spec is not None and stopping.exhausted(start.patience, spec)
+    )
+    metrics = ready.output / METRICS
+    if not done or not metrics.exists():
+        return None
+    *_, last = [{}, *read_metrics(metrics)]
+    names = {field.name for field in fields(Summary)}
+    if last.pop("event", None) != "end" or last.keys() != names or last["steps"] != start.step:
+        return None
+    if last["stopped_because"] in [signum.name for signum in STOPPING]:
+        return None  # of what is left, the evaluation of the last step at least
+    return Summary(**last)
+
+
+def _describe(ready: _Ready, machine: Machine, *, resumed: bool) -> None:
+    """Write the files that say what is run, on what."""
+    write_json(
+        ready.output / "environment.json",
+        environment(machine, ready.choice, ready.setup, ready.setup.model.commit),
+    )
+    write_json(ready.output / "data.json", ready.prepared.report.to_json())
+    if resumed:
+        new = ready.output / ".new-job.yaml"
+        new.write_text(ready.job.to_yaml(), encoding="utf-8")
+        new.replace(ready.output / "job.yaml")
+
+
+def _train(ready: _Ready, engine: Backend, *, quiet: bool) -> Summary:
+    """The run itself, into an existing folder."""
+    job, setup, prepared, schedule = ready.job, ready.setup, ready.prepared, ready.schedule
+    start, output, choice = ready.start, ready.output, ready.choice
+    _say_start(ready)
+    origin = Origin(
+        commit=setup.model.commit, backend=choice.backend, quantization=setup.quantization
+    )
+    layers = setup.model.architecture.layers
+
+    def adapter_of(arrays: Arrays) -> Adapter:
+        return Adapter(
+            base=job.model.name, lora=job.lora, layers=layers, arrays=arrays, origin=origin
         )
 
+    data = Data(
+        train=prepared.train,
+        evaluation=prepared.eval,
+        train_places=prepared.train_places,
+        eval_places=prepared.eval_places,
+    )
+    if (output / METRICS).exists():
+        cut_metrics(output / METRICS, start.step, start.evaluated_step)
+    with (
+        Metrics(output / METRICS, _board(job, output, start.step)) as metrics,
+        Progress(schedule.steps, quiet=quiet) as progress,
+        Stops(quiet=quiet) as stops,
+    ):
+        _note_start(ready, metrics)
+        execution = Execution(
+            backend=choice.backend,
+            device=choice.device,
+            dtype=setup.dtype,
+            available=ready.available,
+            micro_batch_tokens=engine.micro_batch_tokens,
+            gradient_checkpointing=setup.gradient_checkpointing,
+        )
+        keeper = Keeper(
+            output, engine, adapter_of, ready.identity, execution, metrics, keep=job.train.keep
+        )
+        keeper.take_over(start)
+        try:
+            rehearse(engine, data, metrics, start.step, batch_size=job.train.batch_size)
+            now, because = train_loop(
+                engine,
+                data,
+                schedule,
+                start,
+                batch_size=job.train.batch_size,
+                seed=job.train.seed,
+                early_stopping=job.train.early_stopping,
+                metrics=metrics,
+                progress=progress,
+                health=Health(setup.model.architecture.vocabulary, start.health or None),
+                saving=Saving(every=job.train.save_every, save=keeper.save),
+                stops=stops,
+            )
+        except (QwenLocalError, OSError, Stopped) as error:
+            with suppress(OSError, QwenLocalError):
+                metrics.write("failed", error=str(error).partition("\n")[0])
+            if good := steps_in(output / CHECKPOINTS):
+                log.info("the last checkpoint is that of step %d", good[0])
+                log.info("to go on: %s", resume_command(output))
+            raise
+        summary = _summary(ready, now, because, engine.peak_memory_bytes())
+        metrics.write("end", **summary.to_json())
+        if stops.signum is not None and because == stops.name:
+            _say_stopped(ready, now, because)
+            raise Stopped(stops.signum)
+    _say_outcome(now, because, output)
+    return summary
 
-def data_sources(job: Job) -> tuple[str, str | None]:
-    """(train, eval) as the reader knows them: the sample data by its file."""
-    sample = {SAMPLE_DATA: str(sample_data_path() / "train.jsonl")}
-    train, evaluation = job.data.train, job.data.eval
-    return sample.get(train, train), evaluation and sample.get(evaluation, evaluation)
 
-
-def prepare_data(job: Job, tokenizer: ChatTokenizer) -> Prepared:
-    """The rows of a job."""
-    train, evaluation = data_sources(job)
-    return prepare(
-        tokenizer,
-        train=train,
-        eval=evaluation,
-        eval_fraction=job.data.eval_fraction,
-        format=job.data.format,
-        max_length=job.data.max_length,
-        overlong=job.data.overlong,
-        limit=job.data.limit,
-        train_on=job.data.train_on,
-        seed=job.train.seed,
+def _note_start(ready: _Ready, metrics: Metrics) -> None:
+    """The event that a run, or a part of it, begins with."""
+    how = {
+        "backend": ready.choice.backend,
+        "device": ready.choice.device,
+        "dtype": ready.setup.dtype,
+        "micro_batch_tokens": ready.setup.micro_batch_tokens,
+        "steps": ready.schedule.steps,
+    }
+    if ready.taken_up is None:
+        metrics.write(
+            "start",
+            **how,
+            rows=len(ready.prepared.train),
+            trainable_parameters=ready.trainable,
+        )
+        return
+    told = supervised()
+    died_of = None if told is None else told.died_of
+    metrics.write(
+        "resume",
+        step=ready.start.step,
+        **how,
+        changed=ready.changed,
+        lost=ready.taken_up.lost,
+        died_of=died_of,
     )
 
 
-def _train(
-    job: Job,
-    choice: Choice,
-    setup: Setup,
-    engine: Backend,
-    prepared: Prepared,
-    trainable: int,
-    output: Path,
-    *,
-    quiet: bool,
-) -> Summary:
-    """The run itself, into an existing folder."""
-    architecture = setup.model.architecture
-    total = architecture.parameters() + trainable
-    schedule = make_schedule(
-        job.train,
-        rows=len(prepared.train),
-        eval_rows=0 if prepared.eval is None else len(prepared.eval),
-    )
-    log.info("trainable: %s of %s parameters", f"{trainable:,}", f"{total:,}")
-    log.info("data: %s", prepared.report.describe())
+def _say_start(ready: _Ready) -> None:
+    total = ready.setup.model.architecture.parameters() + ready.trainable
+    train, schedule = ready.prepared.train, ready.schedule
+    log.info("trainable: %s of %s parameters", f"{ready.trainable:,}", f"{total:,}")
+    log.info("data: %s", ready.prepared.report.describe())
     log.info(
         "steps: %s, warm-up %s; %s of %s tokens supervised",
         f"{schedule.steps:,}",
         f"{schedule.warmup:,}",
-        f"{prepared.train.supervised:,}",
-        f"{prepared.train.tokens:,}",
+        f"{train.supervised:,}",
+        f"{train.tokens:,}",
+    )
+    if ready.taken_up is None:
+        return
+    log.info("resumed: after step %s of %s", f"{ready.start.step:,}", f"{schedule.steps:,}")
+    for key, (was, now) in ready.changed.items():
+        log.info("changed: %s was %s, is %s", key, was, now)
+    if {"train.epochs", "train.steps"} & ready.changed.keys():
+        log.info("the learning rate follows the new number of steps from here on")
+    before = ready.taken_up.saved.execution
+    if (before.backend, before.dtype) != (ready.choice.backend, ready.setup.dtype):
+        log.info(
+            "begun with %s in %s, goes on with %s in %s: the curve agrees up to rounding",
+            before.backend,
+            before.dtype,
+            ready.choice.backend,
+            ready.setup.dtype,
+        )
+
+
+def _summary(ready: _Ready, now: Standing, because: str, peak: int) -> Summary:
+    told = supervised()
+    return Summary(
+        run=str(ready.output),
+        adapter=str(ready.output / "adapter"),
+        backend=ready.choice.backend,
+        device=ready.choice.device,
+        steps=now.step,
+        epochs=now.step / ready.schedule.steps_per_epoch,
+        train_loss=now.loss_sum / max(1, now.supervised_tokens),
+        first_eval_loss=now.first_eval_loss,
+        eval_loss=now.eval_loss,
+        best_step=now.best_step,
+        best_eval_loss=now.best_eval_loss,
+        trainable_parameters=ready.trainable,
+        total_parameters=ready.setup.model.architecture.parameters() + ready.trainable,
+        supervised_tokens=now.supervised_tokens,
+        tokens_per_second=now.tokens / now.seconds if now.seconds else 0.0,
+        peak_memory_bytes=peak,
+        stopped_because=because,
+        restarts=0 if told is None else told.restarts,
     )
 
-    kept: list[int] = []
-    origin = Origin(
-        commit=setup.model.commit, backend=choice.backend, quantization=setup.quantization
-    )
 
-    def keep(step: int, arrays: Arrays) -> None:
-        save_adapter(
-            Adapter(
-                base=job.model.name,
-                lora=job.lora,
-                layers=architecture.layers,
-                arrays=arrays,
-                origin=origin,
-            ),
-            output / "adapter",
+def _say_stopped(ready: _Ready, now: Standing, because: str) -> None:
+    """Where the run stands and how to go on with it."""
+    log.info("stopped by %s after step %s of %s", because, now.step, ready.schedule.steps)
+    if not (ready.output / "adapter").exists() and now.step:
+        log.info(
+            "no adapter is the best yet; the last is in %s",
+            ready.output / CHECKPOINTS / step_name(now.step),
         )
-        metrics.write("adapter", step=step)
-        kept.append(step)
-
-    with (
-        Metrics(output / "metrics.jsonl", _board(job, output)) as metrics,
-        Progress(schedule.steps, quiet=quiet) as progress,
-    ):
-        metrics.write(
-            "start",
-            backend=choice.backend,
-            device=choice.device,
-            steps=schedule.steps,
-            rows=len(prepared.train),
-            trainable_parameters=trainable,
-        )
-        try:
-            outcome = train_loop(
-                engine,
-                prepared.train,
-                prepared.eval,
-                schedule,
-                batch_size=job.train.batch_size,
-                seed=job.train.seed,
-                metrics=metrics,
-                progress=progress,
-                keep=keep,
-            )
-        except KeyboardInterrupt:
-            best = f"the best, of step {kept[-1]}, is in {output / 'adapter'}" if kept else "none"
-            log.info("stopped by hand; adapter saved so far: %s", best)
-            raise
-        summary = Summary(
-            run=str(output),
-            adapter=str(output / "adapter"),
-            backend=choice.backend,
-            device=choice.device,
-            steps=outcome.steps,
-            epochs=outcome.steps / schedule.steps_per_epoch,
-            train_loss=outcome.train_loss,
-            eval_loss=outcome.eval_loss,
-            best_step=outcome.best_step,
-            best_eval_loss=outcome.best_eval_loss,
-            trainable_parameters=trainable,
-            total_parameters=total,
-            supervised_tokens=outcome.supervised_tokens,
-            tokens_per_second=outcome.tokens / outcome.seconds,
-            peak_memory_bytes=engine.peak_memory_bytes(),
-            stopped_because="all steps done",
-        )
-        metrics.write("end", **summary.to_json())
-    _say_outcome(outcome, output)
-    return summary
+    log.info("to go on: %s", resume_command(ready.output))
 
 
-def _board(job: Job, output: Path) -> TensorBoard | None:
+def _board(job: Job, output: Path, step: int) -> TensorBoard | None:
     """Imports tensorboard only where the job asks for it."""
     if "tensorboard" not in job.train.report_to:
         return None
     from qwen_local.training.tensorboard import TensorBoard
 
-    return TensorBoard(output / "tensorboard")
+    return TensorBoard(output / "tensorboard", after=step)
 
 
-def _say_outcome(outcome: Outcome, output: Path) -> None:
+def _say_outcome(now: Standing, because: str, output: Path) -> None:
     evaluated = ""
-    if outcome.best_eval_loss is not None:
+    if now.best_eval_loss is not None and now.first_eval_loss is not None:
         evaluated = (
-            f"; eval loss {outcome.first_eval_loss:.4f} -> {outcome.best_eval_loss:.4f}, "
-            f"best at step {outcome.best_step}"
+            f"; eval loss {now.first_eval_loss:.4f} -> {now.best_eval_loss:.4f}, "
+            f"best at step {now.best_step}"
         )
-        if outcome.first_eval_loss is not None and outcome.best_eval_loss > outcome.first_eval_loss:
-            evaluated += ", which is worse than before training"
+        if now.best_eval_loss >= now.first_eval_loss:
+            evaluated += ", which is no better than before training"
+    if because != ALL_STEPS:
+        log.info("%s", because)
     log.info(
         "done in %.0f s: loss of the first step %.4f, of the last %.4f%s",
-        outcome.seconds,
-        outcome.first_loss,
-        outcome.last_loss,
+        now.seconds,
+        now.first_loss,
+        now.last_loss,
         evaluated,
     )
     log.info("adapter: %s (PEFT), %s (mlx-lm)", output / "adapter/peft", output / "adapter/mlx")

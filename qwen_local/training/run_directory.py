@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import datetime
+import errno
+import fcntl
+import json
+import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from qwen_local.backends.base import Setup
 from qwen_local.backends.select import Choice, Machine
-from qwen_local.errors import JobError
+from qwen_local.errors import JobError, RunBusyError
+from qwen_local.files import json_bytes
 from qwen_local.job import Job
 
+log = logging.getLogger("qwen_local")
+
+LOCK = ".lock"
 PACKAGES = (
     "qwen-local",
     "torch",
@@ -49,19 +60,81 @@ def default_output(model: str, root: Path = Path("runs")) -> Path:
     return root / f"{stem}-{number}"
 
 
+def newest_output(model: str, root: Path = Path("runs")) -> Path | None:
+    """The newest run of this model in a folder that `default_output` named, None without one."""
+    name = re.compile(rf"{re.escape(Path(model).name or 'model')}-(\d{{8}})-(\d+)")
+    found = (name.fullmatch(path.name) for path in root.iterdir()) if root.is_dir() else ()
+    runs = [(match[1], int(match[2]), match[0]) for match in found if match]
+    return root / max(runs)[2] if runs else None
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Have a run's folder, which exists, for this process alone. Its death frees the folder.
+
+    Raises:
+        RunBusyError: another process has it.
+    """
+    file = os.open(output / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunBusyError(_busy(output, os.pread(file, 4096, 0))) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+                raise
+            log.info("%s: this file system has no locks: start no second process on it", output)
+        now = datetime.datetime.now().astimezone()
+        owner = {"pid": os.getpid(), "host": platform.node(), "since": f"{now:%Y-%m-%d %H:%M:%S}"}
+        os.ftruncate(file, 0)
+        os.pwrite(file, json_bytes(owner), 0)
+        yield
+    finally:
+        os.close(file)
+
+
+def check_not_busy(output: Path) -> None:
+    """Refuse the folder of a run that another process works on.
+
+    Raises:
+        RunBusyError: it is.
+    """
+    if os.path.isfile(output / LOCK):  # noqa: PTH113 - Path raises for a name that is too long
+        with (output / LOCK).open("rb") as file, suppress(OSError):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunBusyError(_busy(output, file.read(4096))) from None
+
+
+def _busy(output: Path, owner: bytes) -> str:
+    """What is said of a run that another process has, from the content of its lock."""
+    who = "another process"
+    with suppress(AttributeError, KeyError, TypeError, ValueError):
+        read = json.loads(owner)
+        who = f"process {read['pid']} on {read['host']}, since {read['since']}"
+    return f"{output}: the run is being worked on by {who}\n\nhint: wait for it, or stop it first"
+
+
 def check_free(output: Path) -> None:
     """Refuse a folder that a run could not be written to, or that already holds something.
 
     Raises:
         JobError: why not.
+        RunBusyError: a run is being written there.
     """
     another = "choose another folder with --output"
+    check_not_busy(output)
     try:
         there = next(place for place in (output, *output.absolute().parents) if _is_there(place))
         if not there.is_dir():
             raise JobError.at("output", f"{there} is not a folder", another)
-        if there == output and any(output.iterdir()):
-            raise JobError.at("output", f"{output} is not empty", f"{another}, or remove this one")
+        if there == output and any(path.name != LOCK for path in output.iterdir()):
+            ways = f"{another}, or remove this one"
+            if (output / "job.yaml").exists():
+                ways = f"go on with the run in it by --resume, or {another}"
+            raise JobError.at("output", f"{output} is not empty", ways)
         if not os.access(there, os.W_OK | os.X_OK):
             raise JobError.at("output", f"{there} cannot be written to", another)
     except OSError as error:

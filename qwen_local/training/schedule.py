@@ -48,7 +48,7 @@ class Schedule:
 
     def evaluates_after(self, step: int) -> bool:
         """Whether an evaluation follows step number `step` (1 is the first)."""
-        return bool(self.eval_every) and (step % self.eval_every == 0 or step == self.steps)
+        return bool(self.eval_every) and (step % self.eval_every == 0 or step >= self.steps)
 
     @property
     def evaluations(self) -> int:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -20,14 +20,21 @@ CURVES = ("train", "eval")
 
 
 class TensorBoard:
-    """Writes a new event file into a folder; what was written is on disk at once."""
+    """Writes a new event file into a folder; what was written is on disk at once.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: made if it is not there.
+        after: the step that a run goes on from: what earlier files hold of later steps is hidden.
+    """
+
+    def __init__(self, folder: Path, *, after: int = 0) -> None:
         folder.mkdir(exist_ok=True)
         # TensorBoard knows event files by `tfevents`, and reads them in the order of their names.
         path = folder / f"events.out.tfevents.{time.time_ns()}"
         self._records = RecordWriter(path.open("xb"))
         self._add(Event(file_version="brain.Event:2"))
+        if after:
+            self._add(Event(step=after + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, event: str, **fields: Any) -> None:
         """The numbers of a `train` or `eval` event, each under `<event>/<field>` at its `step`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -191,27 +192,37 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize(
-    ("evaluated", "said_of_it"),
-    [(True, "the best, of step 2, is in run/adapter"), (False, "none")],
-)
-def test_a_run_that_is_stopped_by_hand_says_what_is_saved(
-    evaluated: bool, said_of_it: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    ("rows", "said_of_it"),
+    [
+        ("train.eval_every=1", ""),
+        ("data.eval_fraction=0", ""),
+        ("train.eval_every=4", "no adapter is the best yet; the last is in "
+         "run/checkpoints/step-000003\n"),
+    ],
+)  # fmt: skip
+def test_a_run_that_is_stopped_by_hand_says_where_it_stands_and_how_to_go_on(
+    rows: str, said_of_it: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real_step = TorchBackend.step
 
     def stop_at_the_third(self: TorchBackend, *args: Any, **named: Any) -> StepResult:
         if self._steps == 2:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
         return real_step(self, *args, **named)
 
     monkeypatch.setattr(TorchBackend, "step", stop_at_the_third)
-    rows = "train.eval_every=1" if evaluated else "data.eval_fraction=0"
     said = cli("train", "--device", "cpu", "--steps", "4", "--output", "run", "--set", rows)
     assert said.code == 130
     assert said.err.endswith(
-        f"stopped by hand; adapter saved so far: {said_of_it}\n\ninterrupted\n"
+        f"stopped by SIGINT after step 3 of 4\n{said_of_it}"
+        "to go on: qwen-local train --resume=run\n\nstopped by SIGINT\n"
     )
-    assert Path("run/adapter").exists() is evaluated
+    assert Path("run/adapter").exists() is not bool(said_of_it)
+    monkeypatch.setattr(TorchBackend, "step", real_step)
+    said = cli("train", "--resume=run", "--device", "cpu", "--json")
+    assert (said.code, json.loads(said.out)["steps"]) == (0, 4)
+    said = cli("generate", "--adapter", "run/checkpoints/step-000004", "--prompt", "Hi")
+    assert said.code == 0
 
 
 def test_an_output_that_is_not_empty_is_refused(cli: Cli, tmp_path: Path) -> None:
@@ -346,13 +357,19 @@ def test_a_run_leaves_its_files_and_a_job_that_reads_back(
     (tmp_path / "job.yaml").write_text("lora: {rank: 4, layers: 2}\ntrain: {schedule: linear}\n")
     args = ("job.yaml", "--backend", engine, "--output", "run", "--set", "train.eval_every=2")
     assert cli(*SHORT, *args, "--quiet").code == 0
+    checkpoint = {
+        *("COMPLETE.json", "adapter_config.json", "adapter_model.safetensors"),
+        *("optimizer.safetensors", "progress.json", "qwen_local.json"),
+    }
     assert sorted(path for path, content in files_in(tmp_path / "run").items() if content) == [
+        ".lock",
         "adapter/mlx/adapter_config.json",
         "adapter/mlx/adapters.safetensors",
         "adapter/mlx/qwen_local.json",
         "adapter/peft/adapter_config.json",
         "adapter/peft/adapter_model.safetensors",
         "adapter/peft/qwen_local.json",
+        *(f"checkpoints/step-00000{step}/{name}" for step in (2, 3) for name in sorted(checkpoint)),
         "data.json",
         "environment.json",
         "job.yaml",

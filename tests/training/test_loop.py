@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import signal
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -13,13 +15,31 @@ import numpy as np
 import pytest
 from pytest import approx
 
-from qwen_local.backends.base import Arrays, Completion, Scores, Session, State, StepResult
+from qwen_local.backends.base import (
+    Arrays,
+    Completion,
+    RowTooLargeError,
+    Scores,
+    Session,
+    State,
+    StepResult,
+)
+from qwen_local.errors import OutOfMemoryError
 from qwen_local.job import TrainSpec
 from qwen_local.rows import Rows
-from qwen_local.training.loop import DivergedError, Outcome, train_loop
+from qwen_local.signals import Stopped, Stops
+from qwen_local.training.health import Health
+from qwen_local.training.loop import (
+    ALL_STEPS,
+    Data,
+    DivergedError,
+    Saving,
+    train_loop,
+)
 from qwen_local.training.metrics import Metrics, read_metrics
 from qwen_local.training.progress import Progress
 from qwen_local.training.schedule import make_schedule
+from qwen_local.training.standing import Standing
 
 
 @dataclass
@@ -31,6 +51,7 @@ class ScalarBackend:
     """The targets of each step."""
     scored: list[list[int]] = field(default_factory=list)
     """The targets of each evaluation."""
+    micro_batch_tokens: int = 64
 
     def step(self, rows: Rows, *, lr: float, tokens: int) -> StepResult:
         y = rows.targets_T
@@ -52,6 +73,9 @@ class ScalarBackend:
 
     def peak_memory_bytes(self) -> int:
         return 8
+
+    def rehearse(self, rows: Rows) -> None:
+        raise AssertionError("the loop has no use for this")
 
     def state(self) -> State:
         raise AssertionError("the loop has no use for this")
@@ -94,9 +118,10 @@ def targets(*values: int) -> Rows:
 class Run:
     """A finished run."""
 
-    outcome: Outcome
-    kept: list[tuple[int, float]]
-    """(step, weight) of every adapter that was kept."""
+    end: Standing
+    because: str
+    saved: list[tuple[int, int]]
+    """(step, best step) of every checkpoint."""
     events: list[dict[str, Any]]
 
     def of(self, event: str) -> list[dict[str, Any]]:
@@ -109,29 +134,39 @@ def run(
     train: Rows,
     evaluation: Rows | None = None,
     *,
-    kept: list[tuple[int, float]] | None = None,
+    start: Standing | None = None,
+    saved: list[tuple[int, int]] | None = None,
     **settings: Any,
 ) -> Run:
-    """Train with a constant rate and no warm-up, unless told otherwise."""
-    spec = TrainSpec(**{"schedule": "constant", "warmup_steps": 0, **settings})
-    kept = [] if kept is None else kept
+    """Train with a constant rate and no warm-up, and to the end, unless told otherwise."""
+    plain = {"schedule": "constant", "warmup_steps": 0, "early_stopping": None}
+    spec = TrainSpec(**{**plain, **settings})
+    saved = [] if saved is None else saved
 
-    def keep(step: int, arrays: Mapping[str, np.ndarray]) -> None:
-        kept.append((step, float(arrays["w"][0])))
+    def save(now: Standing) -> None:
+        saved.append((now.step, now.best_step))
 
-    with Metrics(folder / "metrics.jsonl") as metrics:
-        outcome = train_loop(
+    with Metrics(folder / "metrics.jsonl") as metrics, Stops(quiet=True) as stops:
+        end, because = train_loop(
             backend,
-            train,
-            evaluation,
+            Data(
+                train=train,
+                evaluation=evaluation,
+                train_places=[f"train.jsonl:{line + 1}" for line in range(len(train))],
+                eval_places=[] if evaluation is None else ["eval.jsonl:1"] * len(evaluation),
+            ),
             make_schedule(spec, rows=len(train), eval_rows=0 if evaluation is None else 1),
+            start or Standing(),
             batch_size=spec.batch_size,
             seed=spec.seed,
+            early_stopping=spec.early_stopping,
             metrics=metrics,
             progress=Progress(1, quiet=True),
-            keep=keep,
+            health=Health(10**9),
+            saving=Saving(every=spec.save_every, save=save),
+            stops=stops,
         )
-    return Run(outcome, kept, list(read_metrics(folder / "metrics.jsonl")))
+    return Run(end, because, saved, list(read_metrics(folder / "metrics.jsonl")))
 
 
 # --- what is trained, and in which order ---
@@ -189,7 +224,10 @@ def test_evaluation_comes_first_then_as_often_as_asked_and_last_on_the_same_rows
         tmp_path, backend, targets(4), targets(3, 5), steps=5, learning_rate=0.1, eval_every=2
     )
     assert [event["step"] for event in done.of("eval")] == [0, 2, 4, 5]
-    assert backend.scored == [[3, 5]] * 4
+    held_out = [rows for rows in backend.scored if rows == [3, 5]]
+    assert len(held_out) == 4
+    # Beside them, the rows of the step that follows each: seen by training and evaluation alike.
+    assert [rows for rows in backend.scored if rows != [3, 5]] == [[4]] * 3
 
 
 def test_the_best_adapter_is_kept_and_not_the_last_where_the_evaluation_rises(
@@ -199,11 +237,9 @@ def test_the_best_adapter_is_kept_and_not_the_last_where_the_evaluation_rises(
     done = run(
         tmp_path, ScalarBackend(), targets(10), targets(4), steps=5, learning_rate=0.1, eval_every=1
     )
-    assert [step for step, _ in done.kept] == [1, 2]
-    assert [weight for _, weight in done.kept] == approx([2.0, 3.6])
-    assert done.outcome.best_step == 2
-    assert done.outcome.best_eval_loss == approx(0.4**2)
-    assert done.outcome.eval_loss == approx((10 * (1 - 0.8**5) - 4) ** 2)
+    assert done.saved == [(1, 1), (2, 2), (5, 2)]
+    assert done.end.best_eval_loss == approx(0.4**2)
+    assert done.end.eval_loss == approx((10 * (1 - 0.8**5) - 4) ** 2)
 
 
 def test_the_start_is_never_the_best_even_where_nothing_gets_better(tmp_path: Path) -> None:
@@ -212,16 +248,114 @@ def test_the_start_is_never_the_best_even_where_nothing_gets_better(tmp_path: Pa
     )
     losses = [event["loss"] for event in done.of("eval")]
     assert min(losses) == losses[0] == 0.0
-    assert (done.outcome.best_step, done.kept) == (1, [(1, 2.0)])
+    assert (done.end.best_step, done.end.first_eval_loss) == (1, 0.0)
+    assert done.saved == [(1, 1), (3, 1)]
 
 
 def test_without_an_evaluation_set_the_last_adapter_is_kept(tmp_path: Path) -> None:
     backend = ScalarBackend()
     done = run(tmp_path, backend, targets(1, 7), steps=4, batch_size=2, learning_rate=0.1)
-    assert done.kept == [(4, float(np.float32(backend.weight)))]
-    assert done.outcome.best_step == 4
-    assert done.outcome.best_eval_loss is None and done.outcome.eval_loss is None
+    assert (done.saved, done.because) == ([(4, 4)], ALL_STEPS)
+    assert done.end.best_eval_loss is None and done.end.eval_loss is None
     assert backend.scored == []
+
+
+def test_checkpoints_come_as_often_as_asked_and_once_at_a_step(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        ScalarBackend(),
+        targets(10),
+        targets(4),
+        steps=6,
+        learning_rate=0.1,
+        eval_every=2,
+        save_every=3,
+    )
+    assert done.saved == [(2, 2), (3, 2), (6, 2)]
+
+
+def test_a_run_goes_on_from_any_step_with_the_rows_that_would_have_come(tmp_path: Path) -> None:
+    rows, whole = targets(*range(1, 12)), ScalarBackend()
+    settings: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 0.01}
+    run(tmp_path, whole, rows, **settings)
+    for step in range(7):
+        rest, folder = ScalarBackend(), tmp_path / str(step)
+        folder.mkdir()
+        done = run(folder, rest, rows, start=Standing(step=step), **settings)
+        assert rest.trained == whole.trained[step:]
+        assert [event["step"] for event in done.of("train")] == list(range(step + 1, 7))
+
+
+# --- the end before the end ---
+
+
+def test_a_run_stops_where_evaluation_no_longer_gains(tmp_path: Path) -> None:
+    """w passes 4 on its way from 0 to 10 between steps 2 and 3."""
+    from qwen_local.job import EarlyStopping
+
+    done = run(
+        tmp_path,
+        ScalarBackend(),
+        targets(10),
+        targets(4),
+        steps=50,
+        learning_rate=0.1,
+        eval_every=1,
+        early_stopping=EarlyStopping(patience=2),
+    )
+    assert done.because == ("early stopping: 2 evaluations in a row without a gain, best at step 2")
+    # Two without a gain after step 2, but none counts before a tenth of the steps or an epoch.
+    assert (done.end.step, done.end.best_step, done.saved[-1]) == (4, 2, (4, 2))
+
+
+class Interrupted(ScalarBackend):
+    """A signal comes while it computes its third step, and one while it scores if `scoring`."""
+
+    scoring = False
+
+    def step(self, rows: Rows, *, lr: float, tokens: int) -> StepResult:
+        if len(self.trained) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return ScalarBackend.step(self, rows, lr=lr, tokens=tokens)
+
+    def score(self, rows: Rows) -> Scores:
+        if self.scoring and self.trained:
+            os.kill(os.getpid(), signal.SIGHUP)
+        return ScalarBackend.score(self, rows)
+
+
+def test_a_signal_lets_the_step_finish_and_saves_it(tmp_path: Path) -> None:
+    backend = Interrupted()
+    done = run(tmp_path, backend, targets(4), targets(4), steps=9, learning_rate=0.1, eval_every=3)
+    assert (done.because, done.end.step, len(backend.trained)) == ("SIGTERM", 3, 3)
+    assert done.saved == [(3, 0)]
+    assert [event["step"] for event in done.of("eval")] == [0]  # step 3's is left for later
+
+
+def test_an_evaluation_is_given_up_for_a_signal_and_made_up_for_later(tmp_path: Path) -> None:
+    backend = Interrupted()
+    backend.scoring = True
+    settings: dict[str, Any] = {"steps": 4, "learning_rate": 0.1, "eval_every": 2}
+    done = run(tmp_path, backend, targets(4), targets(4), **settings)
+    assert (done.because, done.end.step, done.end.evaluated_step) == ("SIGHUP", 2, 0)
+    later = ScalarBackend(weight=backend.weight)
+    run(tmp_path, later, targets(4), targets(4), start=done.end, **settings)
+    evaluated = read_metrics(tmp_path / "metrics.jsonl", "eval")
+    assert [event["step"] for event in evaluated] == [0, 2, 4]
+
+
+class Impatient(ScalarBackend):
+    def step(self, rows: Rows, *, lr: float, tokens: int) -> StepResult:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the second signal ends it at once")
+
+
+def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
+    saved: list[tuple[int, int]] = []
+    with pytest.raises(Stopped) as stopped:
+        run(tmp_path, Impatient(), targets(4), steps=9, learning_rate=0.1, saved=saved)
+    assert (stopped.value.exit_code, saved) == (143, [])
 
 
 # --- what is told ---
@@ -240,6 +374,7 @@ def test_every_step_and_evaluation_is_an_event_with_all_of_its_fields_in_order(
         learning_rate=0.25,
         eval_every=1,
     )
+    assert not done.of("warning")
     seconds = [event.pop("seconds") for event in done.events]
     assert all(taken >= 0 for taken in seconds)
     same = {"learning_rate": 0.25, "peak_memory_bytes": 8}
@@ -293,9 +428,9 @@ def test_the_mean_loss_of_a_run_is_over_tokens_and_not_over_steps(tmp_path: Path
     backend = ScalarBackend()
     done = run(tmp_path, backend, targets(2, 2, 2, 2), epochs=1, batch_size=3, learning_rate=0.25)
     assert [event["loss"] for event in done.of("train")] == [4.0, 1.0]
-    assert done.outcome.train_loss == (3 * 4.0 + 1 * 1.0) / 4
-    assert (done.outcome.first_loss, done.outcome.last_loss) == (4.0, 1.0)
-    assert (done.outcome.steps, done.outcome.tokens, done.outcome.supervised_tokens) == (2, 4, 4)
+    assert done.end.loss_sum == 3 * 4.0 + 1 * 1.0
+    assert (done.end.first_loss, done.end.last_loss) == (4.0, 1.0)
+    assert (done.end.step, done.end.tokens, done.end.supervised_tokens) == (2, 4, 4)
 
 
 def test_an_evaluation_loss_beyond_all_floats_has_a_perplexity_all_the_same(tmp_path: Path) -> None:
@@ -307,41 +442,92 @@ def test_an_evaluation_loss_beyond_all_floats_has_a_perplexity_all_the_same(tmp_
 
 
 def test_a_step_that_is_not_finite_ends_the_run_with_its_step_and_the_mend(tmp_path: Path) -> None:
-    kept: list[tuple[int, float]] = []
+    saved: list[tuple[int, int]] = []
     with pytest.raises(DivergedError) as raised:
         run(
             tmp_path,
             Diverging(),
             targets(4),
             targets(4),
-            kept=kept,
+            saved=saved,
             steps=9,
             learning_rate=0.1,
             eval_every=1,
         )
     assert str(raised.value) == (
         "step 3: loss nan and gradient norm nan are not both finite; the adapter was not updated"
+        "\n\nrows whose own loss is not finite: train.jsonl:1"
         "\n\nhint: lower train.learning_rate, or train in float32 (model.dtype)"
     )
     assert raised.value.exit_code == 4
-    assert [step for step, _ in kept] == [1, 2]
+    assert saved == [(1, 1), (2, 2)]
     last = list(read_metrics(tmp_path / "metrics.jsonl"))[-1]
     assert (last["event"], last["step"], last["loss"]) == ("train", 3, None)
 
 
 def test_without_an_evaluation_set_nothing_is_kept_of_a_run_that_diverged(tmp_path: Path) -> None:
-    kept: list[tuple[int, float]] = []
+    saved: list[tuple[int, int]] = []
     with pytest.raises(DivergedError):
-        run(tmp_path, Diverging(), targets(4), kept=kept, steps=9, learning_rate=0.1)
-    assert kept == []
+        run(tmp_path, Diverging(), targets(4), saved=saved, steps=9, learning_rate=0.1)
+    assert saved == []
 
 
 def test_an_evaluation_that_is_not_finite_ends_the_run_and_keeps_nothing(tmp_path: Path) -> None:
-    backend, kept = ScalarBackend(weight=math.inf), list[tuple[int, float]]()
+    backend, saved = ScalarBackend(weight=math.inf), list[tuple[int, int]]()
     with pytest.raises(DivergedError) as raised:
-        run(tmp_path, backend, targets(4), targets(4), kept=kept, steps=2, learning_rate=0.1)
+        run(tmp_path, backend, targets(4), targets(4), saved=saved, steps=2, learning_rate=0.1)
     assert str(raised.value) == (
         "step 0: evaluation loss inf is not finite; the adapter was not kept\n\n"
+        "rows whose own loss is not finite: eval.jsonl:1\n\n"
         "hint: lower train.learning_rate, or train in float32 (model.dtype)"
     )
-    assert (backend.trained, kept) == ([], [])
+    assert (backend.trained, saved) == ([], [])
+
+
+class Overflowing(ScalarBackend):
+    """Its gradient alone is not finite."""
+
+    def step(self, rows: Rows, *, lr: float, tokens: int) -> StepResult:
+        return StepResult(1.0, math.inf, lr, False)
+
+
+def test_where_every_row_has_a_finite_loss_all_rows_of_the_step_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError) as raised:
+        run(tmp_path, Overflowing(), targets(*range(11)), batch_size=11, steps=1)
+    named = str(raised.value).split("\n\n")[1]
+    assert named.startswith("each row alone has a finite loss; the rows of the step are "
+    )
+    assert named.endswith(" and 3 more")
+
+
+# --- memory ---
+
+
+class Shrinking(ScalarBackend):
+    """Memory runs out in its second step, which it repeats with half the budget."""
+
+    def step(self, rows: Rows, *, lr: float, tokens: int) -> StepResult:
+        if len(self.trained) == 1:
+            self.micro_batch_tokens //= 2
+        return ScalarBackend.step(self, rows, lr=lr, tokens=tokens)
+
+
+def test_a_smaller_budget_is_an_event_of_its_step(tmp_path: Path) -> None:
+    done = run(tmp_path, Shrinking(), targets(4), steps=3, learning_rate=0.1)
+    assert done.of("memory") == [{"event": "memory", "step": 2, "micro_batch_tokens": 32}]
+
+
+class Full(ScalarBackend):
+    def step(self, rows: Rows, *, lr: float, tokens: int) -> StepResult:
+        raise RowTooLargeError(rows.targets_T.tolist().index(3), 1234)
+
+
+def test_a_row_that_memory_does_not_hold_is_named_with_its_length(tmp_path: Path) -> None:
+    with pytest.raises(OutOfMemoryError) as raised:
+        run(tmp_path, Full(), targets(1, 2, 3), batch_size=3, steps=1)
+    assert str(raised.value) == (
+        "out of memory: train.jsonl:3 alone does not fit, a row of 1,234 tokens\n\n"
+        "hint: set train.gradient_checkpointing=true, lower data.max_length, take "
+        "model.quantization=4bit, or a smaller model"
+    )
+    assert raised.value.exit_code == 5

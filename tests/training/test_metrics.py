@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
+from typing import Any
 
-from qwen_local.training.metrics import Metrics, read_metrics
+import pytest
+
+from qwen_local.errors import DiskFullError
+from qwen_local.training.metrics import Metrics, cut_metrics, read_metrics
 
 
 def test_an_event_is_one_line_with_its_fields_in_the_order_given(tmp_path: Path) -> None:
@@ -56,3 +61,61 @@ def test_events_of_one_kind_can_be_read_alone(tmp_path: Path) -> None:
             1,
             2,
         ]
+
+
+WRITTEN: list[tuple[str, dict[str, Any]]] = [
+    ("start", {"steps": 9}),
+    ("eval", {"step": 0}),
+    ("train", {"step": 1}),
+    ("train", {"step": 2}),
+    ("eval", {"step": 2}),
+    ("warning", {"step": 2}),
+    ("checkpoint", {"step": 2}),
+    ("end", {"steps": 2}),
+    ("resume", {"step": 2}),
+    ("memory", {"step": 3}),
+    ("train", {"step": 3}),
+    ("end", {"steps": 3}),
+]
+
+
+@pytest.mark.parametrize(
+    ("step", "evaluated", "kept"),
+    [
+        (3, 2, 12),
+        (2, 2, 9),  # what belongs to step 3 goes, its budget too
+        (2, 0, 4),  # step 2 is evaluated once more, and warned of once more
+        (1, 0, 3),
+        (0, None, 1),
+    ],
+)
+def test_what_came_after_a_checkpoint_is_cut_off(
+    tmp_path: Path, step: int, evaluated: int | None, kept: int
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with Metrics(path) as metrics:
+        for event, fields in WRITTEN:
+            metrics.write(event, **fields)
+    cut_metrics(path, step, evaluated)
+    assert [(event.pop("event"), event) for event in read_metrics(path)] == WRITTEN[:kept]
+
+
+@pytest.mark.parametrize("torn", [b'{"event": "train", "st', b"\xff\xfe\n", b"[1]\n", b"\0" * 40])
+def test_a_line_that_was_cut_short_is_none_and_goes_on_resuming(
+    tmp_path: Path, torn: bytes
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with Metrics(path) as metrics:
+        metrics.write("train", step=1)
+    whole = path.read_bytes()
+    path.write_bytes(whole + torn)
+    assert list(read_metrics(path)) == [{"event": "train", "step": 1}]
+    cut_metrics(path, 1, None)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
+def test_a_full_disk_is_told_with_what_was_needed() -> None:
+    with Metrics(Path("/dev/full")) as metrics, pytest.raises(DiskFullError) as full:
+        metrics.write("train", step=1)
+    assert str(full.value).startswith("/dev/full: no room on the disk: 30 bytes are needed, ")

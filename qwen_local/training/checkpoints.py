@@ -1,0 +1,263 @@
+"""Checkpoints on disk: a folder of files is there whole or not at all.
+
+A checkpoint is written as a hidden sibling (`.new-step-000050`), each file and then COMPLETE.json
+(sizes and SHA-256 of the others) brought to the disk, read back, and renamed. A loader takes only
+what verifies. Whatever instant the process or the machine dies at, the folder of checkpoints then
+gives the previous state or the new one. This holds on a local disk; a network disk may promise less
+about renames.
+
+One process writes at a time: the run's lock (`run_directory.py`) sees to that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen_local.files import json_bytes, room_for, sync_folder, write_durably
+
+log = logging.getLogger("qwen_local")
+
+COMPLETE = "COMPLETE.json"
+SCHEMA = 1
+STEP = re.compile(r"step-(\d{6,})")
+NEW, OLD, DAMAGED = ".new-", ".old-", ".damaged-"
+"""Prefixes: being written; being removed; set aside for its owner to look at, and never read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Why a checkpoint cannot be taken."""
+
+    folder: Path
+    problem: str
+    """Names the file."""
+
+
+class DamagedError(Exception):
+    """A checkpoint is not what COMPLETE.json says. The argument names the file."""
+
+
+def step_name(step: int) -> str:
+    """The folder of a checkpoint.
+
+    >>> step_name(50)
+    'step-000050'
+    """
+    return f"step-{step:06d}"
+
+
+def steps_in(root: Path) -> list[int]:
+    """The steps that have a checkpoint here, good or not, the newest first."""
+    if not root.is_dir():
+        return []
+    found = (STEP.fullmatch(path.name) for path in root.iterdir() if _is_folder(path))
+    return sorted((int(match[1]) for match in found if match), reverse=True)
+
+
+def save(root: Path, step: int, files: Mapping[str, bytes]) -> Path:
+    """Write a checkpoint, in the place of one of the same step if there is one.
+
+    Args:
+        root: the folder of all checkpoints; made if it is not there.
+        step: optimizer steps done.
+        files: contents by plain file name.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        DiskFullError: there was no room. The earlier checkpoints are as they were.
+        OSError: it could not be written otherwise, or reads back as something else; likewise.
+    """
+    marker = json_bytes(
+        {
+            "schema": SCHEMA,
+            "step": step,
+            "files": {
+                name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+                for name, content in files.items()
+            },
+        }
+    )
+    needed = sum(map(len, files.values())) + len(marker)
+    if not root.is_dir():
+        with room_for(root, needed):
+            root.mkdir()
+            sync_folder(root.parent)
+    target = root / step_name(step)
+    new, old = root / f"{NEW}{target.name}", root / f"{OLD}{target.name}"
+    _remove(new)
+    _remove(old)
+    try:
+        with room_for(target, needed):
+            new.mkdir()
+            for name, content in files.items():
+                write_durably(new / name, content)
+            write_durably(new / COMPLETE, marker)
+            sync_folder(new)
+            _verify(new)
+            if target.exists():
+                os.replace(target, old)  # noqa: PTH105 - counted by the tests, as all of these
+            os.replace(new, target)  # noqa: PTH105
+            sync_folder(root)
+    except DamagedError as error:
+        raise OSError(f"{new}: reads back otherwise than it was written: {error}") from error
+    finally:
+        if old.exists() and not target.exists():
+            os.replace(old, target)  # noqa: PTH105
+        with suppress(OSError):
+            _remove(new)
+    _remove_quietly(old)
+    return target
+
+
+def read(folder: Path) -> dict[str, bytes]:
+    """The files of a checkpoint by name, every one as it was written.
+
+    Raises:
+        DamagedError: something is missing, cut short or changed; it names the file.
+    """
+    contents = {}
+    for name, expected in _marker(folder).items():
+        try:
+            content = (folder / name).read_bytes()
+        except OSError as error:
+            raise DamagedError(f"{name}: {(error.strerror or str(error)).lower()}") from error
+        _check(name, expected, len(content), hashlib.sha256(content).hexdigest())
+        contents[name] = content
+    return contents
+
+
+def recover(root: Path) -> None:
+    """Clean up after a process that died: finish or remove what it left half done."""
+    if not root.is_dir():
+        return
+    for prefix in (NEW, OLD):  # the newer of two complete ones wins
+        for left in sorted(root.glob(f"{prefix}step-*")):
+            target = root / left.name.removeprefix(prefix)
+            if not target.exists() and _is_folder(left) and _is_good(left):
+                os.replace(left, target)  # noqa: PTH105
+                sync_folder(root)
+            else:
+                _remove_quietly(left)
+
+
+def newest(root: Path) -> tuple[int, dict[str, bytes], list[Damage]] | None:
+    """The newest checkpoint that verifies: (step, files, the newer ones that do not).
+
+    None where there is none at all.
+
+    Raises:
+        DamagedError: there are checkpoints, and not one is good; it names each.
+    """
+    damages: list[Damage] = []
+    for step in steps_in(root):
+        folder = root / step_name(step)
+        try:
+            return step, read(folder), damages
+        except DamagedError as error:
+            damages.append(Damage(folder, str(error)))
+    if damages:
+        raise DamagedError("; ".join(f"{d.folder.name}/{d.problem}" for d in damages))
+    return None
+
+
+def keep_only(root: Path, steps: Collection[int]) -> None:
+    """Remove all other checkpoints. One that resists is told, and stays."""
+    for step in steps_in(root):
+        if step not in steps:
+            discard(root, step)
+
+
+def discard(root: Path, step: int) -> None:
+    """Remove a checkpoint: it is gone at once, whatever becomes of its files. Errors are told."""
+    folder, old = root / step_name(step), root / f"{OLD}{step_name(step)}"
+    try:
+        _remove(old)
+        os.replace(folder, old)  # noqa: PTH105
+    except OSError as error:
+        log.info("checkpoint %s cannot be removed: %s", folder, error.strerror)
+        return
+    _remove_quietly(old)
+
+
+def set_aside(root: Path, damages: Iterable[Damage]) -> None:
+    """Rename damaged checkpoints, so that nobody takes them up again."""
+    for damage in damages:
+        aside = damage.folder.with_name(f"{DAMAGED}{damage.folder.name}")
+        _remove(aside)
+        os.replace(damage.folder, aside)  # noqa: PTH105
+    sync_folder(root)
+
+
+def _marker(folder: Path) -> dict[str, Any]:
+    """Size and SHA-256 by file name, from COMPLETE.json."""
+    try:
+        marker = json.loads((folder / COMPLETE).read_bytes())
+        if marker["schema"] != SCHEMA:
+            problem = f"schema {marker['schema']!r} is not {SCHEMA}, the one of this version"
+            raise DamagedError(f"{COMPLETE}: {problem}")
+        if not folder.name.endswith(step_name(int(marker["step"]))):
+            raise DamagedError(f"{COMPLETE}: of step {marker['step']}, not of this folder")
+        files = {str(name): dict(expected) for name, expected in marker["files"].items()}
+        if any(Path(name).name != name for name in files):
+            raise DamagedError(f"{COMPLETE}: names a file in another folder")
+    except OSError as error:
+        raise DamagedError(f"{COMPLETE}: {(error.strerror or str(error)).lower()}") from error
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise DamagedError(f"{COMPLETE}: not readable") from error
+    return files
+
+
+def _verify(folder: Path) -> None:
+    """As `read`, without holding the contents."""
+    for name, expected in _marker(folder).items():
+        with (folder / name).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            _check(name, expected, file.tell(), digest)
+
+
+def _check(name: str, expected: Mapping[str, Any], size: int, sha256: str) -> None:
+    if size != expected.get("size"):
+        raise DamagedError(f"{name}: expected {expected.get('size')} bytes; found {size}")
+    if sha256 != expected.get("sha256"):
+        raise DamagedError(f"{name}: its SHA-256 is not the one that was recorded")
+
+
+def _is_good(folder: Path) -> bool:
+    try:
+        _verify(folder)
+    except (DamagedError, OSError):
+        return False
+    return True
+
+
+def _is_folder(path: Path) -> bool:
+    """A folder itself, and no link to one: what lies elsewhere is not ours to remove."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or a link and not what it leads to; nothing where nothing is."""
+    if _is_folder(path):
+        shutil.rmtree(path)
+    elif path.is_symlink() or path.exists():
+        path.unlink()
+
+
+def _remove_quietly(path: Path) -> None:
+    """As `_remove`; what resists is told, and tried again at the next start."""
+    try:
+        _remove(path)
+    except OSError as error:
+        log.info("%s cannot be removed: %s", path, error.strerror)

@@ -1,0 +1,121 @@
+"""From a job to what an engine is given: checks, setup, rows. `train` and `plan` share them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from qwen_local.backends.base import Setup
+from qwen_local.backends.probe import in_a_line
+from qwen_local.backends.select import Choice, DType
+from qwen_local.datasets.prepare import Prepared, prepare
+from qwen_local.datasets.tokenizer import ChatTokenizer
+from qwen_local.embedded import SAMPLE_DATA, TINY_MODEL, sample_data_path
+from qwen_local.errors import JobError
+from qwen_local.job import Draft, Job
+from qwen_local.models.architecture import Architecture
+from qwen_local.models.source import ModelFiles
+from qwen_local.training.memory import fitting_micro_batch
+
+
+def make_setup(
+    job: Job, model: ModelFiles, choice: Choice, dtype: DType, *, trainable: int, available: int
+) -> Setup:
+    """What the engine must know of a job.
+
+    Args:
+        job: complete.
+        model: its files; a plan has none but the architecture.
+        choice: engine and device.
+        dtype: of the frozen model.
+        trainable: adapter parameters.
+        available: bytes of the device.
+    """
+    setup = Setup(
+        model=model,
+        lora=job.lora,
+        device=choice.device,
+        dtype=dtype,
+        quantization=job.model.quantization,
+        seed=job.train.seed,
+        weight_decay=job.train.weight_decay,
+        max_grad_norm=job.train.max_grad_norm,
+        gradient_checkpointing=job.train.gradient_checkpointing is True,
+    )
+    wanted = job.train.micro_batch_tokens
+    if wanted == "auto":
+        wanted = fitting_micro_batch(setup, trainable=trainable, available=available)
+    return replace(setup, micro_batch_tokens=wanted)
+
+
+def trainable_parameters(job: Job, architecture: Architecture) -> int:
+    """Parameters of the job's adapter on this model.
+
+    Raises:
+        JobError: `lora.layers` asks for more blocks than the model has.
+    """
+    blocks = len(job.lora.blocks(architecture.layers))
+    return architecture.lora_parameters(job.lora.rank, job.lora.target_names, blocks)
+
+
+def check_length(job: Job, architecture: Architecture) -> None:
+    """Refuse rows longer than the model's positions."""
+    if job.data.max_length > architecture.positions:
+        raise JobError.at(
+            "data.max_length",
+            f"expected at most the {architecture.positions} positions of {job.model.name}; "
+            f"found {job.data.max_length}",
+            f"set it to {architecture.positions} or less",
+        )
+
+
+def check_report_to(job: Job) -> None:
+    """Refuse a tensorboard that is installed but cannot be imported, as after a clash of versions.
+
+    Raises:
+        JobError: with the words of the import.
+    """
+    if "tensorboard" not in job.train.report_to:
+        return
+    try:
+        import qwen_local.training.tensorboard  # noqa: F401
+    except Exception as error:  # whatever a broken installation raises
+        raise JobError.at(
+            "train.report_to",
+            f"tensorboard cannot be imported: {in_a_line(error)}",
+            "pip install --upgrade tensorboard protobuf, or set train.report_to=[]",
+        ) from None
+
+
+def check_data_given(draft: Draft, job: Job) -> None:
+    """Refuse the sample data where nobody asked for it: it is there for the tiny model."""
+    if job.model.name != TINY_MODEL and not draft.sets("data.train"):
+        raise JobError.at(
+            "data.train",
+            f"expected the data to train {job.model.name} on; it is not given",
+            "pass --data, or write data: {train: ...} into the job; "
+            f"{SAMPLE_DATA} is the sample data",
+        )
+
+
+def data_sources(job: Job) -> tuple[str, str | None]:
+    """(train, eval) as the reader knows them: the sample data by its file."""
+    sample = {SAMPLE_DATA: str(sample_data_path() / "train.jsonl")}
+    train, evaluation = job.data.train, job.data.eval
+    return sample.get(train, train), evaluation and sample.get(evaluation, evaluation)
+
+
+def prepare_data(job: Job, tokenizer: ChatTokenizer) -> Prepared:
+    """The rows of a job."""
+    train, evaluation = data_sources(job)
+    return prepare(
+        tokenizer,
+        train=train,
+        eval=evaluation,
+        eval_fraction=job.data.eval_fraction,
+        format=job.data.format,
+        max_length=job.data.max_length,
+        overlong=job.data.overlong,
+        limit=job.data.limit,
+        train_on=job.data.train_on,
+        seed=job.train.seed,
+    )

@@ -1,0 +1,246 @@
+"""Going on with a run: which one, from which checkpoint, and whether it is still the same run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen_local.errors import CheckpointError, Fault, JobError
+from qwen_local.job import Draft
+from qwen_local.job_file import FILE, show
+from qwen_local.training import checkpoints
+from qwen_local.training.checkpoints import STEP, Damage, DamagedError, step_name
+from qwen_local.training.run_directory import newest_output
+from qwen_local.training.standing import Identity, Saved, from_files
+
+log = logging.getLogger("qwen_local")
+
+CHECKPOINTS = "checkpoints"
+BY_CONTENT = {"model.name", "model.revision", "data.train", "data.eval"}
+"""Keys that name what may lie elsewhere on another machine: the content is compared instead."""
+FREE = {
+    "output",
+    "train.epochs",
+    "train.steps",
+    "train.eval_every",
+    "train.save_every",
+    "train.keep",
+    "train.early_stopping",
+    "train.restarts",
+    "train.report_to",
+    "train.micro_batch_tokens",
+    "train.gradient_checkpointing",
+}
+"""Keys that may change when a run goes on."""
+OTHERWISE = "for another job begin another run, without --resume and with another --output"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run to go on with."""
+
+    folder: Path
+    step: int | None
+    """Of the checkpoint asked for; None takes the newest that is good."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakenUp:
+    """What a run goes on from."""
+
+    saved: Saved
+    lost: int
+    """Steps to be computed again because newer checkpoints are damaged."""
+    damages: tuple[Damage, ...]
+
+
+def find_run(draft: Draft, resume: str) -> Run:
+    """The run that `--resume` means.
+
+    Args:
+        draft: of the command.
+        resume: "" for the run in the job's output folder, or where it has none for the newest of
+            this model; else a run's folder, a checkpoint's, or the name or step of one in that run.
+
+    Raises:
+        JobError: there is no such run or checkpoint.
+    """
+    place = _expanded(resume)
+    if resume and STEP.fullmatch(place.name) and place.parent.name == CHECKPOINTS:
+        return _of_this_job(draft, _existing(place.absolute().parent.parent, place), place.name)
+    if resume and (place / "job.yaml").exists():
+        return _of_this_job(draft, place, None)
+    given = draft.job.output
+    folder = newest_output(draft.job.model.name) if given is None else _expanded(given)
+    if resume and (folder is None or not _names_a_step(resume)):
+        problem = f"{resume} is neither a run nor a checkpoint"
+        raise JobError.at("--resume", problem, "name a run's folder, or one in its checkpoints/")
+    if folder is None:
+        problem = f"there is no run of {draft.job.model.name} in runs/"
+        raise JobError.at("--resume", problem, "pass --output, or --resume=RUN")
+    if not (folder / "job.yaml").exists():
+        problem = f"there is no run in {folder}"
+        raise JobError.at("--resume", problem, "leave --resume out to begin one")
+    return Run(folder, _step(folder, step_name(int(resume)) if resume.isdigit() else resume))
+
+
+def own_job(resume: str) -> Path | None:
+    """The job.yaml of the run that `--resume=PATH` names, None where it names no run."""
+    place = _expanded(resume)
+    for folder in (place, place.absolute().parent.parent):
+        if resume and (folder / "job.yaml").exists():
+            return folder / "job.yaml"
+    return None
+
+
+def take_up(run: Run) -> TakenUp | None:
+    """Read the checkpoint to go on from.
+
+    None where the run ended before its first checkpoint.
+
+    Raises:
+        CheckpointError: the one asked for, or every one that is there, is damaged.
+    """
+    root = run.folder / CHECKPOINTS
+    checkpoints.recover(root)
+    damages: list[Damage] = []
+    try:
+        if run.step is not None:
+            step, files = run.step, checkpoints.read(root / step_name(run.step))
+        else:
+            found = checkpoints.newest(root)
+            if found is None:
+                return None
+            step, files, damages = found
+        saved = from_files(files)
+    except DamagedError as error:
+        raise CheckpointError(
+            f"{root}: no checkpoint can be taken: {error}\n\n"
+            "hint: name another with --resume=CHECKPOINT, or begin again in another --output"
+        ) from None
+    for damage in damages:
+        log.info("warning: %s is damaged: %s", damage.folder, damage.problem)
+    lost = checkpoints.steps_in(root)[0] - step if damages else 0
+    if damages:
+        log.info("the newest good checkpoint is that of step %d: %d steps to repeat", step, lost)
+    return TakenUp(saved, lost, tuple(damages))
+
+
+def leave_behind(run: Run, taken_up: TakenUp) -> None:
+    """Leave no newer checkpoint behind the one that is gone on from: its steps come again."""
+    root = run.folder / CHECKPOINTS
+    checkpoints.set_aside(root, taken_up.damages)
+    for step in checkpoints.steps_in(root):
+        if step > taken_up.saved.standing.step:
+            checkpoints.discard(root, step)
+
+
+def resume_command(folder: Path) -> str:
+    """What goes on with a run."""
+    return f"qwen-local train --resume={shlex.quote(str(folder))}"
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """(before, now) by dotted key of two resolved jobs, for all keys that differ."""
+    a, b = dict(_flat(before)), dict(_flat(now))
+    return {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
+
+
+def check_same(before: Identity, now: Identity) -> dict[str, tuple[Any, Any]]:
+    """What has changed and may: (before, now) by key.
+
+    Raises:
+        JobError: every change that makes it another run, by name.
+    """
+    differing = changes(before.job, now.job)
+    faults = [
+        Fault(key, f"this run was begun with {_shown(was)}; found {_shown(now_is)}", OTHERWISE)
+        for key, (was, now_is) in differing.items()
+        if key not in FREE | BY_CONTENT
+    ]
+    if before.base != now.base:
+        problem = f"{now.job['model']['name']} is not the base model that this run was begun with"
+        faults.append(Fault("model.name", f"{problem}: its weights differ", OTHERWISE))
+    faults += _data_faults(before, now, explained=bool(faults))
+    if faults:
+        raise JobError(faults)
+    return {key: pair for key, pair in differing.items() if key in FREE - {"output"}}
+
+
+def _data_faults(before: Identity, now: Identity, *, explained: bool) -> Iterator[Fault]:
+    """Rows that differ are a fault; named by their source, or by what made them."""
+    for key, was, is_now, at in (
+        ("data.train", before.rows, now.rows, 0),
+        ("data.eval", before.eval_rows, now.eval_rows, 1),
+    ):
+        if was == is_now or (at == 1 and before.rows != now.rows and len(now.sources) < 2):
+            continue  # a split of the same source: said once
+        old, new = (sources[at : at + 1] for sources in (before.sources, now.sources))
+        if [sha for _, sha in old] != [sha for _, sha in new]:
+            name = new[0][0] if new else "the evaluation data"
+            yield Fault(key, f"{name} has changed since this run began", OTHERWISE)
+        elif not explained:
+            problem = "its rows are other tokens than when this run began"
+            hint = f"the tokenizer, its template or this program's version differs; {OTHERWISE}"
+            yield Fault(key, problem, hint)
+
+
+def _of_this_job(draft: Draft, folder: Path, name: str | None) -> Run:
+    """The run, unless the user names another output for it."""
+    given = [layer.settings["output"] for layer in draft.layers if "output" in layer.settings]
+    if given and (setting := given[-1]).value is not None:
+        own = setting.order.source == FILE and setting.where.startswith(f"{folder / 'job.yaml'}:")
+        if not own and _expanded(str(setting.value)).absolute() != folder.absolute():
+            problem = f"{setting.value} is not the run that --resume names, {folder}"
+            raise JobError.at(setting.where, problem, "leave one of the two out")
+    return Run(folder, _step(folder, name or ""))
+
+
+def _existing(folder: Path, asked: Path) -> Path:
+    if not (folder / "job.yaml").exists():
+        raise JobError.at(
+            "--resume", f"{asked} is not in a run", "name one in a run's checkpoints/"
+        )
+    try:
+        return folder.relative_to(Path.cwd())
+    except ValueError:
+        return folder
+
+
+def _expanded(path: str) -> Path:
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path raises for `~nobody`
+
+
+def _names_a_step(text: str) -> bool:
+    return text.isdigit() or STEP.fullmatch(text) is not None
+
+
+def _step(folder: Path, name: str) -> int | None:
+    """The step of a checkpoint by its folder's name, which must be there; None for ""."""
+    if not name:
+        return None
+    match, there = STEP.fullmatch(name), checkpoints.steps_in(folder / CHECKPOINTS)
+    if match is None or int(match[1]) not in there:
+        problem = f"{folder} has no checkpoint {name}"
+        known = ", ".join(step_name(step) for step in there) or "none"
+        raise JobError.at("--resume", problem, f"it has {known}")
+    return int(match[1])
+
+
+def _flat(job: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for section, values in job.items():
+        if isinstance(values, Mapping):
+            yield from ((f"{section}.{key}", value) for key, value in values.items())
+        else:
+            yield section, values
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return show(value)

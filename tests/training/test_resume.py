@@ -1,0 +1,407 @@
+"""Runs that die and go on: on the embedded model, by the very function that `train` calls."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qwen_local.adapters.store import load_adapter
+from qwen_local.backends.cuda.engine import TorchBackend
+from qwen_local.backends.mlx.engine import MlxBackend
+from qwen_local.backends.select import Engine
+from qwen_local.embedded import sample_data_path, tiny_model_path
+from qwen_local.errors import CheckpointError, JobError, RunBusyError
+from qwen_local.job import read_job
+from qwen_local.models.source import fetch, find_model
+from qwen_local.training import checkpoints
+from qwen_local.training.metrics import largest_difference, read_metrics
+from qwen_local.training.resume import OTHERWISE
+from qwen_local.training.run import Summary, train
+from qwen_local.training.run_directory import locked, newest_output
+from qwen_local.training.standing import Saved, from_files
+
+STEPS, AN_EPOCH = 10, 5
+SETS = (
+    "data.limit=40",
+    "data.eval_fraction=0.1",
+    "train.epochs=2",
+    "train.learning_rate=1e-3",
+    "train.eval_every=3",
+    "train.save_every=1",
+    "train.keep=100",
+)
+HOW_IT_WENT = {"seconds", "peak_memory_bytes"}
+"""What differs between two runs of one job."""
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing catches it, nothing is saved because of it."""
+
+
+Kill = Callable[[int], None]
+Go = Callable[..., Summary]
+
+
+@pytest.fixture
+def kill_after(monkeypatch: pytest.MonkeyPatch) -> Kill:
+    """(steps) -> from now on an engine dies at the step after so many of its own; 0 for none."""
+
+    def arm(steps: int) -> None:
+        monkeypatch.undo()
+        done = 0
+        for backend in (TorchBackend, MlxBackend):
+            step = backend.step
+
+            def dying(*args: Any, step: Any = step, **kwargs: Any) -> Any:
+                nonlocal done
+                if done == steps:
+                    raise Killed
+                done += 1
+                return step(*args, **kwargs)
+
+            if steps:
+                monkeypatch.setattr(backend, "step", dying)
+
+    return arm
+
+
+@pytest.fixture
+def go(tmp_path: Path) -> Go:
+    """(folder, *sets, backend, resume=None) -> a run in a folder of this test, on the CPU."""
+
+    def run(
+        folder: str,
+        *sets: str,
+        backend: str = "cuda",
+        resume: str | None = None,
+        dropout: float = 0.1,
+        output: bool = True,
+    ) -> Summary:
+        draft = read_job(
+            None,
+            sets=[*SETS, f"lora.dropout={dropout}", *sets],
+            flags={"--output": str(tmp_path / folder) if output else None},
+        )
+        return train(draft, backend=backend, device="cpu", quiet=True, resume=resume)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Engine], Path]:
+    """(engine) -> the folder of a run with dropout 0.1 that nothing happened to."""
+    made: dict[Engine, Path] = {}
+
+    def make(engine: Engine) -> Path:
+        if engine not in made:
+            made[engine] = tmp_path_factory.mktemp("unbroken") / engine
+            draft = read_job(
+                None, sets=[*SETS, "lora.dropout=0.1"], flags={"--output": str(made[engine])}
+            )
+            train(draft, backend=engine, device="cpu", quiet=True)
+        return made[engine]
+
+    return make
+
+
+@pytest.fixture
+def ended(unbroken: Callable[[Engine], Path], tmp_path: Path) -> Path:
+    """A copy of a finished run on PyTorch, to do things to."""
+    return Path(shutil.copytree(unbroken("cuda"), tmp_path / "run"))
+
+
+def saved(run: Path, step: int = STEPS) -> Saved:
+    return from_files(checkpoints.read(run / "checkpoints" / checkpoints.step_name(step)))
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    """What was trained and evaluated, without how long it took."""
+    return [
+        {name: value for name, value in event.items() if name not in HOW_IT_WENT}
+        for event in read_metrics(run / "metrics.jsonl")
+        if event["event"] in ("train", "eval", "warning")
+    ]
+
+
+def losses(run: Path) -> list[float]:
+    return [event["loss"] for event in read_metrics(run / "metrics.jsonl", "train")]
+
+
+def assert_the_same(run: Path, other: Path) -> None:
+    """Bit for bit: adapter, moments, metrics, where the run stands, and the best adapter."""
+    a, b = saved(run), saved(other)
+    for one, two in (
+        (a.state.adapter, b.state.adapter),
+        (a.state.exp_avg, b.state.exp_avg),
+        (a.state.exp_avg_sq, b.state.exp_avg_sq),
+    ):
+        assert one.keys() == two.keys()
+        assert all(np.array_equal(one[name], two[name]) for name in one)
+    assert events(run) == events(other)
+    for fields in (standing := [s.standing.to_json() for s in (a, b)]):
+        fields.pop("seconds")
+        fields.pop("evaluation_seconds")
+    assert standing[0] == standing[1]
+    tiny = fetch(find_model(str(tiny_model_path()))).architecture
+    best, other_best = (load_adapter(folder, tiny).arrays for folder in (run, other))
+    assert all(np.array_equal(best[name], other_best[name]) for name in best)
+
+
+@pytest.mark.parametrize("at", [1, 3, AN_EPOCH, 7], ids="after step {}".format)
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    engine: Engine,
+    at: int,
+    unbroken: Callable[[Engine], Path],
+    go: Go,
+    kill_after: Kill,
+    tmp_path: Path,
+) -> None:
+    kill_after(at)
+    with pytest.raises(Killed):
+        go("run", backend=engine)
+    kill_after(0)
+    summary = go("run", backend=engine, resume="")
+    assert summary.steps == STEPS
+    assert_the_same(tmp_path / "run", unbroken(engine))
+    kept = [e["step"] for e in read_metrics(tmp_path / "run" / "metrics.jsonl", "resume")]
+    assert kept == [at]
+
+
+def test_steps_since_the_last_checkpoint_are_computed_again(
+    unbroken: Callable[[Engine], Path], go: Go, kill_after: Kill, tmp_path: Path
+) -> None:
+    rarely = "train.save_every=5"
+    kill_after(9)
+    with pytest.raises(Killed):
+        go("run", rarely)
+    assert len(losses(tmp_path / "run")) == 9
+    kill_after(0)
+    go("run", rarely, resume="")
+    assert_the_same(tmp_path / "run", unbroken("cuda"))
+
+
+def test_a_run_that_died_before_its_first_checkpoint_begins_again(
+    unbroken: Callable[[Engine], Path], go: Go, kill_after: Kill, tmp_path: Path
+) -> None:
+    kill_after(2)
+    with pytest.raises(Killed):
+        go("run", "train.save_every=100")
+    kill_after(0)
+    go("run", "train.save_every=100", resume="")
+    assert_the_same(tmp_path / "run", unbroken("cuda"))
+
+
+def test_a_run_goes_from_one_engine_to_the_other_and_back(
+    go: Go, kill_after: Kill, tmp_path: Path
+) -> None:
+    go("whole", backend="mlx", dropout=0.0)
+    for backend, at, resume in (("mlx", 3, None), ("cuda", 4, "")):
+        kill_after(at)
+        with pytest.raises(Killed):
+            go("run", backend=backend, dropout=0.0, resume=resume)
+    kill_after(0)
+    summary = go("run", backend="mlx", dropout=0.0, resume="")
+    assert summary.backend == "mlx"
+    begun_on = [e["backend"] for e in read_metrics(tmp_path / "run/metrics.jsonl", "resume")]
+    assert begun_on == ["cuda", "mlx"]
+    assert largest_difference(losses(tmp_path / "run"), losses(tmp_path / "whole")) <= 1e-4
+
+
+def test_by_itself_a_run_goes_on_with_the_engine_that_began_it(
+    go: Go, kill_after: Kill, tmp_path: Path
+) -> None:
+    kill_after(1)
+    with pytest.raises(Killed):
+        go("run", "train.epochs=1", backend="mlx")
+    kill_after(0)
+    assert go("run", "train.epochs=1", backend="auto", resume="").backend == "mlx"
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(ended: Path, go: Go) -> None:
+    before = {path: path.read_bytes() for path in ended.rglob("*") if path.is_file()}
+    summary = go("run", resume="")
+    assert (summary.steps, summary.stopped_because) == (STEPS, "all steps done")
+    before.pop(ended / ".lock")
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_a_finished_run_can_be_made_longer(ended: Path, go: Go) -> None:
+    summary = go("run", "train.epochs=3", "train.eval_every=5", resume="")
+    assert (summary.steps, len(losses(ended))) == (15, 15)
+    resumed = next(read_metrics(ended / "metrics.jsonl", "resume"))
+    assert resumed["step"] == STEPS
+    assert resumed["changed"] == {"train.epochs": [2, 3], "train.eval_every": [3, 5]}
+    rates = [e["learning_rate"] for e in read_metrics(ended / "metrics.jsonl", "train")]
+    assert rates[9] < rates[10] > rates[14]  # of the new, longer cosine from here on
+    assert "epochs: 3" in (ended / "job.yaml").read_text()
+
+
+def test_a_run_made_shorter_than_it_is_ends_with_an_evaluation_and_an_adapter(
+    go: Go, kill_after: Kill, tmp_path: Path
+) -> None:
+    rarely = "train.eval_every=100"
+    kill_after(7)
+    with pytest.raises(Killed):
+        go("run", rarely)
+    kill_after(0)
+    summary = go("run", rarely, "train.epochs=1", resume="")
+    assert (summary.steps, summary.best_step, summary.stopped_because) == (7, 7, "all steps done")
+    assert (tmp_path / "run/adapter/peft/adapter_model.safetensors").exists()
+
+
+def test_another_job_is_refused_by_name(ended: Path, go: Go) -> None:
+    with pytest.raises(JobError) as refused:
+        go("run", "lora.rank=4", "train.learning_rate=5e-4", "data.train_on=last", resume="")
+    assert str(refused.value) == "\n\n".join(
+        f"{key}: this run was begun with {was}; found {now}\n\nhint: {OTHERWISE}"
+        for key, was, now in (
+            ("data.train_on", "'assistant'", "'last'"),
+            ("lora.rank", "16", "4"),
+            ("lora.alpha", "32.0", "8.0"),
+            ("train.learning_rate", "0.001", "0.0005"),
+        )
+    )
+    assert len(losses(ended)) == STEPS
+
+
+def test_changed_data_are_refused_and_the_same_data_elsewhere_are_not(
+    ended: Path, go: Go, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "train.jsonl"
+    shutil.copy(sample_data_path() / "train.jsonl", elsewhere)
+    data = f"data.train={elsewhere}"
+    assert go("run", data, resume="").steps == STEPS
+    lines = elsewhere.read_text().splitlines()
+    row = json.loads(lines[3])
+    row["messages"][-1]["content"] += "!"
+    lines[3] = json.dumps(row)
+    elsewhere.write_text("\n".join(lines))
+    with pytest.raises(JobError) as refused:
+        go("run", data, "train.epochs=3", resume="")
+    assert str(refused.value) == (
+        f"data.train: {elsewhere} has changed since this run began\n\nhint: {OTHERWISE}"
+    )
+
+
+def test_another_base_model_is_refused(ended: Path, go: Go, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model_path(), model)
+    assert go("run", f"model.name={model}", f"data.train={sample()}", resume="").steps == STEPS
+    weights = model / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1_000_000:-1:2000] = bytes(500)  # here and there a weight
+    weights.write_bytes(content)
+    with pytest.raises(JobError) as refused:
+        go("run", f"model.name={model}", f"data.train={sample()}", resume="")
+    assert str(refused.value) == (
+        f"model.name: {model} is not the base model that this run was begun with: its weights "
+        f"differ\n\nhint: {OTHERWISE}"
+    )
+
+
+def sample() -> Path:
+    return sample_data_path() / "train.jsonl"
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(
+    ended: Path,
+    unbroken: Callable[[Engine], Path],
+    go: Go,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    root = ended / "checkpoints"
+    weights = root / "step-000010" / "optimizer.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    (root / "step-000009" / "COMPLETE.json").unlink()
+    with caplog.at_level("INFO", logger="qwen_local"):
+        go("run", resume="")
+    size = (unbroken("cuda") / "checkpoints/step-000010/optimizer.safetensors").stat().st_size
+    said = [
+        message for message in caplog.messages if " is damaged: " in message or "good" in message
+    ]
+    assert said == [
+        f"warning: {root}/step-000010 is damaged: optimizer.safetensors: expected {size} bytes; "
+        f"found {size - 1}",
+        f"warning: {root}/step-000009 is damaged: COMPLETE.json: no such file or directory",
+        "the newest good checkpoint is that of step 8: 2 steps to repeat",
+    ]
+    assert {path.name for path in root.glob(".*")} == {
+        ".damaged-step-000009",
+        ".damaged-step-000010",
+    }
+    assert_the_same(ended, unbroken("cuda"))
+
+
+def test_with_no_good_checkpoint_nothing_begins_again_by_itself(ended: Path, go: Go) -> None:
+    for step in range(1, STEPS + 1):
+        (ended / f"checkpoints/step-{step:06d}/progress.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="no checkpoint can be taken: step-000010/progress"):
+        go("run", resume="")
+    assert len(losses(ended)) == STEPS
+
+
+def test_an_older_checkpoint_can_be_gone_on_from(
+    ended: Path, unbroken: Callable[[Engine], Path], go: Go
+) -> None:
+    shutil.rmtree(ended / "adapter")  # as if it had died while it was replaced
+    go("run", resume=str(ended / "checkpoints/step-000004"))
+    assert_the_same(ended, unbroken("cuda"))
+    go("run", resume="7")
+    assert_the_same(ended, unbroken("cuda"))
+
+
+def test_what_resume_cannot_mean_is_refused(
+    ended: Path, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    there = ", ".join(f"step-{step:06d}" for step in range(STEPS, 0, -1))
+    for folder, resume, said in (
+        ("none", "", f"there is no run in {tmp_path / 'none'}"),
+        ("run", "99", f"{ended} has no checkpoint step-000099\n\nhint: it has {there}"),
+        ("run", "elsewhere", "elsewhere is neither a run nor a checkpoint"),
+        ("other", str(ended), f"{tmp_path / 'other'} is not the run that --resume names, {ended}"),
+    ):
+        with pytest.raises(JobError) as refused:
+            go(folder, resume=resume)
+        assert said in str(refused.value)
+    with pytest.raises(JobError) as refused:
+        go("run", resume="", output=False)
+    assert str(refused.value) == (
+        "--resume: there is no run of qwen-local/tiny in runs/\n\n"
+        "hint: pass --output, or --resume=RUN"
+    )
+
+
+def test_without_an_output_the_newest_run_of_the_model_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny-20261101-9", "tiny-20261101-10", "tiny-20261031-11", "other-20270101-1"):
+        Path("runs", name).mkdir(parents=True)
+    assert newest_output("qwen-local/tiny") == Path("runs/tiny-20261101-10")
+    assert newest_output("Qwen/Qwen3-0.6B") is None
+
+
+def test_a_run_is_of_one_process_alone(ended: Path, go: Go) -> None:
+    with locked(ended), pytest.raises(RunBusyError, match="the run is being worked on by process"):
+        go("run", resume="")
+    with locked(ended), pytest.raises(RunBusyError):
+        go("run")
+    with pytest.raises(JobError) as taken:
+        go("run")
+    assert str(taken.value) == (
+        f"output: {ended} is not empty\n\n"
+        "hint: go on with the run in it by --resume, or choose another folder with --output"
+    )
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    yield
