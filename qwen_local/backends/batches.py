@@ -5,11 +5,12 @@ Shapes: B = rows of a micro-batch, W = its padded width, N = its supervised posi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from qwen_local.backends.base import Scores
 from qwen_local.datasets.plan import micro_batches, padded
 from qwen_local.rows import IGNORE, Rows
 
@@ -44,3 +45,21 @@ def cut(rows: Rows, *, budget: int, multiple: int = 1) -> Iterator[MicroBatch]:
             targets_N=targets_BW[row, column].astype(np.int64),
             rows_N=np.asarray(indices, np.int64)[row],
         )
+
+
+def scores(
+    rows: int, batches: Iterable[MicroBatch], losses: Callable[[MicroBatch], np.ndarray]
+) -> Scores:
+    """The losses of each row, summed.
+
+    Args:
+        rows: how many there are.
+        batches: every row of them once.
+        losses: negative log-likelihood at each supervised position of a micro-batch, [N].
+    """
+    nll_R = np.zeros(rows, np.float64)
+    tokens_R = np.zeros(rows, np.int64)
+    for batch in batches:
+        np.add.at(nll_R, batch.rows_N, losses(batch).astype(np.float64))
+        np.add.at(tokens_R, batch.rows_N, 1)
+    return Scores(nll_R, tokens_R)

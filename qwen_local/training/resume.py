@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
@@ -10,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from qwen_local.errors import CheckpointError, Fault, JobError
-from qwen_local.job import Draft
+from qwen_local.job import Draft, Job
 from qwen_local.job_file import FILE, show
 from qwen_local.training import checkpoints
 from qwen_local.training.checkpoints import STEP, Damage, DamagedError, step_name
@@ -157,7 +160,7 @@ def check_same(before: Identity, now: Identity) -> dict[str, tuple[Any, Any]]:
     Raises:
         JobError: every change that makes it another run, by name.
     """
-    differing = changes(before.job, now.job)
+    differing = changes(_with_defaults(before.job), now.job)
     faults = [
         Fault(key, f"this run was begun with {_shown(was)}; found {_shown(now_is)}", OTHERWISE)
         for key, (was, now_is) in differing.items()
@@ -170,6 +173,14 @@ def check_same(before: Identity, now: Identity) -> dict[str, tuple[Any, Any]]:
     if faults:
         raise JobError(faults)
     return {key: pair for key, pair in differing.items() if key in FREE - {"output"}}
+
+
+def _with_defaults(job: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A job of an earlier version with the keys that have come since."""
+    try:
+        return Job.model_validate_json(json.dumps(job)).model_dump(mode="json")
+    except ValidationError:  # it has a key that is no more, or a value: compared as it is
+        return job
 
 
 def _data_faults(before: Identity, now: Identity, *, explained: bool) -> Iterator[Fault]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from qwen_local.backends.base import Setup
+from qwen_local.backends.batches import cut
 from qwen_local.backends.cuda.engine import TorchBackend
 from qwen_local.job import LoraSpec
 from qwen_local.models.source import fetch, find_model
@@ -21,7 +22,7 @@ def kept_bytes(setup: Setup) -> int:
     backend = TorchBackend(setup)
     backend._model.train()
     ids = np.arange(256)
-    batch = next(backend._cut(Rows.from_pairs([(ids, ids)] * 8)))
+    batch = next(cut(Rows.from_pairs([(ids, ids)] * 8), budget=setup.micro_batch_tokens))
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from qwen_local.job import read_job
 from qwen_local.models.source import fetch, find_model
 from qwen_local.training import checkpoints
 from qwen_local.training.metrics import largest_difference, read_metrics
-from qwen_local.training.resume import OTHERWISE
+from qwen_local.training.resume import OTHERWISE, check_same
 from qwen_local.training.run import Summary, train
 from qwen_local.training.run_directory import locked, newest_output
 from qwen_local.training.standing import Saved, from_files
@@ -268,6 +269,14 @@ def test_another_job_is_refused_by_name(ended: Path, go: Go) -> None:
         )
     )
     assert len(losses(ended)) == STEPS
+
+
+def test_a_key_that_came_with_a_later_version_had_its_default(ended: Path) -> None:
+    identity = saved(ended).identity
+    older = {name: dict(section) for name, section in identity.job.items() if name != "output"}
+    del older["train"]["weight_decay"]
+    del older["train"]["keep"]
+    assert check_same(replace(identity, job=older), identity) == {"train.keep": (2, 100)}
 
 
 def test_changed_data_are_refused_and_the_same_data_elsewhere_are_not(

@@ -6,9 +6,11 @@ micro-batches, the head (`head.py`), and that the mean is taken once, over the s
 
 from __future__ import annotations
 
+import gc
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TypeVar
 
 import numpy as np
 import peft
@@ -32,14 +34,26 @@ from qwen_local.backends.base import (
     dropout_seed,
     peak_resident_bytes,
 )
-from qwen_local.backends.batches import MicroBatch, cut
+from qwen_local.backends.batches import MicroBatch, scores
 from qwen_local.backends.cuda.head import SupervisedLoss, score_rows
 from qwen_local.backends.cuda.quantised import load
 from qwen_local.backends.cuda.session import TorchSession
+from qwen_local.backends.within_memory import Budget
 from qwen_local.rows import Rows
+
+T = TypeVar("T")
 
 GENERATE_BATCH = 32
 """Prompts that are continued together."""
+
+OUT_OF_MEMORY = (
+    "out of memory",  # "CUDA error: ...", "Triton Error [CUDA]: ..."
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "std::bad_alloc",
+)
+"""What a `RuntimeError` says that is no `torch.OutOfMemoryError` and yet means the same."""
 
 
 class TorchBackend:
@@ -50,6 +64,7 @@ class TorchBackend:
         self._device = torch.device("cuda" if setup.device == "gpu" else "cpu")
         self._chunk = HEAD_CHUNK_GPU if setup.device == "gpu" else HEAD_CHUNK
         self._steps = 0
+        self._budget = Budget(setup.micro_batch_tokens, ran_out=ran_out_of_memory)
         transformers.utils.logging.disable_progress_bar()
         base = load(setup, self._device)
         base.requires_grad_(False)
@@ -93,39 +108,37 @@ class TorchBackend:
 
     def step(self, rows: Rows, *, lr: float, tokens: int) -> StepResult:
         """See `Backend.step`."""
-        self._model.train()
-        self._optimizer.zero_grad(set_to_none=True)
-        loss = torch.zeros((), dtype=torch.float32, device=self._device)
-        for number, batch in enumerate(self._cut(rows)):
-            with self._dropout(number):
-                part = SupervisedLoss.apply(self._hidden(batch), self._head, *self._targets(batch))
-            part.backward()
-            loss += part.detach()
-        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
-        torch._foreach_div_(gradients, float(tokens))
-        norm = torch.nn.utils.get_total_norm(gradients)
-        loss_sum, grad_norm = torch.stack([loss, norm.float()]).tolist()  # the one host sync
+        loss_sum, grad_norm = self._within_memory(rows, lambda b: self._mean_gradient(b, tokens))
         applied = self._set_learning_rate(lr)
         finite = bool(np.isfinite(loss_sum) and np.isfinite(grad_norm))
         if finite:
             limit = self._setup.max_grad_norm
             if limit and grad_norm > limit:
-                torch._foreach_mul_(gradients, min(1.0, limit / (grad_norm + CLIP_EPSILON)))
-            self._optimizer.step()
+                torch._foreach_mul_(self._gradients(), min(1.0, limit / (grad_norm + CLIP_EPSILON)))
+            with self._budget.once():
+                self._optimizer.step()
             self._steps += 1
         return StepResult(loss_sum, grad_norm, applied, finite)
+
+    def rehearse(self, rows: Rows) -> None:
+        """See `Backend.rehearse`."""
+        self._within_memory(rows, lambda b: self._mean_gradient(b, rows.supervised))
+        self._optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def score(self, rows: Rows) -> Scores:
         """See `Backend.score`."""
         self._model.eval()
-        nll_R = np.zeros(len(rows), np.float64)
-        tokens_R = np.zeros(len(rows), np.int64)
-        for batch in self._cut(rows):
-            nll_N = score_rows(self._hidden(batch), self._head, *self._targets(batch))
-            np.add.at(nll_R, batch.rows_N, nll_N.double().cpu().numpy())
-            np.add.at(tokens_R, batch.rows_N, 1)
-        return Scores(nll_R, tokens_R)
+
+        def losses(batch: MicroBatch) -> np.ndarray:
+            return _numpy(score_rows(self._hidden(batch), self._head, *self._targets(batch)))
+
+        return self._within_memory(rows, lambda b: scores(len(rows), b, losses))
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """See `Backend.micro_batch_tokens`."""
+        return self._budget.tokens
 
     def adapter(self) -> Arrays:
         """See `Backend.adapter`."""
@@ -164,12 +177,12 @@ class TorchBackend:
         self._steps = state.steps
         if state.steps == 0:
             return
+        self._make_moments()
         for name, parameter in self._parameters.items():
-            self._optimizer.state[parameter] = {
-                "step": torch.tensor(float(state.steps)),
-                "exp_avg": torch.from_numpy(state.exp_avg[name]).to(self._device, copy=True),
-                "exp_avg_sq": torch.from_numpy(state.exp_avg_sq[name]).to(self._device, copy=True),
-            }
+            moments = self._optimizer.state[parameter]
+            moments["step"].fill_(state.steps)
+            moments["exp_avg"].copy_(torch.from_numpy(state.exp_avg[name]))
+            moments["exp_avg_sq"].copy_(torch.from_numpy(state.exp_avg_sq[name]))
 
     @torch.no_grad()
     def generate(
@@ -228,8 +241,54 @@ class TorchBackend:
             return int(torch.cuda.max_memory_allocated())
         return peak_resident_bytes()
 
-    def _cut(self, rows: Rows) -> Iterator[MicroBatch]:
-        return cut(rows, budget=self._setup.micro_batch_tokens)
+    def _within_memory(self, rows: Rows, work: Callable[[Iterator[MicroBatch]], T]) -> T:
+        return self._budget.run(rows, work, let_go=self._let_go)
+
+    def _let_go(self) -> None:
+        """Free what a failed pass left."""
+        for parameter in self._parameters.values():
+            parameter.grad = None
+        gc.collect()  # an error that a library kept in a variable is in a cycle with its traceback
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _mean_gradient(self, batches: Iterator[MicroBatch], tokens: int) -> tuple[float, float]:
+        """Leave the gradient of sum(nll) / tokens with the parameters.
+
+        Returns:
+            (sum(nll), the norm of that gradient).
+        """
+        self._model.train()
+        self._make_moments()
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), dtype=torch.float32, device=self._device)
+        for number, batch in enumerate(batches):
+            with self._dropout(number):
+                part = SupervisedLoss.apply(self._hidden(batch), self._head, *self._targets(batch))
+            part.backward()
+            loss += part.detach()
+        gradients = self._gradients()
+        torch._foreach_div_(gradients, float(tokens))
+        norm = torch.nn.utils.get_total_norm(gradients)
+        loss_sum, grad_norm = torch.stack([loss, norm.float()]).tolist()  # the one host sync
+        return loss_sum, grad_norm
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._parameters.values() if p.grad is not None]
+
+    def _make_moments(self) -> None:
+        """Give AdamW the arrays that it would make at its first step.
+
+        There, after everything else is freed, nothing would show whether they fit beside it. Nor
+        are they made with the adapter: who only asks it something needs none.
+        """
+        for parameter in self._parameters.values():
+            if parameter not in self._optimizer.state:
+                self._optimizer.state[parameter] = {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
 
     def _hidden(self, batch: MicroBatch) -> Tensor:
         """Hidden states after the last norm at the supervised positions, [N, D].
@@ -279,6 +338,13 @@ def _numpy(tensor: Tensor) -> np.ndarray:
     """A float32 copy on the host."""
     copy: np.ndarray = tensor.detach().to("cpu", torch.float32, copy=True).numpy()
     return copy
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether an error of PyTorch means that memory ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> Completion:

@@ -7,9 +7,11 @@ step.
 
 from __future__ import annotations
 
+import gc
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.optimizers
@@ -36,11 +38,12 @@ from qwen_local.backends.base import (
     dropout_seed,
     peak_resident_bytes,
 )
-from qwen_local.backends.batches import MicroBatch, cut
+from qwen_local.backends.batches import MicroBatch, scores
 from qwen_local.backends.mlx.dropout import DropoutKeys, checkpoint_blocks, put_dropout
 from qwen_local.backends.mlx.head import loss_and_gradient, losses
 from qwen_local.backends.mlx.quantised import back, quantise
 from qwen_local.backends.mlx.session import MlxSession
+from qwen_local.backends.within_memory import Budget
 from qwen_local.models.architecture import block_path
 from qwen_local.models.config import engine_config
 from qwen_local.rows import Rows
@@ -52,7 +55,18 @@ every new shape costs a compilation."""
 CACHE_BYTES = 2 << 30
 """Freed buffers that MLX may keep; without a limit the footprint only grows (mlx-lm #828)."""
 
+OUT_OF_MEMORY = (
+    "[malloc",  # "[malloc] Unable to allocate ...", older releases "[malloc_or_wait] ..."
+    "[metal::malloc]",  # larger than one buffer may be, or too many of them
+    "Insufficient Memory",  # of a command buffer; in older releases the process ends instead
+    "out of memory",  # CUDA
+    "std::bad_alloc",
+)
+"""What a `RuntimeError` of MLX says where memory ran out. On a Linux CPU it says nothing: there a
+failed allocation goes unseen, and the process ends by a signal."""
+
 Tree = dict[str, Any]
+T = TypeVar("T")
 
 
 class MlxBackend:
@@ -75,6 +89,7 @@ class MlxBackend:
         self._few_shapes = few_shapes
         self._dtype = getattr(mx, setup.dtype)
         self._steps = 0
+        self._budget = Budget(setup.micro_batch_tokens, ran_out=ran_out_of_memory)
         self._adapter: Tree = {}
         self._dropout = DropoutKeys()
         # mlx-lm's qwen2 reads `rope_theta` only, and transformers 5 writes `rope_parameters`: left
@@ -114,20 +129,9 @@ class MlxBackend:
 
     def step(self, rows: Rows, *, lr: float, tokens: int) -> StepResult:
         """See `Backend.step`."""
-        self._model.train()
-        total: Tree | None = None
-        loss = mx.array(0.0)
-        for number, batch in enumerate(self._cut(rows)):
-            key = mx.random.key(dropout_seed(self._setup.seed, self._steps, number))
-            (_, part), gradients = self._gradient(self._adapter, key, *self._arrays(batch))
-            loss = loss + part
-            total = gradients if total is None else mlx.utils.tree_map(mx.add, total, gradients)
-            mx.async_eval(loss, total)
-        assert total is not None
-        mean = mlx.utils.tree_map(lambda g: g / tokens, total)
-        squares = [mx.square(g).sum() for _, g in mlx.utils.tree_flatten(mean)]
-        norm = mx.sqrt(mx.stack(squares).sum())
-        loss_sum, grad_norm = np.array(mx.stack([loss, norm])).tolist()  # the one host sync
+        mean, loss_sum, grad_norm = self._within_memory(
+            rows, lambda b: self._mean_gradient(b, tokens)
+        )
         self._optimizer.learning_rate = lr
         applied = float(self._optimizer.learning_rate.item())
         finite = bool(np.isfinite(loss_sum) and np.isfinite(grad_norm))
@@ -136,23 +140,32 @@ class MlxBackend:
             if limit and grad_norm > limit:
                 scale = min(1.0, limit / (grad_norm + CLIP_EPSILON))
                 mean = mlx.utils.tree_map(lambda g: g * scale, mean)
-            self._adapter = self._optimizer.apply_gradients(mean, self._adapter)
-            mx.eval(self._adapter, self._optimizer.state)
+            with self._budget.once():
+                self._adapter = self._optimizer.apply_gradients(mean, self._adapter)
+                mx.eval(self._adapter, self._optimizer.state)
             self._steps += 1
         return StepResult(loss_sum, grad_norm, applied, finite)
+
+    def rehearse(self, rows: Rows) -> None:
+        """See `Backend.rehearse`."""
+        self._within_memory(rows, lambda b: self._mean_gradient(b, rows.supervised))
 
     def score(self, rows: Rows) -> Scores:
         """See `Backend.score`."""
         self._use_adapter()
         self._model.eval()
-        nll_R = np.zeros(len(rows), np.float64)
-        tokens_R = np.zeros(len(rows), np.int64)
-        for batch in self._cut(rows):
+
+        def losses_of(batch: MicroBatch) -> np.ndarray:
             ids, positions, targets = self._arrays(batch)
             nll_N = losses(self._hidden(ids, positions), self._head, targets, self._chunk)
-            np.add.at(nll_R, batch.rows_N, np.asarray(nll_N, np.float64)[: len(batch.rows_N)])
-            np.add.at(tokens_R, batch.rows_N, 1)
-        return Scores(nll_R, tokens_R)
+            return np.array(nll_N)[: len(batch.rows_N)]
+
+        return self._within_memory(rows, lambda b: scores(len(rows), b, losses_of))
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """See `Backend.micro_batch_tokens`."""
+        return self._budget.tokens
 
     def adapter(self) -> Arrays:
         """See `Backend.adapter`."""
@@ -163,8 +176,8 @@ class MlxBackend:
         flat = dict(mlx.utils.tree_flatten(self._optimizer.state))
         first, second = (
             {
-                to_peft(name): np.array(flat.get(f"{name}.{key}", mx.zeros_like(parameter))).T
-                for name, parameter in mlx.utils.tree_flatten(self._adapter)
+                to_peft(name): np.array(flat[f"{name}.{key}"]).T
+                for name, _ in mlx.utils.tree_flatten(self._adapter)
             }
             for key in ("m", "v")
         )
@@ -172,11 +185,12 @@ class MlxBackend:
 
     def load_adapter(self, adapter: Arrays) -> None:
         """See `Backend.load_adapter`."""
-        flat = {to_mlx(name): mx.array(array.T) for name, array in adapter.items()}
-        assert (
-            flat.keys() == dict(mlx.utils.tree_flatten(self._model.trainable_parameters())).keys()
+        names = [name for name, _ in mlx.utils.tree_flatten(self._model.trainable_parameters())]
+        assert {to_peft(name) for name in names} == adapter.keys()
+        # In the model's order, whatever that of the arrays: the gradient's norm is summed in it.
+        self._adapter = mlx.utils.tree_unflatten(
+            [(name, mx.array(adapter[to_peft(name)].T)) for name in names]
         )
-        self._adapter = mlx.utils.tree_unflatten(list(flat.items()))
         self._steps = 0
         self._optimizer = mlx.optimizers.AdamW(
             learning_rate=0.0,
@@ -185,12 +199,12 @@ class MlxBackend:
             weight_decay=self._setup.weight_decay,
             bias_correction=True,  # MLX's default is off; PyTorch always corrects
         )
+        self._optimizer.init(self._adapter)  # nothing is allocated before it is evaluated
 
     def load_state(self, state: State) -> None:
         """See `Backend.load_state`."""
         self.load_adapter(state.adapter)
         self._steps = state.steps
-        self._optimizer.init(self._adapter)
         flat = dict(mlx.utils.tree_flatten(self._optimizer.state))
         for name in state.adapter:
             flat[f"{to_mlx(name)}.m"] = mx.array(state.exp_avg[name].T)
@@ -248,6 +262,32 @@ class MlxBackend:
         """See `Backend.peak_memory_bytes`."""
         return int(mx.get_peak_memory()) if self._gpu else peak_resident_bytes()
 
+    def _within_memory(self, rows: Rows, work: Callable[[Iterator[MicroBatch]], T]) -> T:
+        return self._budget.run(rows, work, let_go=_let_go)
+
+    def _mean_gradient(
+        self, batches: Iterator[MicroBatch], tokens: int
+    ) -> tuple[Tree, float, float]:
+        """(the gradient of sum(nll) / tokens, sum(nll), the norm of that gradient)."""
+        self._model.train()
+        # Left to the update, AdamW's arrays would be made after everything else is freed, and
+        # nothing would show whether they fit beside it.
+        mx.eval(self._optimizer.state)
+        total: Tree | None = None
+        loss = mx.array(0.0)
+        for number, batch in enumerate(batches):
+            key = mx.random.key(dropout_seed(self._setup.seed, self._steps, number))
+            (_, part), gradients = self._gradient(self._adapter, key, *self._arrays(batch))
+            loss = loss + part
+            total = gradients if total is None else mlx.utils.tree_map(mx.add, total, gradients)
+            mx.async_eval(loss, total)
+        assert total is not None
+        mean = mlx.utils.tree_map(lambda g: g / tokens, total)
+        squares = [mx.square(g).sum() for _, g in mlx.utils.tree_flatten(mean)]
+        norm = mx.sqrt(mx.stack(squares).sum())
+        loss_sum, grad_norm = np.array(mx.stack([loss, norm])).tolist()  # the one host sync
+        return mean, loss_sum, grad_norm
+
     def _surrogate(
         self,
         adapter: Tree,
@@ -289,9 +329,6 @@ class MlxBackend:
         tied = self._setup.model.architecture.tied
         return back(self._model.model.embed_tokens if tied else self._model.lm_head, gradient_CV)
 
-    def _cut(self, rows: Rows) -> Iterator[MicroBatch]:
-        return cut(rows, budget=self._setup.micro_batch_tokens)
-
     def _arrays(self, batch: MicroBatch) -> tuple[mx.array, mx.array, mx.array]:
         """(ids [B, W], positions [N], targets [N]); N padded with target -1."""
         ids, positions, targets = batch.ids_BW, batch.positions_N, batch.targets_N
@@ -302,6 +339,21 @@ class MlxBackend:
             mx.array(positions.astype(np.int32)),
             mx.array(targets.astype(np.int32)),
         )
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether an error of MLX means that memory ran out."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
+
+
+def _let_go() -> None:
+    """Free what a failed pass left."""
+    gc.collect()  # an error that a library kept in a variable is in a cycle with its traceback
+    with suppress(RuntimeError):  # what else of that pass fails is of no interest
+        mx.synchronize()  # what is still being computed keeps its buffers
+    mx.clear_cache()
 
 
 def with_few_shapes(
