@@ -16,6 +16,9 @@ from qwen_local.cli.generate import generate
 from qwen_local.cli.plan import plan
 from qwen_local.cli.train import train
 from qwen_local.errors import QwenLocalError
+from qwen_local.signals import Stopped, ends_by_signal
+from qwen_local.talk import lasting_stderr
+from qwen_local.training.supervised import CRASHED, end_with_parent, supervised
 
 INTERRUPTED = 130
 
@@ -33,21 +36,40 @@ for command in (train, plan, generate, chat, fuse, demo, doctor):
 
 def main() -> None:
     """Entry point: our own errors become one message and their exit code."""
+    with lasting_stderr():
+        sys.exit(_status())
+
+
+def _status() -> int:
+    """Run the command, and say what ended it."""
+    told = supervised()
     try:
-        status = cli.main(prog_name="qwen-local", standalone_mode=False)
+        with ends_by_signal():
+            if told is not None:
+                end_with_parent(told.pipe)
+            status = cli.main(prog_name="qwen-local", standalone_mode=False)
     except QwenLocalError as error:
         _tell(str(error))
-        sys.exit(error.exit_code)
+        return error.exit_code
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except OSError as error:  # a disk that is full, a pipe that nobody reads
         _tell(": ".join(filter(None, (error.strerror or str(error), error.filename))))
-        sys.exit(QwenLocalError.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+        return QwenLocalError.exit_code
+    except (click.Abort, KeyboardInterrupt) as error:
+        ended_by = error.__cause__ or error  # click makes an Abort of what it catches
+        if isinstance(ended_by, Stopped):
+            _tell(str(ended_by))
+            return ended_by.exit_code
         _tell("interrupted")
-        sys.exit(INTERRUPTED)
-    sys.exit(status if isinstance(status, int) else 0)
+        return INTERRUPTED
+    except Exception:
+        if told is None:
+            raise
+        traceback.print_exc()
+        return CRASHED
+    return status if isinstance(status, int) else 0
 
 
 def _tell(message: str) -> None:

@@ -16,40 +16,85 @@ from qwen_local.cli.options import (
     quiet_option,
     read_draft,
 )
+from qwen_local.training.supervised import supervised
+
+RESUME = "--resume"
 
 
-@click.command()
+class _ResumeOption(click.Option):
+    """Its value, if it has one, comes after `=`."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        return f"{RESUME}[=CHECKPOINT]", self.help or ""
+
+
+class _Train(click.Command):
+    """Click lets an option's optional value be the next word: `--resume job.yaml` would be one."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[__name__] = tuple(args)
+        end = args.index("--") if "--" in args else len(args)
+        options = [f"{RESUME}=" if arg == RESUME else arg for arg in args[:end]]
+        return super().parse_args(ctx, [*options, *args[end:]])
+
+
+@click.command(cls=_Train)
 @job_options
 @backend_option
 @device_option
+@click.option(
+    RESUME,
+    cls=_ResumeOption,
+    help="Go on from the run's newest checkpoint, or from this one.",
+)
 @click.option("--dry-run", is_flag=True, help="Plan only: no weights are loaded.")
 @quiet_option
 @json_option
+@click.pass_context
 def train(
+    context: click.Context,
+    /,
     job: Path | None,
     sets: tuple[str, ...],
     preset: str,
     backend: str,
     device: str,
+    resume: str | None,
     dry_run: bool,
     quiet: bool,
     as_json: bool,
     **flags: Any,
-) -> None:
+) -> int:
     """Train the adapter that JOB describes.
 
     Without JOB and --model the embedded job: the tiny model on its sample data.
     """
+    if job is None and resume:
+        from qwen_local.training.resume import own_job
+
+        job = own_job(resume)
     draft = read_draft(job, sets=sets, preset=preset, flags=flags)
     if dry_run:
         from qwen_local.cli.plan import print_plan
 
         print_plan(draft, backend=backend, device=device, as_json=as_json)
-        return
+        return 0
+    if draft.job.train.restarts and supervised() is None:
+        from qwen_local.training.supervise import train_supervised
+
+        return train_supervised(
+            draft,
+            context.meta[__name__],
+            job=job,
+            resume=resume,
+            quiet=quiet,
+            debug=context.find_root().params.get("debug", False),
+        )
     from qwen_local.training.run import train as run
 
-    summary = run(draft, backend=backend, device=device, quiet=quiet)
+    summary = run(draft, backend=backend, device=device, quiet=quiet, resume=resume)
     if as_json:
         print_json(summary.to_json())
     else:
         click.echo(summary.adapter)
+    return 0

@@ -16,6 +16,7 @@ from qwen_local.inference.answer import Answer, Messages, Prompt, system_message
 from qwen_local.inference.sampling import SEEDS
 from qwen_local.inference.terminal import Read, Screen, Stop, say, stoppable
 from qwen_local.inference.text import CLOSE, OPEN, Thoughts
+from qwen_local.signals import Stopped
 
 QUOTES = '"""'
 
@@ -129,8 +130,8 @@ class Chat:
                 text, quoted = self._message()
             except EOFError:
                 return self._status()
-            except KeyboardInterrupt:
-                if not self._interactive:
+            except KeyboardInterrupt as interrupt:
+                if not self._interactive or isinstance(interrupt, Stopped):
                     raise
                 interrupts += 1
                 if interrupts == 2:
@@ -285,8 +286,8 @@ class Chat:
                     show=show,
                 )
                 reason = answer.finish_reason
-        except KeyboardInterrupt:
-            if not self._interactive:
+        except KeyboardInterrupt as interrupt:
+            if not self._interactive or isinstance(interrupt, Stopped):
                 raise
         view.end()
         text = "".join(said)

@@ -16,14 +16,22 @@ LINES = 10
 class Progress:
     """tqdm on a terminal; plain lines into a file or a pipe; nothing with `quiet`."""
 
-    def __init__(self, steps: int, *, quiet: bool) -> None:
+    def __init__(self, steps: int, *, quiet: bool, done: int = 0) -> None:
+        """Begin where the run stands.
+
+        Args:
+            steps: of the whole run.
+            quiet: show nothing.
+            done: steps done before; their time is not counted.
+        """
         terminal = sys.stderr.isatty()
         self._lines = not quiet and not terminal
         self._every = max(1, steps // LINES)
-        self._steps = steps
+        self._steps, self._done = steps, done
         self._began = time.monotonic()
         self._bar = tqdm(
             total=steps,
+            initial=done,
             disable=quiet or not terminal,
             dynamic_ncols=True,
             bar_format="{desc}{percentage:3.0f}%|{bar}| {n}/{total} {elapsed}<{remaining}{postfix}",
@@ -42,7 +50,8 @@ class Progress:
         self._bar.set_postfix_str(shown, refresh=False)
         self._bar.update()
         if self._lines and (step % self._every == 0 or step == self._steps):
-            left = (time.monotonic() - self._began) * (self._steps - step) / step
+            took = time.monotonic() - self._began
+            left = took * (self._steps - step) / (step - self._done)
             with suppress(OSError):  # a terminal that went away is no reason to stop
                 print(f"step {step}/{self._steps}: {shown}, {left:.0f} s left", file=sys.stderr)
 

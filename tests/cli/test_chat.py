@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -118,6 +119,22 @@ def test_an_answer_is_shown_as_it_comes_and_ctrl_c_stops_it_alone(
     for answer in (messages[1]["content"], messages[3]["content"]):
         assert answer.startswith("<think>ok</think>\x1b[31mred🙂日語é ")
         assert "\N{REPLACEMENT CHARACTER}" not in answer
+
+
+@pytest.mark.parametrize("answering", [False, True])
+def test_a_termination_ends_a_conversation_at_the_prompt_and_within_an_answer(
+    answering: bool, endless_model: Path, tmp_path: Path
+) -> None:
+    args = (*CHAT, "--model", endless_model, "--max-tokens", "50000")
+    with terminal(tmp_path, *args) as child:
+        if answering:
+            child.send("Hi\r")
+            child.expect_exact("🙂日語é 🙂日語é ")
+        child.kill(signal.SIGTERM)
+        child.expect_exact("stopped by SIGTERM\r\n")
+        child.expect(pexpect.EOF)
+        child.wait()
+    assert child.exitstatus == 143
 
 
 def test_a_terminal_that_only_takes_text_does(endless_model: Path, tmp_path: Path) -> None:

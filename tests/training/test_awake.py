@@ -16,7 +16,7 @@ import pytest
 from qwen_local.backends.probe import probe
 from qwen_local.training import run
 from qwen_local.training.awake import keep_awake
-from qwen_local.training.loop import Outcome, train_loop
+from qwen_local.training.loop import train_loop
 
 Fake = Callable[[str], Path]
 """(what it does after it has said how it was called) -> where it says it."""
@@ -95,7 +95,7 @@ def test_train_keeps_a_mac_awake_around_the_loop(
     said = caffeinate("exec sleep 60")
     mac = replace(probe(), system="Darwin")
 
-    def watched_loop(*args: Any, **named: Any) -> Outcome:
+    def watched_loop(*args: Any, **named: Any) -> Any:
         process, arguments = child_of(said)
         assert (arguments, alive(process)) == (f"-i -w {os.getpid()}", True)
         return train_loop(*args, **named)

@@ -57,3 +57,28 @@ def test_a_stream_that_went_away_is_no_reason_to_stop(monkeypatch: pytest.Monkey
             raise BrokenPipeError
 
     assert shown(Gone(), monkeypatch, steps=3) == ""
+
+
+def test_a_resumed_run_begins_where_it_stood_and_counts_its_own_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter([0.0, 10.0, 20.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress(10, quiet=False, done=7) as progress:
+        for step in (8, 9):
+            progress.stepped(step, loss=1.0, rate=1e-4, tokens_per_second=100.0)
+    assert [line.rpartition(", ")[2] for line in stream.getvalue().splitlines()] == [
+        "20 s left",
+        "10 s left",
+    ]
+
+
+def test_the_bar_of_a_resumed_run_begins_where_it_stood(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress(10, quiet=False, done=7) as progress:
+        progress.stepped(8, loss=1.0, rate=1e-4, tokens_per_second=100.0)
+    bars = stream.getvalue().split("\r")
+    assert bars[1].startswith(" 70%|") and bars[-1].startswith(" 80%|")
