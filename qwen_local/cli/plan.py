@@ -19,11 +19,20 @@ from qwen_local.cli.options import (
 if TYPE_CHECKING:
     from qwen_local.job import Draft
 
+MACHINES = ["m4-pro-24", "m4-pro-48", "rtx-3090", "a800"]
+"""`qwen_local.training.named_machines.NAMED`, here so that `--help` stays quick (tested)."""
+
 
 @click.command()
 @job_options
 @backend_option
 @device_option
+@click.option(
+    "--for",
+    "elsewhere",
+    type=click.Choice(MACHINES),
+    help="Plan for another machine than this one.",
+)
 @json_option
 def plan(
     job: Path | None,
@@ -31,19 +40,22 @@ def plan(
     preset: str,
     backend: str,
     device: str,
+    elsewhere: str | None,
     as_json: bool,
     **flags: Any,
 ) -> None:
     """Say what JOB would do: counts, steps, data, memory. No weights are loaded."""
     draft = read_draft(job, sets=sets, preset=preset, flags=flags)
-    print_plan(draft, backend=backend, device=device, as_json=as_json)
+    print_plan(draft, backend=backend, device=device, elsewhere=elsewhere, as_json=as_json)
 
 
-def print_plan(draft: Draft, *, backend: str, device: str, as_json: bool) -> None:
+def print_plan(
+    draft: Draft, *, backend: str, device: str, as_json: bool, elsewhere: str | None = None
+) -> None:
     """What `plan` and `train --dry-run` print."""
     from qwen_local.training.plan import make_plan
 
-    planned = make_plan(draft, backend=backend, device=device)
+    planned = make_plan(draft, backend=backend, device=device, elsewhere=elsewhere)
     if as_json:
         print_json(planned.to_json())
     else:
