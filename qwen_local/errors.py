@@ -60,7 +60,7 @@ class DiskFullError(QwenLocalError):
     def __str__(self) -> str:
         return (
             f"{self.path}: no room on the disk: {self.needed:,} bytes are needed, "
-            f"{self.free:,} are free\n\nhint: make room, then go on with --resume"
+            f"{self.free:,} are free\n\nhint: make room; a run that has begun goes on with --resume"
         )
 
 

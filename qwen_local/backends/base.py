@@ -36,6 +36,10 @@ HEAD_CHUNK = 128
 HEAD_CHUNK_GPU = 1024
 """The same on a GPU: 0.6 GB of float32 logits at 151,936 entries."""
 
+MLX_CACHE_BYTES = {"cpu": 256 << 20, "gpu": 2 << 30}
+"""Freed buffers that MLX may keep; without a limit the footprint only grows (mlx-lm #828). On a CPU
+it uses one again for arrays of the same size to two pages, so next to none serves a later step."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setup:

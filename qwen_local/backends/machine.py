@@ -47,6 +47,8 @@ class Disk:
 class Machine:
     """What an engine can stand on. A default says: none, or not known."""
 
+    here: bool = True
+    """Whether it is the present one."""
     system: str
     """`Linux`, `Darwin`, ..."""
     processor: str

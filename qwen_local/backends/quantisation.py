@@ -106,7 +106,7 @@ def _faults(
         quantization = "8bit" if stored.scheme == "int8" else "4bit"  # needs the same packages
     if quantization == "none":
         return
-    if choice.backend == "cuda" and machine.bitsandbytes_fault is None:
+    if choice.backend == "cuda" and machine.here and machine.bitsandbytes_fault is None:
         machine = replace(machine, bitsandbytes_fault=bitsandbytes_fault())
     if (fault := quantization_fault(machine, choice, quantization)) is not None:
         yield replace(fault, where=asked_by)

@@ -2,136 +2,298 @@
 
 Kept for the backward pass, per padded position and block (Qwen2 and Qwen3, frozen weights, LoRA on
 every linear layer): the two norms' inputs and outputs (4 hidden), queries before and after norm and
-rotation and the attention's output (3 q), keys and values likewise (4 kv), gate, up, their
-activation and product (4 intermediate), and one rank-wide vector for every target; with dropout
-each target's own dropped input and its mask. Norms compute in float32 whatever the model is held
-in. With gradient checkpointing, one hidden vector per block and a single block in full. Checked
-against what PyTorch keeps (`tests/backends/test_kept_tensors.py`).
+rotation and the attention's output (PyTorch 3 q, MLX 4 q), keys and values likewise (4 kv), gate,
+up, their activation and product (4 intermediate; MLX also the sigmoid), and one rank-wide vector
+for every target. With dropout PyTorch keeps each target's own dropped input and its mask beside
+these; MLX keeps them in the place of the inputs. Norms compute in float32 whatever the model is
+held in. With gradient checkpointing, one hidden vector per block and a single block in full. MLX
+keeps the attention's weights as well, a square of the row's width for each head; PyTorch's
+attention does not.
+
+Checked against what PyTorch keeps (`tests/backends/test_kept_tensors.py`), and as a whole against
+the peaks of real runs (`tests/training/test_plan_accuracy.py`, `benchmarks/plan_accuracy.py`). What
+holds on a GPU under MLX follows from the same reasons and is not yet measured on Metal.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from qwen_local.backends.base import HEAD_CHUNK, HEAD_CHUNK_GPU, QUANTISED_BITS, Setup
+import numpy as np
+
+from qwen_local.backends.base import (
+    HEAD_CHUNK,
+    HEAD_CHUNK_GPU,
+    MLX_CACHE_BYTES,
+    QUANTISED_BITS,
+    Setup,
+)
+from qwen_local.backends.machine import Device, Engine
 from qwen_local.backends.quantisation import MLX_GROUP
 from qwen_local.job import LoraSpec, Quantization
 from qwen_local.models.architecture import Architecture
 
-MICRO_BATCH_TOKENS = {"cpu": 2048, "gpu": 8192}
-"""Padded positions of one forward pass where memory does not matter. A bigger product gains nothing
-on a CPU."""
-DROPOUT_BYTES = 1.6
-"""Of a dropped input beside itself: a byte of mask, and what goes with it (fitted)."""
-SMALLEST_MICRO_BATCH = 256
 USABLE = 0.9
+"""Of what there is. The rest is left for what the estimate does not know of."""
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+PUBLISHED_WIDTH = 2
+"""Bytes of a weight in the files: Qwen publishes bfloat16."""
+
+DROPOUT_BYTES = 1.6
+"""PyTorch: of a dropped input beside itself: a byte of mask, and what goes with it (fitted)."""
+
+MODULES = {"cuda": {"bitsandbytes": 115 << 20, "peft": 50 << 20}, "mlx": {"mlx_lm": 30 << 20}}
+"""What an engine imports beside its framework, with all that they import (measured on Linux)."""
+
+FIRST_STEP = {"cuda": 35 << 20, "mlx": 20 << 20}
+"""Threads, kernels, and modules that are imported when they are first used (likewise)."""
+
+GPU_CONTEXT = {"cuda": 500 << 20, "mlx": 0}
+"""What a process holds on a GPU before its first array; Metal's working set counts arrays only."""
+
+KEPT_BY_MALLOC = 0.75
+"""PyTorch on a CPU takes its arrays from the C library, which keeps freed blocks of less than
+32 MiB. The widths of one pass hardly fill the holes of another: about so much of what a pass
+allocates stays (measured with glibc; its `M_MMAP_THRESHOLD` at 128 KiB brings it to nothing)."""
+
+KEPT_BY_CUDA = 0.1
+"""The same of PyTorch's allocator on a GPU, whose blocks are cut and joined again."""
+
+SCORES_AT_ONCE = 3
+"""Squares of a head's attention weights that MLX holds beside those that it keeps: the scores, and
+the gradients of both."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Workload:
+    """What memory depends on beside the engine's setup."""
+
+    engine: Engine
+    trainable: int
+    """Adapter parameters."""
+    lengths_R: np.ndarray
+    """int [R]: positions of every row to train on, at least one row."""
+    eval_tokens: int
+    """Positions of all rows to evaluate on."""
+    supervised: float
+    """Share of the positions that is trained."""
+    batch_size: int
+    """Rows of an optimizer step."""
+    steps: int
+    libraries: int
+    """Bytes of the process before a model is loaded; on a GPU what the process takes of that."""
+    available: int
+    """Bytes of the device."""
+
+
+def library_bytes(
+    engine: Engine, device: Device, *, resident: int, imported: Collection[str]
+) -> int:
+    """`Workload.libraries`.
+
+    Args:
+        engine: which one.
+        device: where it computes.
+        resident: of this process, which has imported the framework and read the data.
+        imported: the modules of the process.
+    """
+    if device == "gpu":
+        return GPU_CONTEXT[engine]
+    to_come = sum(size for name, size in MODULES[engine].items() if name not in imported)
+    return resident + to_come + FIRST_STEP[engine]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Memory:
     """Bytes by part."""
 
+    libraries: int
+    """Of the process before a model is loaded; on a GPU what the process takes of that."""
     weights: int
+    """The frozen model."""
+    loading: int
+    """Beside the weights while they are read; gone before the first step."""
     adapter: int
-    """float32 arrays, their gradients and AdamW's two moments."""
+    """float32 arrays."""
+    optimizer: int
+    """Their gradients and AdamW's two moments, float32."""
     activations: int
-    """Of one micro-batch."""
+    """Of the largest micro-batch."""
     head: int
     """float32 logits of one chunk, and what is computed from them."""
+    cache: int
+    """Freed, and kept by the allocator."""
     available: int
     """Of the device: memory of the GPU, or of the machine."""
+    device: Device
 
     @property
     def total(self) -> int:
-        """All parts together."""
-        return self.weights + self.adapter + self.activations + self.head
+        """All parts together, at the moment at which they need most."""
+        training = self.adapter + self.optimizer + self.activations + self.head + self.cache
+        return self.libraries + self.weights + max(self.loading, training)
+
+    @property
+    def peak(self) -> int:
+        """What `peak_memory_bytes` of the run should come to.
+
+        On a GPU the engines count their arrays alone.
+        """
+        return self.total - (self.libraries + self.cache if self.device == "gpu" else 0)
 
     @property
     def fits(self) -> bool:
-        """Whether the parts together stay below what there is."""
-        return self.total < self.available
+        """Whether the parts together leave a tenth of what there is."""
+        return self.total <= USABLE * self.available
 
     def to_json(self) -> dict[str, Any]:
-        """Parts, total, and whether it fits."""
-        return {**asdict(self), "total": self.total, "fits": self.fits}
+        """Parts, total, the expected `peak_memory_bytes`, and whether it fits."""
+        return {**asdict(self), "total": self.total, "peak": self.peak, "fits": self.fits}
 
 
-def fitting_micro_batch(setup: Setup, *, trainable: int, available: int) -> int:
-    """`train.micro_batch_tokens: auto`: what the device likes best, halved until it should fit.
-
-    A tenth of the memory is left for what the estimate does not know of; below 256 positions
-    nothing is gained by going on.
-    """
-    size = MICRO_BATCH_TOKENS[setup.device]
-    while size > SMALLEST_MICRO_BATCH:
-        tried = replace(setup, micro_batch_tokens=size)
-        need = estimate_memory(tried, trainable=trainable, longest=0, available=available).total
-        if need <= USABLE * available:
-            break
-        size //= 2
-    return size
-
-
-def estimate_memory(setup: Setup, *, trainable: int, longest: int, available: int) -> Memory:
-    """The expected need of a run.
-
-    Args:
-        setup: of the engine.
-        trainable: adapter parameters.
-        longest: positions of the longest row; it is a micro-batch of its own if it must be.
-        available: bytes of the device.
-    """
-    shape, lora = setup.model.architecture, setup.lora
-    assert lora is not None
-    width = BYTES[setup.dtype]
-    block = _kept_per_position(shape, lora, width)
-    kept = shape.layers * block
-    if setup.gradient_checkpointing:
-        kept = shape.layers * shape.hidden * width + block
-    if setup.quantization == "8bit":  # bitsandbytes keeps what goes into LLM.int8(), whatever else
-        kept += shape.layers * 2 * sum(into for _, into in shape.linear_shapes().values())
-    positions = max(setup.micro_batch_tokens, longest)
-    chunk = HEAD_CHUNK_GPU if setup.device == "gpu" else HEAD_CHUNK
+def estimate_memory(setup: Setup, workload: Workload) -> Memory:
+    """The expected need of a run."""
+    shape, engine = setup.model.architecture, workload.engine
+    rows_S, width_S = micro_batch_shapes(workload, setup.micro_batch_tokens)
+    activations = int(_activations(setup, engine, rows_S, width_S).max())
+    evaluated = min(setup.micro_batch_tokens, workload.eval_tokens)
+    activations = max(activations, evaluated * _block(setup, engine))  # nothing is kept for later
+    positions = max(int((rows_S * width_S).max()), evaluated)
+    head = _head(setup, engine, math.ceil(workload.supervised * positions))
+    if engine == "mlx":  # buffers of one size are used again; another width has other sizes
+        sizes = min(workload.steps, len(width_S))
+        cache = min(MLX_CACHE_BYTES[setup.device], sizes * (activations + head))
+    elif setup.device == "gpu":
+        cache = round(KEPT_BY_CUDA * (activations + head))
+    else:  # checkpointed or not, a pass allocates the same
+        whole = shape.layers * _block(setup, engine) * int((rows_S * width_S).max())
+        cache = round(KEPT_BY_MALLOC * whole)
     return Memory(
-        weights=_weights(shape, setup.quantization, width),
-        adapter=4 * 4 * trainable,
-        activations=positions * kept,
-        head=3 * 4 * chunk * shape.vocabulary,
-        available=available,
+        libraries=workload.libraries,
+        weights=_weights(setup, engine),
+        loading=_loading(setup, engine),
+        adapter=4 * workload.trainable,
+        optimizer=3 * 4 * workload.trainable,
+        activations=activations,
+        head=head,
+        cache=cache,
+        available=workload.available,
+        device=setup.device,
     )
 
 
-def _weights(shape: Architecture, quantization: Quantization, width: int) -> int:
-    """Bytes of the frozen model, with one layer in its computing dtype where it is quantised."""
+def micro_batch_shapes(workload: Workload, budget: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows [S], width [S]) of the largest micro-batch of every width that rows of the data have.
+
+    It is that of `datasets.plan.micro_batches` in the worst order: the rows that are no longer than
+    the width, as many as the budget and an optimizer step allow.
+
+    Args:
+        workload: for its rows.
+        budget: padded positions of a micro-batch; a row that is longer is one of its own.
+    """
+    width_S, count_S = np.unique(workload.lengths_R, return_counts=True)
+    rows_S = np.minimum(np.maximum(1, budget // width_S), workload.batch_size)
+    return np.minimum(rows_S, np.cumsum(count_S)), width_S
+
+
+def _activations(
+    setup: Setup, engine: Engine, rows_S: np.ndarray, width_S: np.ndarray
+) -> np.ndarray:
+    """Bytes kept and under way in a forward and backward pass over these micro-batches [S]."""
+    shape, width = setup.model.architecture, BYTES[setup.dtype]
+    block, layers, twice = _block(setup, engine), shape.layers, setup.gradient_checkpointing
+    kept = layers * shape.hidden * width + block if twice else layers * block
+    if engine == "mlx":  # it computes ahead: gradients of a block beside the next one's
+        kept += (2 if twice else 1) * block
+        squares = SCORES_AT_ONCE + (1 if twice else layers)
+        kept_SW = squares * shape.heads * width * width_S
+        return np.asarray(rows_S * width_S * (kept + kept_SW))
+    if setup.quantization == "8bit":  # bitsandbytes keeps what goes into LLM.int8(), whatever else
+        kept += layers * 2 * sum(into for _, into in shape.linear_shapes().values())
+    return np.asarray(rows_S * width_S * kept)
+
+
+def _block(setup: Setup, engine: Engine) -> int:
+    """Bytes that a block keeps for the backward pass, for each padded position."""
+    assert setup.lora is not None
+    return _kept_per_position(setup.model.architecture, setup.lora, BYTES[setup.dtype], engine)
+
+
+def _kept_per_position(shape: Architecture, lora: LoraSpec, width: int, engine: Engine) -> int:
+    """See `_block`; attention weights are not among it."""
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    low_rank = lora.rank * len(lora.target_names)
+    everything = 4 * shape.hidden + 3 * queries + 4 * keys + 4 * shape.intermediate + low_rank
+    in_float32 = 4 * shape.hidden + low_rank
+    if engine == "mlx":
+        everything += queries + shape.intermediate
+    elif shape.model_type == "qwen3":
+        in_float32 += 2 * (queries + keys)  # its queries and keys are normalised, too
+    kept = 4 * in_float32 + width * (everything - in_float32)
+    if not lora.dropout:
+        return kept
+    linear = shape.linear_shapes()
+    dropped = sum(linear[name][1] for name in lora.target_names)
+    if engine == "cuda":
+        return kept + round((width + DROPOUT_BYTES) * dropped)
+    inputs = [("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)]
+    shared = [group[0] for group in inputs if set(group) & set(lora.target_names)]
+    return kept + (width + 1) * dropped - width * sum(linear[name][1] for name in shared)
+
+
+def _head(setup: Setup, engine: Engine, supervised: int) -> int:
+    """Bytes of the logits of a chunk and what is computed from them.
+
+    PyTorch: the logits, their exponentials and their gradient, and from the second chunk on the
+    gradient of the one before. MLX on a CPU sets out on later chunks while earlier ones are
+    computed; three of four arrays each are under way.
+    """
+    chunk = HEAD_CHUNK_GPU if setup.device == "gpu" else HEAD_CHUNK
+    chunks = supervised / chunk
+    arrays = 4.0 if chunks > 1 else 3.0
+    if engine == "mlx":
+        arrays = 4.0 * (min(3.0, max(1.0, chunks)) if setup.device == "cpu" else 1.0)
+    logits = 4 * min(chunk, supervised) * setup.model.architecture.vocabulary
+    return math.ceil(arrays * logits)
+
+
+def _loading(setup: Setup, engine: Engine) -> int:
+    """Bytes of the files that are mapped while PyTorch makes its own arrays from them.
+
+    In the dtype of the files it uses the map itself. MLX reads a tensor when it is needed, and a
+    GPU gets what is made.
+    """
+    shape = setup.model.architecture
+    if engine == "mlx" or setup.device == "gpu" or shape.stored is not None:
+        return 0
+    made = setup.quantization != "none" or BYTES[setup.dtype] != PUBLISHED_WIDTH
+    return PUBLISHED_WIDTH * shape.parameters() if made else 0
+
+
+def _weights(setup: Setup, engine: Engine) -> int:
+    """Bytes of the frozen model."""
+    shape, width = setup.model.architecture, BYTES[setup.dtype]
     linear = [math.prod(pair) for pair in shape.linear_shapes().values()]
+    # bitsandbytes multiplies by a whole layer in the computing dtype, MLX by the codes.
+    dequantised = max(linear) * width if engine == "cuda" else 0
     if shape.stored is not None and shape.stored.scheme == "affine":  # embeddings and head, too
         each = shape.stored.bits + 16 * width / shape.stored.group
-        return round(shape.parameters() * each / 8) + max(linear) * width
-    bits = QUANTISED_BITS.get(quantization) if shape.stored is None else shape.stored.bits
+        return round(shape.parameters() * each / 8)
+    bits = _bits(shape, setup.quantization)
     if bits is None:
         return shape.parameters() * width
     quantised = shape.layers * sum(linear)
     kept = (shape.parameters() - quantised) * width
     # As on MLX, with a scale and a bias of each group in the computing dtype. NF4 with double
     # quantisation has 4.127 bits (QLoRA, section 3), LLM.int8() hardly more than 8.
-    return round(quantised * (bits + 16 * width / MLX_GROUP) / 8) + kept + max(linear) * width
+    return round(quantised * (bits + 16 * width / MLX_GROUP) / 8) + kept + dequantised
 
 
-def _kept_per_position(shape: Architecture, lora: LoraSpec, width: int) -> int:
-    """Bytes that a block keeps for the backward pass, for each padded position."""
-    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    low_rank = lora.rank * len(lora.target_names)
-    everything = 4 * shape.hidden + 3 * queries + 4 * keys + 4 * shape.intermediate + low_rank
-    in_float32 = 4 * shape.hidden + low_rank
-    if shape.model_type == "qwen3":
-        in_float32 += 2 * (queries + keys)  # its queries and keys are normalised, too
-    kept = 4 * in_float32 + width * (everything - in_float32)
-    if lora.dropout:
-        linear = shape.linear_shapes()
-        dropped = sum(linear[name][1] for name in lora.target_names)
-        kept += round((width + DROPOUT_BYTES) * dropped)
-    return kept
+def _bits(shape: Architecture, quantization: Quantization) -> int | None:
+    return QUANTISED_BITS.get(quantization) if shape.stored is None else shape.stored.bits

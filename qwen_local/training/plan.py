@@ -16,13 +16,16 @@ from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import JobError, ModelError
 from qwen_local.job import Draft
 from qwen_local.models.source import ModelFiles, ModelSource, fetch, find_model
-from qwen_local.training.advice import quantization_advice
+from qwen_local.training.advice import evaluation_advice, quantization_advice
+from qwen_local.training.disk import disk_need, free_bytes
 from qwen_local.training.memory import Memory, estimate_memory
+from qwen_local.training.named_machines import named_machine
 from qwen_local.training.preparation import (
     check_length,
     check_report_to,
     data_sources,
     make_setup,
+    make_workload,
     prepare_data,
     trainable_parameters,
 )
@@ -37,6 +40,8 @@ BAR = 40
 class Plan:
     """What `plan --json` prints."""
 
+    machine: str
+    """`here`, or the name of another one."""
     job: dict[str, Any]
     backend: str
     device: str
@@ -56,6 +61,8 @@ class Plan:
     eval_every: int
     evaluation_percent: float
     """Expected share of the time that evaluation takes."""
+    evaluation_advice: str | None
+    """Where evaluation takes longer than training, what to set instead."""
     supervised_tokens: int | None
     """Of one pass over the training rows; None without a tokenizer."""
     tokens: int | None
@@ -65,9 +72,17 @@ class Plan:
     """Why there is none."""
     micro_batch_tokens: int
     """Padded positions computed at once."""
+    gradient_checkpointing: bool
+    """Whether activations are computed twice."""
+    memory_reason: str
+    """Why these two."""
     memory: Memory
     advice: str | None
     """Of `model.quantization`, None where it is well chosen."""
+    disk_bytes: int
+    """Of the run's folder at its largest."""
+    disk_free_bytes: int | None
+    """Where the folder is or will be; None of another machine."""
     output: str
     output_taken: str | None
     """Why `train` would refuse the output folder, or None."""
@@ -78,7 +93,8 @@ class Plan:
 
     def describe(self) -> str:
         """The same for a person."""
-        lines = [
+        lines = [] if self.machine == "here" else [f"machine     {self.machine}"]
+        lines += [
             f"backend     {self.backend} on the {self.device} in {self.dtype} ({self.reason})",
             f"parameters  {self.trainable_parameters:,} trainable of {self.total_parameters:,} "
             f"({self.trainable_percent:.4g} %)",
@@ -88,10 +104,9 @@ class Plan:
             f"warm-up {self.warmup_steps:,}; {self._rate()}",
             self._evaluation(),
             *self._tokens(),
-            f"memory      an estimate, without the 0.5 to 1 GB of the libraries themselves; "
-            f"{self.micro_batch_tokens:,} tokens computed at once",
+            f"memory      {self.memory_reason}",
         ]
-        for part in ("weights", "adapter", "activations", "head", "total"):
+        for part in PARTS:
             lines.append(f"  {part:<12}{getattr(self.memory, part) / 1e9:>8.2f} GB")
         lines.append(f"  of the {self.device:<5}{self.memory.available / 1e9:>8.2f} GB")
         lines.append("  it fits" if self.memory.fits else "  it does not fit")
@@ -99,6 +114,14 @@ class Plan:
             lines.append(f"  advice: {self.advice}")
         if not self.memory.fits:
             lines.append(f"\n{TOO_LARGE}\n")
+        room = ""
+        if self.disk_free_bytes is not None:
+            room = f" of the {self.disk_free_bytes / 1e9:.2f} GB that are free"
+            if self.disk_bytes > self.disk_free_bytes:
+                room += (
+                    "\n\nhint: make room, set output to a folder elsewhere, or lower train.keep\n"
+                )
+        lines.append(f"disk        up to {self.disk_bytes / 1e9:.2f} GB{room}")
         taken = f" ({self.output_taken})" if self.output_taken else ""
         lines.append(f"output      {self.output}{taken}")
         return "\n".join(lines)
@@ -124,10 +147,11 @@ class Plan:
     def _evaluation(self) -> str:
         if not self.evaluations:
             return "evaluation  none: there are no rows for it"
-        return (
-            f"evaluation  {self.evaluations} times, every {self.eval_every:,} steps: about "
+        said = (
+            f"evaluation  {self.evaluations:,} times, every {self.eval_every:,} steps: about "
             f"{self.evaluation_percent:.0f} % of the time"
         )
+        return said if self.evaluation_advice is None else f"{said}\n  {self.evaluation_advice}"
 
     def _tokens(self) -> list[str]:
         if self.histogram is None:
@@ -148,19 +172,41 @@ class Plan:
         return lines
 
 
+PARTS = (
+    "libraries",
+    "weights",
+    "loading",
+    "adapter",
+    "optimizer",
+    "activations",
+    "head",
+    "cache",
+    "total",
+)
+"""Of `Memory`, as they are shown; what `loading` takes is gone when training begins."""
+
 TOO_LARGE = (
-    "hint: set train.gradient_checkpointing=true, lower train.micro_batch_tokens or "
+    "hint: leave train.micro_batch_tokens and train.gradient_checkpointing to auto, lower "
     "data.max_length, or take a smaller model"
 )
 
 
-def make_plan(draft: Draft, *, backend: str, device: str) -> Plan:
+def make_plan(draft: Draft, *, backend: str, device: str, elsewhere: str | None = None) -> Plan:
     """Work out a job: its resolved values, counts, steps, data, and memory.
+
+    Args:
+        draft: the job.
+        backend: as `--backend`.
+        device: as `--device`.
+        elsewhere: the name of another machine that it is worked out for, or None for this one.
 
     Raises:
         InputError: whatever `train` would refuse before it loads a weight.
     """
-    machine = probe()
+    if elsewhere is None:
+        machine = probe()
+    else:
+        machine = named_machine(elsewhere, backend=backend, device=device)
     choose(machine, backend, device)  # before anything is fetched: whether it can be at all
     source = find_model(draft.model.name, draft.model.revision)
     architecture = source.architecture(download=False)
@@ -188,22 +234,22 @@ def make_plan(draft: Draft, *, backend: str, device: str) -> Plan:
             limit=job.data.limit,
             seed=job.train.seed,
         )
-        rows, eval_rows, longest = counted.train, counted.eval, job.data.max_length
+        rows, eval_rows = counted.train, counted.eval
         data = f"{job.data.train}: {rows:,} rows to train on, {eval_rows:,} to evaluate on"
     else:
         prepared = prepare_data(job, tokenizer)
         rows = len(prepared.train)
         eval_rows = 0 if prepared.eval is None else len(prepared.eval)
-        longest = int(prepared.train.lengths_R.max())
         data = prepared.report.describe()
     schedule = make_schedule(job.train, rows=rows, eval_rows=eval_rows)
     dtype, _ = resolve_dtype(machine, choice, job.model.dtype)
     model = ModelFiles(
         name=source.name, folder=Path(), commit=None, config={}, architecture=architecture
     )
-    available = machine.bytes_on(choice.device)
-    setup = make_setup(job, model, choice, dtype, trainable=trainable, available=available)
+    workload = make_workload(job, machine, choice, prepared, trainable=trainable, rows=rows)
+    fitted = make_setup(job, model, choice, dtype, workload)
     return Plan(
+        machine=elsewhere or "here",
         job=job.model_dump(mode="json"),
         backend=choice.backend,
         device=choice.device,
@@ -221,22 +267,20 @@ def make_plan(draft: Draft, *, backend: str, device: str) -> Plan:
         evaluations=schedule.evaluations,
         eval_every=schedule.eval_every,
         evaluation_percent=100 * schedule.evaluation_share,
+        evaluation_advice=evaluation_advice(job.train, schedule, rows=rows, eval_rows=eval_rows),
         supervised_tokens=None if prepared is None else prepared.train.supervised,
         tokens=None if prepared is None else prepared.train.tokens,
         histogram=None if prepared is None else prepared.report.sources[0].lengths,
         histogram_missing=missing,
-        micro_batch_tokens=setup.micro_batch_tokens,
+        micro_batch_tokens=fitted.setup.micro_batch_tokens,
+        gradient_checkpointing=fitted.setup.gradient_checkpointing,
+        memory_reason=fitted.reason,
         output=str(output),
         output_taken=taken,
-        memory=estimate_memory(
-            setup,
-            trainable=trainable,
-            longest=longest,
-            available=available,
-        ),
-        advice=quantization_advice(
-            setup, engine=choice.backend, trainable=trainable, longest=longest, available=available
-        ),
+        memory=estimate_memory(fitted.setup, workload),
+        advice=quantization_advice(fitted.setup, workload),
+        disk_bytes=disk_need(trainable, keep=job.train.keep, steps=schedule.steps),
+        disk_free_bytes=free_bytes(output) if elsewhere is None else None,
     )
 
 

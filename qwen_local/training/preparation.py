@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import sys
 
-from qwen_local.backends.base import Setup
+import numpy as np
+
+from qwen_local.backends.base import Setup, peak_resident_bytes
 from qwen_local.backends.probe import in_a_line
-from qwen_local.backends.select import Choice, DType
+from qwen_local.backends.select import Choice, DType, Machine
 from qwen_local.datasets.prepare import Prepared, prepare
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.embedded import SAMPLE_DATA, TINY_MODEL, sample_data_path
@@ -14,21 +16,58 @@ from qwen_local.errors import JobError
 from qwen_local.job import Draft, Job
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.source import ModelFiles
-from qwen_local.training.memory import fitting_micro_batch
+from qwen_local.training.fitting import Fit, fit
+from qwen_local.training.memory import Workload, library_bytes
+
+
+def make_workload(
+    job: Job,
+    machine: Machine,
+    choice: Choice,
+    prepared: Prepared | None,
+    *,
+    trainable: int,
+    rows: int,
+) -> Workload:
+    """What the memory of a run depends on beside its setup.
+
+    Args:
+        job: complete.
+        machine: where it is to run.
+        choice: engine and device there.
+        prepared: the data; None where there is no tokenizer, and every row may be as long as
+            `data.max_length` and trained throughout.
+        trainable: adapter parameters.
+        rows: to train on.
+    """
+    longest = np.full(min(rows, job.train.batch_size), job.data.max_length)
+    evaluation = None if prepared is None else prepared.eval
+    return Workload(
+        engine=choice.backend,
+        trainable=trainable,
+        lengths_R=longest if prepared is None else prepared.train.lengths_R,
+        eval_tokens=0 if evaluation is None else evaluation.tokens,
+        supervised=1.0 if prepared is None else prepared.train.supervised / prepared.train.tokens,
+        batch_size=job.train.batch_size,
+        steps=job.train.total_steps(rows),
+        libraries=library_bytes(
+            choice.backend, choice.device, resident=peak_resident_bytes(), imported=sys.modules
+        ),
+        available=machine.bytes_on(choice.device),
+    )
 
 
 def make_setup(
-    job: Job, model: ModelFiles, choice: Choice, dtype: DType, *, trainable: int, available: int
-) -> Setup:
-    """What the engine must know of a job.
+    job: Job, model: ModelFiles, choice: Choice, dtype: DType, workload: Workload
+) -> Fit:
+    """What the engine must know of a job, and why it computes as much at once as it does.
 
     Args:
         job: complete.
         model: its files; a plan has none but the architecture.
         choice: engine and device.
         dtype: of the frozen model.
-        trainable: adapter parameters.
-        available: bytes of the device.
+        workload: of the run.
     """
     setup = Setup(
         model=model,
@@ -39,12 +78,13 @@ def make_setup(
         seed=job.train.seed,
         weight_decay=job.train.weight_decay,
         max_grad_norm=job.train.max_grad_norm,
-        gradient_checkpointing=job.train.gradient_checkpointing is True,
     )
-    wanted = job.train.micro_batch_tokens
-    if wanted == "auto":
-        wanted = fitting_micro_batch(setup, trainable=trainable, available=available)
-    return replace(setup, micro_batch_tokens=wanted)
+    return fit(
+        setup,
+        workload,
+        budget=job.train.micro_batch_tokens,
+        checkpointing=job.train.gradient_checkpointing,
+    )
 
 
 def trainable_parameters(job: Job, architecture: Architecture) -> int:

@@ -64,8 +64,8 @@ def _longest(rows: Rows, most: int, positions: int) -> np.ndarray:
     """The longest rows: at most so many, and no more than fill these positions; at least one.
 
     >>> rows = Rows.from_pairs([([1] * n, [1] * n) for n in (3, 9, 4, 8)])
-    >>> _longest(rows, 3, 20).tolist(), _longest(rows, 2, 99).tolist(), _longest(rows, 3, 5).tolist()
-    ([1, 3], [1, 3], [1])
+    >>> [_longest(rows, most, fill).tolist() for most, fill in ((3, 20), (2, 99), (3, 5))]
+    [[1, 3], [1, 3], [1]]
     """
     order = np.argsort(-rows.lengths_R, kind="stable")[:most]
     fit = np.cumsum(rows.lengths_R[order]) <= positions

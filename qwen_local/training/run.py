@@ -31,14 +31,17 @@ from qwen_local.job import Draft, Job
 from qwen_local.models.fingerprint import fingerprint
 from qwen_local.models.source import fetch, find_model
 from qwen_local.signals import STOPPING, Stopped, Stops
-from qwen_local.talk import handled, talk
+from qwen_local.talk import LogFile, handled, talk
 from qwen_local.training import stopping
 from qwen_local.training.advice import quantization_advice
 from qwen_local.training.awake import keep_awake
 from qwen_local.training.checkpoints import step_name, steps_in
+from qwen_local.training.disk import check_disk, disk_need
+from qwen_local.training.forecast import Forecast, describe, forecast, how_far_off
 from qwen_local.training.health import Health
 from qwen_local.training.keeper import Keeper
 from qwen_local.training.loop import ALL_STEPS, Data, Saving, train_loop
+from qwen_local.training.memory import Memory, estimate_memory
 from qwen_local.training.metrics import Metrics, cut_metrics, read_metrics
 from qwen_local.training.preparation import (
     check_data_given,
@@ -46,6 +49,7 @@ from qwen_local.training.preparation import (
     check_report_to,
     data_sources,
     make_setup,
+    make_workload,
     prepare_data,
     trainable_parameters,
 )
@@ -145,7 +149,6 @@ def train(
         if taken_up is not None and (done := _finished(ready)) is not None:
             log.info("%s is finished already, after %d steps", ready.output, done.steps)
             return done
-        log.info("computed at once: %s tokens", f"{ready.setup.micro_batch_tokens:,}")
         engine = open_backend(ready.choice, ready.setup)
         if resume is None:
             claim_folder(ready.output, ready.job)
@@ -169,7 +172,8 @@ class _Ready:
     prepared: Prepared
     schedule: Schedule
     trainable: int
-    available: int
+    memory: Memory
+    """The planned need."""
     output: Path
     identity: Identity
     start: Standing
@@ -236,7 +240,11 @@ def _prepare(
     changed = {} if saved is None else check_same(saved.identity, identity)
     dtype, dtype_reason = resolve_dtype(machine, choice, job.model.dtype)
     available = machine.bytes_on(choice.device)
-    setup = make_setup(job, model, choice, dtype, trainable=trainable, available=available)
+    workload = make_workload(
+        job, machine, choice, prepared, trainable=trainable, rows=len(prepared.train)
+    )
+    fitted = make_setup(job, model, choice, dtype, workload)
+    setup = fitted.setup
     if before is not None and (before.backend, before.device, before.available) == (
         choice.backend,
         choice.device,
@@ -250,26 +258,28 @@ def _prepare(
     if told is not None and told.micro_batch_tokens is not None:
         budget = min(setup.micro_batch_tokens, told.micro_batch_tokens)
         setup = replace(setup, micro_batch_tokens=budget)
-    longest = int(prepared.train.lengths_R.max())
-    advice = quantization_advice(
-        setup, engine=choice.backend, trainable=trainable, longest=longest, available=available
-    )
+    advice = quantization_advice(setup, workload)
     log.info("backend: %s on the %s (%s)", choice.backend, choice.device, choice.reason)
     log.info("dtype: %s (%s)", dtype, dtype_reason)
+    said = f"{setup.micro_batch_tokens:,} tokens computed at once, as memory has shown"
+    log.info("memory: %s", fitted.reason if setup == fitted.setup else said)
     if advice is not None:
         log.info("advice: %s", advice)
+    schedule = make_schedule(
+        job.train,
+        rows=len(prepared.train),
+        eval_rows=0 if prepared.eval is None else len(prepared.eval),
+    )
+    if resumed is None:  # what a run holds already is there for the next part of it
+        check_disk(output, disk_need(trainable, keep=job.train.keep, steps=schedule.steps))
     return _Ready(
         job=job,
         choice=choice,
         setup=setup,
         prepared=prepared,
-        schedule=make_schedule(
-            job.train,
-            rows=len(prepared.train),
-            eval_rows=0 if prepared.eval is None else len(prepared.eval),
-        ),
+        schedule=schedule,
         trainable=trainable,
-        available=available,
+        memory=estimate_memory(setup, workload),
         output=output,
         identity=identity,
         start=Standing() if saved is None else saved.standing,
@@ -343,7 +353,7 @@ def _train(ready: _Ready, engine: Backend, *, quiet: bool) -> Summary:
         cut_metrics(output / METRICS, start.step, start.evaluated_step)
     with (
         Metrics(output / METRICS, _board(job, output, start.step)) as metrics,
-        Progress(schedule.steps, quiet=quiet) as progress,
+        Progress(schedule.steps, quiet=quiet, done=start.step) as progress,
         Stops(quiet=quiet) as stops,
     ):
         _note_start(ready, metrics)
@@ -351,7 +361,7 @@ def _train(ready: _Ready, engine: Backend, *, quiet: bool) -> Summary:
             backend=choice.backend,
             device=choice.device,
             dtype=setup.dtype,
-            available=ready.available,
+            available=ready.memory.available,
             micro_batch_tokens=engine.micro_batch_tokens,
             gradient_checkpointing=setup.gradient_checkpointing,
         )
@@ -360,7 +370,7 @@ def _train(ready: _Ready, engine: Backend, *, quiet: bool) -> Summary:
         )
         keeper.take_over(start)
         try:
-            rehearse(engine, data, metrics, start.step, batch_size=job.train.batch_size)
+            coming = _rehearse(ready, engine, data, metrics)
             now, because = train_loop(
                 engine,
                 data,
@@ -382,13 +392,50 @@ def _train(ready: _Ready, engine: Backend, *, quiet: bool) -> Summary:
                 log.info("the last checkpoint is that of step %d", good[0])
                 log.info("to go on: %s", resume_command(output))
             raise
-        summary = _summary(ready, now, because, engine.peak_memory_bytes())
+        peak = engine.peak_memory_bytes()
+        summary = _summary(ready, now, because, peak)
         metrics.write("end", **summary.to_json())
         if stops.signum is not None and because == stops.name:
             _say_stopped(ready, now, because)
             raise Stopped(stops.signum)
+    if coming is not None and now.step > start.step:
+        _say_how_far_off(ready, coming, now, peak)
     _say_outcome(now, because, output)
     return summary
+
+
+def _rehearse(ready: _Ready, engine: Backend, data: Data, metrics: Metrics) -> Forecast | None:
+    """Try the largest micro-batches, and say how long the run will take; None at its end."""
+    batch_size, start = ready.job.train.batch_size, ready.start
+    if start.step >= ready.schedule.steps:
+        return None
+    tried = rehearse(engine, data, metrics, start.step, batch_size=batch_size)
+    coming = forecast(
+        ready.schedule,
+        data.train,
+        data.evaluation,
+        batch_size=batch_size,
+        seed=ready.job.train.seed,
+        budget=engine.micro_batch_tokens,
+        seconds=tried.seconds,
+        tokens=tried.tokens,
+        done=start.step,
+    )
+    metrics.write(
+        "forecast",
+        step=start.step,
+        training_seconds=coming.training_seconds,
+        evaluation_seconds=coming.evaluation_seconds,
+        memory_bytes=ready.memory.peak,
+        peak_memory_bytes=tried.peak_memory_bytes,
+    )
+    log.info(
+        "time: %s; memory: %.2f GB planned, %.2f after a trial of the longest rows",
+        describe(coming),
+        ready.memory.peak / 1e9,
+        tried.peak_memory_bytes / 1e9,
+    )
+    return coming
 
 
 def _note_start(ready: _Ready, metrics: Metrics) -> None:
@@ -516,10 +563,26 @@ def _say_outcome(now: Standing, because: str, output: Path) -> None:
     log.info("next: qwen-local chat --adapter %s", shlex.quote(str(output)))
 
 
+def _say_how_far_off(ready: _Ready, coming: Forecast, now: Standing, peak: int) -> None:
+    """What was planned beside what it came to, of the steps that this process did."""
+    start = ready.start
+    training, evaluating = now.seconds - start.seconds, now.evaluation_seconds
+    done = replace(coming, steps=now.step - start.step)
+    if now.step < ready.schedule.steps and coming.evaluations:  # it stopped early
+        share = (now.step - start.step) / coming.steps
+        done = replace(done, evaluations=round(coming.evaluations * share))
+    said = how_far_off(
+        done,
+        seconds=training + evaluating - start.evaluation_seconds,
+        planned_bytes=ready.memory.peak,
+        peak_bytes=peak,
+    )
+    log.info("%s", said)
+
+
 def _log_file(path: Path, before: list[logging.LogRecord]) -> AbstractContextManager[None]:
     """What is said, and what was said before, goes to run.log with its time."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler = LogFile(path)
     for record in before:
         handler.handle(record)
     return handled(handler)

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 OURS = (
-    *("backend: ", "dtype: ", "computed at once: ", "advice: ", "trainable: ", "data: ", "steps: "),
+    *("backend: ", "dtype: ", "memory: ", "advice: ", "trainable: ", "data: ", "steps: "),
+    *("time: ", "planned "),
     *("step ", "done in ", "adapter: ", "next: "),
 )
 """How each line begins that `train` says."""

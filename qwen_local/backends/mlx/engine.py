@@ -29,6 +29,7 @@ from qwen_local.backends.base import (
     CLIP_EPSILON,
     HEAD_CHUNK,
     HEAD_CHUNK_GPU,
+    MLX_CACHE_BYTES,
     Arrays,
     Completion,
     Scores,
@@ -51,9 +52,6 @@ from qwen_local.rows import Rows
 SMALLEST_SHAPE = 32
 """Widths and counts of supervised positions are padded at least to this where the step is compiled;
 every new shape costs a compilation."""
-
-CACHE_BYTES = 2 << 30
-"""Freed buffers that MLX may keep; without a limit the footprint only grows (mlx-lm #828)."""
 
 OUT_OF_MEMORY = (
     "[malloc",  # "[malloc] Unable to allocate ...", older releases "[malloc_or_wait] ..."
@@ -84,7 +82,7 @@ class MlxBackend:
         self._gpu = setup.device == "gpu"
         few_shapes = self._gpu if few_shapes is None else few_shapes
         mx.set_default_device(mx.gpu if self._gpu else mx.cpu)
-        mx.set_cache_limit(CACHE_BYTES)
+        mx.set_cache_limit(MLX_CACHE_BYTES[setup.device])
         self._chunk = HEAD_CHUNK_GPU if self._gpu else HEAD_CHUNK
         self._few_shapes = few_shapes
         self._dtype = getattr(mx, setup.dtype)

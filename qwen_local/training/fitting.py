@@ -1,0 +1,88 @@
+"""`train.micro_batch_tokens: auto` and `train.gradient_checkpointing: auto`: what memory allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from qwen_local.backends.base import Setup
+from qwen_local.training.memory import Workload, estimate_memory
+
+FAVOURITE = {"cpu": 2048, "gpu": 8192}
+"""Padded positions of one forward pass where memory does not matter. A bigger product gains nothing
+on a CPU."""
+
+SMALLEST = 256
+"""Below it nothing is gained by going on."""
+
+TINY = 4
+"""A budget under the favourite by more than this costs more time than to compute activations
+twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What was chosen, and why."""
+
+    setup: Setup
+    reason: str
+
+
+def fit(
+    setup: Setup,
+    workload: Workload,
+    *,
+    budget: Literal["auto"] | int,
+    checkpointing: Literal["auto"] | bool,
+) -> Fit:
+    """The budget of a micro-batch, and whether activations are computed twice.
+
+    Activations are kept as long as a fair budget then fits; the budget is what the device likes
+    best, halved until it fits. Where nothing fits, the least need is chosen.
+
+    Args:
+        setup: of the engine; what it says of the two is not looked at.
+        workload: of the run.
+        budget: as the job has it.
+        checkpointing: as the job has it.
+    """
+    favourite = FAVOURITE[setup.device]
+    sizes = [budget] if budget != "auto" else _halved(favourite)
+    ways = [checkpointing] if checkpointing != "auto" else [False, True]
+
+    def tried(size: int, way: bool) -> Setup:
+        return replace(setup, micro_batch_tokens=size, gradient_checkpointing=way)
+
+    def fits(size: int, way: bool) -> bool:
+        return estimate_memory(tried(size, way), workload).fits
+
+    best = {way: next((size for size in sizes if fits(size, way)), 0) for way in ways}
+    way = ways[0] if best[ways[0]] * TINY >= favourite else max(ways, key=lambda w: best[w])
+    if not any(best.values()):
+        way = ways[-1]
+        said = "it does not fit even so"
+        return Fit(tried(sizes[-1], way), f"{_kept(way)}; {said}")
+    size = best[way]
+    if budget != "auto":
+        said = f"{size:,} tokens computed at once, as the job says"
+    elif size == favourite:
+        said = f"{size:,} tokens computed at once, the most that a {_chip(setup)} gains from"
+    else:
+        said = f"{size:,} tokens computed at once, as {2 * size:,} would not fit"
+    why = ""
+    if way and checkpointing == "auto":
+        without = f"only {best[False]:,} tokens" if best[False] else "nothing"
+        why = f", as {without} would fit otherwise"
+    return Fit(tried(size, way), f"{said}; {_kept(way)}{why}")
+
+
+def _halved(size: int) -> list[int]:
+    return [size, *_halved(size // 2)] if size > SMALLEST else [size]
+
+
+def _kept(way: bool) -> str:
+    return "activations are computed twice" if way else "activations are kept"
+
+
+def _chip(setup: Setup) -> str:
+    return setup.device.upper()
