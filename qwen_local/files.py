@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +86,10 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk: what was made, renamed or removed in it."""
+    """Bring the names in a folder to the disk: what was made, renamed or removed in it.
+
+    Of a file, its content.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
         _sync(handle)
@@ -97,6 +100,13 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def sync_tree(folder: Path) -> None:
+    """Bring everything in a folder to the disk, and the folder itself."""
+    for path in folder.rglob("*"):
+        sync_folder(path)
+    sync_folder(folder)
+
+
 def _sync(file: int) -> None:
     """Through the drive's own cache too, where the system has a call for that (macOS)."""
     if hasattr(fcntl, "F_FULLFSYNC"):
@@ -105,12 +115,25 @@ def _sync(file: int) -> None:
         os.fsync(file)
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Put a file in the place of another, or of none: whatever happens, one of them is there."""
+    new = path.with_name(f".new-{path.name}")
+    new.unlink(missing_ok=True)
+    try:
+        write_durably(new, content)
+        new.replace(path)
+    finally:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
 @contextmanager
 def room_for(path: Path, needed: int) -> Iterator[None]:
     """Turns a full disk into the error that says what is needed.
 
     Args:
-        path: what is being written, in a folder that exists.
+        path: what is being written.
         needed: bytes.
 
     Raises:
@@ -121,7 +144,8 @@ def room_for(path: Path, needed: int) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        raise DiskFullError(path, needed, shutil.disk_usage(path.parent).free) from error
+        there = next(folder for folder in path.absolute().parents if folder.exists())
+        raise DiskFullError(path, needed, shutil.disk_usage(there).free) from error
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -163,10 +187,18 @@ def arrays_of(content: bytes) -> dict[str, np.ndarray]:
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Put the finished folder `new` in the place of `target`; both lie beside each other."""
+    """Put the finished folder `new` in the place of `target`; both lie beside each other.
+
+    Where it fails, the target is what it was. Between the two renames there is for an instant none.
+    """
     old = target.with_name(f".old-{target.name}")
     shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.replace(old)
-    new.replace(target)
+    try:
+        if target.exists():
+            target.replace(old)
+        new.replace(target)
+    finally:
+        if old.exists() and not target.exists():
+            old.replace(target)
+    sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -419,6 +419,11 @@ class Draft:
         """Whether the user set this dotted key, in the file or on the command line."""
         return any(key in layer.settings for layer in self.layers)
 
+    def where(self, key: str) -> str:
+        """Where a dotted key is set, as `job.yaml:3: lora.rank`; the key itself where it is not."""
+        found = [layer.settings[key].where for layer in self.layers if key in layer.settings]
+        return found[-1] if found else key
+
     def complete(self, parameters: int) -> Job:
         """The job for a model with this many parameters."""
         preset = choose(self.preset, parameters)

@@ -17,7 +17,7 @@ from qwen_local.adapters.lora import Adapter, Origin, lora_shapes
 from qwen_local.adapters.mlx_layout import to_peft, write_mlx
 from qwen_local.adapters.peft_layout import write_peft
 from qwen_local.errors import Fault, ModelError
-from qwen_local.files import read_arrays, replace_folder, write_json
+from qwen_local.files import read_arrays, replace_folder, sync_tree, write_json
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.source import ModelSource, find_model
 
@@ -40,6 +40,7 @@ def save_adapter(adapter: Adapter, folder: Path) -> None:
             (new / layout).mkdir(parents=True)
             write(adapter, new / layout)
             write_json(new / layout / ORIGIN, asdict(adapter.origin))
+        sync_tree(new)
         replace_folder(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)

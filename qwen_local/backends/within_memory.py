@@ -77,7 +77,8 @@ class Budget:
                 raise
             raise OutOfMemoryError(
                 "out of memory in the update itself, after its gradient was computed\n\n"
-                "hint: lower lora.rank or train.micro_batch_tokens, and go on with --resume"
+                "hint: free memory of the device and go on with --resume; or begin another run "
+                "with a lower lora.rank"
             ) from error
 
     def _halve(self, rows: Rows, *, begun: int) -> None:

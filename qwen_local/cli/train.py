@@ -74,6 +74,10 @@ def train(
 
         job = own_job(resume)
     draft = read_draft(job, sets=sets, preset=preset, flags=flags)
+    if dry_run and resume is not None:
+        from qwen_local.training.resume import find_run
+
+        find_run(draft, resume)  # says where there is none
     if dry_run:
         from qwen_local.cli.plan import print_plan
 

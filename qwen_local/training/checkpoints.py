@@ -17,15 +17,17 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from qwen_local.files import json_bytes, room_for, sync_folder, write_durably
 
 log = logging.getLogger("qwen_local")
+
+T = TypeVar("T")
 
 COMPLETE = "COMPLETE.json"
 SCHEMA = 1
@@ -61,7 +63,8 @@ def steps_in(root: Path) -> list[int]:
     if not root.is_dir():
         return []
     found = (STEP.fullmatch(path.name) for path in root.iterdir() if _is_folder(path))
-    return sorted((int(match[1]) for match in found if match), reverse=True)
+    steps = (int(match[1]) for match in found if match and step_name(int(match[1])) == match[0])
+    return sorted(steps, reverse=True)
 
 
 def save(root: Path, step: int, files: Mapping[str, bytes]) -> Path:
@@ -152,10 +155,16 @@ def recover(root: Path) -> None:
                 _remove_quietly(left)
 
 
-def newest(root: Path) -> tuple[int, dict[str, bytes], list[Damage]] | None:
-    """The newest checkpoint that verifies: (step, files, the newer ones that do not).
+def newest(
+    root: Path, decode: Callable[[dict[str, bytes]], T]
+) -> tuple[int, T, list[Damage]] | None:
+    """The newest good checkpoint: (step, content, the newer ones that are not good).
 
     None where there is none at all.
+
+    Args:
+        root: the folder of all checkpoints.
+        decode: from files to content; raises DamagedError where they are none.
 
     Raises:
         DamagedError: there are checkpoints, and not one is good; it names each.
@@ -164,7 +173,7 @@ def newest(root: Path) -> tuple[int, dict[str, bytes], list[Damage]] | None:
     for step in steps_in(root):
         folder = root / step_name(step)
         try:
-            return step, read(folder), damages
+            return step, decode(read(folder)), damages
         except DamagedError as error:
             damages.append(Damage(folder, str(error)))
     if damages:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from qwen_local.adapters.lora import Adapter
 from qwen_local.adapters.store import save_adapter
@@ -13,8 +16,9 @@ from qwen_local.backends.base import Arrays, Backend
 from qwen_local.files import room_for
 from qwen_local.training import checkpoints
 from qwen_local.training.checkpoints import DamagedError, step_name
+from qwen_local.training.loop import CALMER, DivergedError
 from qwen_local.training.metrics import Metrics
-from qwen_local.training.resume import CHECKPOINTS
+from qwen_local.training.run_directory import CHECKPOINTS
 from qwen_local.training.standing import Execution, Identity, Saved, Standing, from_files, to_files
 
 log = logging.getLogger("qwen_local")
@@ -59,6 +63,15 @@ class Keeper:
         """
         self._metrics.sync()  # never a checkpoint whose steps could be missing there
         state = self._backend.state()
+        if not all(
+            np.isfinite(array).all()
+            for arrays in (state.adapter, state.exp_avg, state.exp_avg_sq)
+            for array in arrays.values()
+        ):
+            raise DivergedError(
+                f"step {now.step}: the adapter or AdamW's moments are not finite; they were not "
+                f"saved\n\n{CALMER}"
+            )
         execution = replace(self._execution, micro_batch_tokens=self._backend.micro_batch_tokens)
         saved = Saved(state=state, standing=now, identity=self._identity, execution=execution)
         adapter = self._adapter(state.adapter)
@@ -83,19 +96,23 @@ class Keeper:
     def take_over(self, now: Standing) -> None:
         """Before going on from a checkpoint: `adapter/` is the best that it knows, once again.
 
-        A run may have died between the checkpoint and the adapter, or before older ones went.
+        A run may have died between the checkpoint and the adapter, or before older ones went; or
+        it goes back behind its best.
         """
+        adapter = self._output / "adapter"
+        if not now.best_step and adapter.exists():
+            log.info("%s was that of a later step, and is removed", adapter)
+            shutil.rmtree(adapter)
         if now.best_step:
             folder = self._root / step_name(now.best_step)
             try:
                 best = from_files(checkpoints.read(folder)).state.adapter
             except DamagedError as error:
                 log.info(
-                    "warning: the checkpoint of the best step, %d, is damaged (%s); %s stays as "
-                    "it is",
+                    "warning: the checkpoint of the best step, %d, is damaged (%s); %s",
                     now.best_step,
                     error,
-                    self._output / "adapter",
+                    f"{adapter} stays as it is" if adapter.exists() else "its adapter is lost",
                 )
             else:
                 self.export(self._adapter(best), now.best_step)

@@ -28,10 +28,10 @@ from qwen_local.training.standing import Standing
 log = logging.getLogger("qwen_local")
 
 ALL_STEPS = "all steps done"
-CALMER = "hint: lower train.learning_rate, or train in float32 (model.dtype)"
+CALMER = "hint: begin another run with a lower train.learning_rate, or in float32 (model.dtype)"
 SMALLER = (
-    "hint: set train.gradient_checkpointing=true, lower data.max_length, take "
-    "model.quantization=4bit, or a smaller model"
+    "hint: set train.gradient_checkpointing=true, with which this run can be resumed; or begin "
+    "another with a lower data.max_length, model.quantization=4bit or a smaller model"
 )
 SAVE_SECONDS = 600.0
 """`train.save_every: auto`: the most work that a power cut may cost."""
@@ -160,7 +160,7 @@ def train_loop(
         if not math.isfinite(loss):
             raise DivergedError(
                 f"step {now.step}: evaluation loss {loss:g} is not finite; the adapter was not "
-                f"kept\n\n{_blamed(scores.nll_R, data.eval_places)}{CALMER}"
+                f"kept\n\n{_blamed(scores.nll_R.tolist(), data.eval_places)}{CALMER}"
             )
         progress.evaluated(now.step, loss)
         warn(health.evaluated(now.step, loss))
@@ -214,7 +214,7 @@ def train_loop(
             raise DivergedError(
                 f"step {step}: loss {loss:g} and gradient norm {result.grad_norm:g} are not both "
                 "finite; the adapter was not updated\n\n"
-                f"{_blamed(backend.score(rows).nll_R, places)}{CALMER}"
+                f"{_blamed(_losses(backend, rows), places)}{CALMER}"
             )
         now = replace(
             now,
@@ -279,11 +279,23 @@ def _save_is_due(every: Literal["auto"] | int, now: Standing, saved_at: float) -
     return now.step % every == 0
 
 
-def _blamed(nll_R: np.ndarray, places: Sequence[str]) -> str:
-    """Which rows are to blame, by their scores without dropout."""
-    bad = [place for place, nll in zip(places, nll_R, strict=True) if not math.isfinite(nll)]
+def _losses(backend: Backend, rows: Rows) -> list[float]:
+    """The loss of each row; none that is not finite where memory does not hold them."""
+    try:
+        losses: list[float] = backend.score(rows).nll_R.tolist()
+    except RowTooLargeError:
+        return [0.0] * len(rows)
+    return losses
+
+
+def _blamed(losses: Sequence[float], places: Sequence[str]) -> str:
+    """Which rows are to blame, by their losses without dropout."""
+    bad = [place for place, loss in zip(places, losses, strict=True) if not math.isfinite(loss)]
     said = "rows whose own loss is not finite:"
     if not bad:
-        bad, said = list(places), "each row alone has a finite loss; the rows of the step are"
+        bad, said = (
+            list(places),
+            "no row has a loss that is not finite by itself; the rows of the step are",
+        )
     more = f" and {len(bad) - ROWS_NAMED:,} more" if len(bad) > ROWS_NAMED else ""
     return f"{said} {', '.join(bad[:ROWS_NAMED])}{more}\n\n"

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from qwen_local.training.tensorboard import TensorBoard
 
 
+METRICS = "metrics.jsonl"
+
+
 class Metrics:
     """Appends events to a file, each a whole line at once; closes it at the end of a `with`.
 
@@ -74,24 +77,30 @@ def read_metrics(path: Path, event: str | None = None) -> Iterator[dict[str, Any
             yield fields
 
 
-def cut_metrics(path: Path, step: int, evaluated: int | None) -> None:
+def cut_metrics(path: Path, step: int, evaluated: int | None) -> int:
     """Cut off what came after a step: the run goes on from there and writes it again.
 
     Args:
         path: the file.
-        step: optimizer steps done.
+        step: optimizer steps done; -1 keeps nothing at all.
         evaluated: the step of the last evaluation that is to stay, None for none.
+
+    Returns:
+        The last step whose training is still told: fewer than `step` where a line is damaged.
     """
-    end = 0
+    end = told = 0
     for place, fields in _events(path):
         done = fields.get("steps" if fields["event"] == "end" else "step", 0)
         again = fields["event"] == "eval" and (evaluated is None or done > evaluated)
         if done > step or again:
             break
         end = place
+        if fields["event"] == "train":
+            told = done
     with path.open("r+b") as file:
         file.truncate(end)
         os.fsync(file.fileno())
+    return told
 
 
 def _events(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -106,8 +106,8 @@ class Plan:
             *self._tokens(),
             f"memory      {self.memory_reason}",
         ]
-        for part in PARTS:
-            lines.append(f"  {part:<12}{getattr(self.memory, part) / 1e9:>8.2f} GB")
+        sizes = {part: getattr(self.memory, part) for part in PARTS}
+        lines += [f"  {part:<12}{size / 1e9:>8.2f} GB" for part, size in sizes.items() if size]
         lines.append(f"  of the {self.device:<5}{self.memory.available / 1e9:>8.2f} GB")
         lines.append("  it fits" if self.memory.fits else "  it does not fit")
         if self.advice is not None:
@@ -183,7 +183,7 @@ PARTS = (
     "cache",
     "total",
 )
-"""Of `Memory`, as they are shown; what `loading` takes is gone when training begins."""
+"""Of `Memory`, as they are shown. What `loading` takes is gone when training begins."""
 
 TOO_LARGE = (
     "hint: leave train.micro_batch_tokens and train.gradient_checkpointing to auto, lower "

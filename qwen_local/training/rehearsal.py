@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,25 +13,22 @@ from qwen_local.rows import Rows
 from qwen_local.training.loop import Data, budget_told, rows_named
 from qwen_local.training.metrics import Metrics
 
-MICRO_BATCHES = 2
-"""Full ones that are tried; the first step has what goes beyond."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rehearsal:
     """What the largest micro-batches took."""
 
     seconds: float
-    """Of a second pass: the first also makes what is made once."""
+    """Of the largest micro-batch, the second time: the first also makes what is made once."""
     tokens: int
-    """Input positions of it."""
+    """Positions of it, padding among them."""
     peak_memory_bytes: int
 
 
 def rehearse(
     backend: Backend, data: Data, metrics: Metrics, step: int, *, batch_size: int
 ) -> Rehearsal:
-    """Forward and backward of the longest rows, and a score of the longest to evaluate on.
+    """Forward and backward of the longest rows and of the largest micro-batch; a score likewise.
 
     Nothing is updated. Where memory runs out the engine's budget is halved, as in a step.
 
@@ -44,29 +42,45 @@ def rehearse(
     Raises:
         OutOfMemoryError: memory does not hold the longest row.
     """
-    longest = _longest(data.train, batch_size, MICRO_BATCHES * backend.micro_batch_tokens)
-    rows, places = data.train.take(longest), [data.train_places[i] for i in longest]
-    with budget_told(backend, metrics, step), rows_named(places):
-        backend.rehearse(rows)
-        began = time.monotonic()
-        backend.rehearse(rows)
-        took = time.monotonic() - began
-    tokens = rows.tokens
+
+    def tried(rows: Rows, places: Sequence[str], most: int, work: Callable[[Rows], object]) -> int:
+        with budget_told(backend, metrics, step):
+            for chosen in (_first, _largest):
+                indices = chosen(rows.lengths_R, most, backend.micro_batch_tokens)
+                with rows_named([places[i] for i in indices]):
+                    work(rows.take(indices))
+        return len(indices) * int(rows.lengths_R[indices].max())
+
+    tokens = tried(data.train, data.train_places, batch_size, backend.rehearse)
+    indices = _largest(data.train.lengths_R, batch_size, backend.micro_batch_tokens)
+    began = time.monotonic()
+    backend.rehearse(data.train.take(indices))
+    took = time.monotonic() - began
     if data.evaluation is not None:
-        longest = _longest(data.evaluation, len(data.evaluation), backend.micro_batch_tokens)
-        rows, places = data.evaluation.take(longest), [data.eval_places[i] for i in longest]
-        with budget_told(backend, metrics, step), rows_named(places):
-            backend.score(rows)
+        tried(data.evaluation, data.eval_places, len(data.evaluation), backend.score)
     return Rehearsal(seconds=took, tokens=tokens, peak_memory_bytes=backend.peak_memory_bytes())
 
 
-def _longest(rows: Rows, most: int, positions: int) -> np.ndarray:
-    """The longest rows: at most so many, and no more than fill these positions; at least one.
+def _first(lengths_R: np.ndarray, most: int, budget: int) -> np.ndarray:
+    """The micro-batch of the longest row: rows that fill the budget beside it.
 
-    >>> rows = Rows.from_pairs([([1] * n, [1] * n) for n in (3, 9, 4, 8)])
-    >>> [_longest(rows, most, fill).tolist() for most, fill in ((3, 20), (2, 99), (3, 5))]
-    [[1, 3], [1, 3], [1]]
+    >>> _first(np.array([3, 9, 4, 8]), 3, 20).tolist(), _first(np.array([3, 9]), 3, 5).tolist()
+    ([1, 3], [1])
     """
-    order = np.argsort(-rows.lengths_R, kind="stable")[:most]
-    fit = np.cumsum(rows.lengths_R[order]) <= positions
-    return order[: max(1, int(fit.sum()))]
+    order = np.argsort(-lengths_R, kind="stable")[:most]
+    return order[: max(1, budget // int(lengths_R[order[0]]))]
+
+
+def _largest(lengths_R: np.ndarray, most: int, budget: int) -> np.ndarray:
+    """The micro-batch with the most positions, padding among them, that any rows could make.
+
+    >>> _largest(np.array([1100, 1000, 990, 5]), 3, 2048).tolist()
+    [1, 2]
+    """
+    order = np.argsort(-lengths_R, kind="stable")
+    best = order[:1]
+    for count in range(2, min(most, len(order), budget // int(lengths_R.min())) + 1):
+        rows = order[lengths_R[order] <= budget // count][:count]
+        if len(rows) and len(rows) * lengths_R[rows[0]] > len(best) * lengths_R[best[0]]:
+            best = rows
+    return best

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,16 +15,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from qwen_local.errors import CheckpointError, Fault, JobError
+from qwen_local.files import sync_folder
 from qwen_local.job import Draft, Job
 from qwen_local.job_file import FILE, show
 from qwen_local.training import checkpoints
 from qwen_local.training.checkpoints import STEP, Damage, DamagedError, step_name
-from qwen_local.training.run_directory import newest_output
+from qwen_local.training.run_directory import CHECKPOINTS, JOB, newest_output
 from qwen_local.training.standing import Identity, Saved, from_files
 
 log = logging.getLogger("qwen_local")
 
-CHECKPOINTS = "checkpoints"
 BY_CONTENT = {"model.name", "model.revision", "data.train", "data.eval"}
 """Keys that name what may lie elsewhere on another machine: the content is compared instead."""
 FREE = {
@@ -40,6 +41,7 @@ FREE = {
     "train.gradient_checkpointing",
 }
 """Keys that may change when a run goes on."""
+NUMBER = re.compile("[0-9]{1,9}")
 OTHERWISE = "for another job begin another run, without --resume and with another --output"
 
 
@@ -73,11 +75,8 @@ def find_run(draft: Draft, resume: str) -> Run:
     Raises:
         JobError: there is no such run or checkpoint.
     """
-    place = _expanded(resume)
-    if resume and STEP.fullmatch(place.name) and place.parent.name == CHECKPOINTS:
-        return _of_this_job(draft, _existing(place.absolute().parent.parent, place), place.name)
-    if resume and (place / "job.yaml").exists():
-        return _of_this_job(draft, place, None)
+    if (found := named(resume)) is not None:
+        return _of_this_job(draft, *found)
     given = draft.job.output
     folder = newest_output(draft.job.model.name) if given is None else _expanded(given)
     if resume and (folder is None or not _names_a_step(resume)):
@@ -86,19 +85,33 @@ def find_run(draft: Draft, resume: str) -> Run:
     if folder is None:
         problem = f"there is no run of {draft.job.model.name} in runs/"
         raise JobError.at("--resume", problem, "pass --output, or --resume=RUN")
-    if not (folder / "job.yaml").exists():
+    if not _is_run(folder):
         problem = f"there is no run in {folder}"
         raise JobError.at("--resume", problem, "leave --resume out to begin one")
-    return Run(folder, _step(folder, step_name(int(resume)) if resume.isdigit() else resume))
+    return Run(
+        folder, _step(folder, step_name(int(resume)) if NUMBER.fullmatch(resume) else resume)
+    )
+
+
+def named(resume: str) -> tuple[Path, str] | None:
+    """(the run, the name of a checkpoint of it or "") of a path; None where it leads to no run."""
+    if not resume:
+        return None
+    place = _expanded(resume)
+    if _is_run(place):
+        return place, ""
+    whole = place.absolute()
+    if STEP.fullmatch(whole.name) and whole.parent.name == CHECKPOINTS:
+        folder = whole.parent.parent
+        if _is_run(folder):
+            return folder if place.is_absolute() else Path(os.path.relpath(folder)), whole.name
+    return None
 
 
 def own_job(resume: str) -> Path | None:
     """The job.yaml of the run that `--resume=PATH` names, None where it names no run."""
-    place = _expanded(resume)
-    for folder in (place, place.absolute().parent.parent):
-        if resume and (folder / "job.yaml").exists():
-            return folder / "job.yaml"
-    return None
+    found = named(resume)
+    return None if found is None else found[0] / JOB
 
 
 def take_up(run: Run) -> TakenUp | None:
@@ -114,13 +127,12 @@ def take_up(run: Run) -> TakenUp | None:
     damages: list[Damage] = []
     try:
         if run.step is not None:
-            step, files = run.step, checkpoints.read(root / step_name(run.step))
+            step, saved = run.step, from_files(checkpoints.read(root / step_name(run.step)))
         else:
-            found = checkpoints.newest(root)
+            found = checkpoints.newest(root, from_files)
             if found is None:
                 return None
-            step, files, damages = found
-        saved = from_files(files)
+            step, saved, damages = found
     except DamagedError as error:
         raise CheckpointError(
             f"{root}: no checkpoint can be taken: {error}\n\n"
@@ -141,6 +153,7 @@ def leave_behind(run: Run, taken_up: TakenUp) -> None:
     for step in checkpoints.steps_in(root):
         if step > taken_up.saved.standing.step:
             checkpoints.discard(root, step)
+    sync_folder(root)  # before metrics.jsonl is cut: one that came back would lack its steps there
 
 
 def resume_command(folder: Path) -> str:
@@ -154,17 +167,28 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tupl
     return {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
 
 
-def check_same(before: Identity, now: Identity) -> dict[str, tuple[Any, Any]]:
+def check_same(draft: Draft, before: Identity, now: Identity) -> dict[str, tuple[Any, Any]]:
     """What has changed and may: (before, now) by key.
+
+    Args:
+        draft: what the user wrote, for the places of it.
+        before: what the run was begun as.
+        now: what it would be gone on with as.
 
     Raises:
         JobError: every change that makes it another run, by name.
     """
     differing = changes(_with_defaults(before.job), now.job)
+    others = [key for key in differing if key not in FREE | BY_CONTENT]
+    # Of what follows from another key, as alpha from the rank, only that key is told.
     faults = [
-        Fault(key, f"this run was begun with {_shown(was)}; found {_shown(now_is)}", OTHERWISE)
-        for key, (was, now_is) in differing.items()
-        if key not in FREE | BY_CONTENT
+        Fault(
+            draft.where(key),
+            f"this run was begun with {_shown(differing[key][0])}; "
+            f"found {_shown(differing[key][1])}",
+            OTHERWISE,
+        )
+        for key in [key for key in others if draft.sets(key)] or others
     ]
     if before.base != now.base:
         problem = f"{now.job['model']['name']} is not the base model that this run was begun with"
@@ -201,26 +225,19 @@ def _data_faults(before: Identity, now: Identity, *, explained: bool) -> Iterato
             yield Fault(key, problem, hint)
 
 
-def _of_this_job(draft: Draft, folder: Path, name: str | None) -> Run:
+def _of_this_job(draft: Draft, folder: Path, name: str) -> Run:
     """The run, unless the user names another output for it."""
     given = [layer.settings["output"] for layer in draft.layers if "output" in layer.settings]
     if given and (setting := given[-1]).value is not None:
-        own = setting.order.source == FILE and setting.where.startswith(f"{folder / 'job.yaml'}:")
+        own = setting.order.source == FILE and setting.where.startswith(f"{folder / JOB}:")
         if not own and _expanded(str(setting.value)).absolute() != folder.absolute():
             problem = f"{setting.value} is not the run that --resume names, {folder}"
             raise JobError.at(setting.where, problem, "leave one of the two out")
-    return Run(folder, _step(folder, name or ""))
+    return Run(folder, _step(folder, name))
 
 
-def _existing(folder: Path, asked: Path) -> Path:
-    if not (folder / "job.yaml").exists():
-        raise JobError.at(
-            "--resume", f"{asked} is not in a run", "name one in a run's checkpoints/"
-        )
-    try:
-        return folder.relative_to(Path.cwd())
-    except ValueError:
-        return folder
+def _is_run(folder: Path) -> bool:
+    return os.path.exists(folder / JOB)  # noqa: PTH110 - Path raises for a name that is too long
 
 
 def _expanded(path: str) -> Path:
@@ -228,7 +245,7 @@ def _expanded(path: str) -> Path:
 
 
 def _names_a_step(text: str) -> bool:
-    return text.isdigit() or STEP.fullmatch(text) is not None
+    return bool(NUMBER.fullmatch(text) or STEP.fullmatch(text))
 
 
 def _step(folder: Path, name: str) -> int | None:

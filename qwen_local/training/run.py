@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_local.adapters.lora import Adapter, Origin
+from qwen_local.adapters.store import PEFT_WEIGHTS
 from qwen_local.backends.base import Arrays, Backend, Setup
 from qwen_local.backends.quantisation import check_quantization, choose_for
 from qwen_local.backends.select import (
@@ -25,8 +26,8 @@ from qwen_local.backends.select import (
 from qwen_local.datasets.prepare import Prepared
 from qwen_local.datasets.sources import locate
 from qwen_local.datasets.tokenizer import ChatTokenizer
-from qwen_local.errors import BackendError, QwenLocalError
-from qwen_local.files import write_json
+from qwen_local.errors import BackendError, DiskFullError, QwenLocalError
+from qwen_local.files import json_bytes, replace_file, room_for
 from qwen_local.job import Draft, Job
 from qwen_local.models.fingerprint import fingerprint
 from qwen_local.models.source import fetch, find_model
@@ -36,13 +37,13 @@ from qwen_local.training import stopping
 from qwen_local.training.advice import quantization_advice
 from qwen_local.training.awake import keep_awake
 from qwen_local.training.checkpoints import step_name, steps_in
-from qwen_local.training.disk import check_disk, disk_need
+from qwen_local.training.disk import LITTLE, check_disk, disk_need
 from qwen_local.training.forecast import Forecast, describe, forecast, how_far_off
 from qwen_local.training.health import Health
 from qwen_local.training.keeper import Keeper
 from qwen_local.training.loop import ALL_STEPS, Data, Saving, train_loop
 from qwen_local.training.memory import Memory, estimate_memory
-from qwen_local.training.metrics import Metrics, cut_metrics, read_metrics
+from qwen_local.training.metrics import METRICS, Metrics, cut_metrics, read_metrics
 from qwen_local.training.preparation import (
     check_data_given,
     check_length,
@@ -56,7 +57,6 @@ from qwen_local.training.preparation import (
 from qwen_local.training.progress import Progress
 from qwen_local.training.rehearsal import rehearse
 from qwen_local.training.resume import (
-    CHECKPOINTS,
     TakenUp,
     check_same,
     find_run,
@@ -65,10 +65,13 @@ from qwen_local.training.resume import (
     take_up,
 )
 from qwen_local.training.run_directory import (
+    CHECKPOINTS,
+    JOB,
     check_free,
     claim_folder,
     environment,
     locked,
+    make_folder,
     run_folder,
 )
 from qwen_local.training.schedule import Schedule, make_schedule
@@ -79,8 +82,6 @@ if TYPE_CHECKING:
     from qwen_local.training.tensorboard import TensorBoard
 
 log = logging.getLogger("qwen_local")
-
-METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,14 +151,16 @@ def train(
             log.info("%s is finished already, after %d steps", ready.output, done.steps)
             return done
         engine = open_backend(ready.choice, ready.setup)
-        if resume is None:
-            claim_folder(ready.output, ready.job)
-            stack.enter_context(locked(ready.output))
-        elif taken_up is not None:
-            engine.load_state(taken_up.saved.state)
-            leave_behind(run, taken_up)
-        _describe(ready, machine, resumed=resume is not None)
-        stack.enter_context(_log_file(ready.output / "run.log", said.buffer))
+        with room_for(ready.output / JOB, LITTLE):
+            if resume is None:
+                make_folder(ready.output)
+                stack.enter_context(locked(ready.output))
+                claim_folder(ready.output, ready.job)
+            elif taken_up is not None:
+                engine.load_state(taken_up.saved.state)
+                leave_behind(run, taken_up)
+            _describe(ready, machine)
+            stack.enter_context(_log_file(ready.output / "run.log", said.buffer))
         stack.enter_context(keep_awake(machine.system))
         return _train(ready, engine, quiet=quiet)
 
@@ -237,7 +240,7 @@ def _prepare(
         base=fingerprint(model.folder),
         base_commit=model.commit,
     )
-    changed = {} if saved is None else check_same(saved.identity, identity)
+    changed = {} if saved is None else check_same(draft, saved.identity, identity)
     dtype, dtype_reason = resolve_dtype(machine, choice, job.model.dtype)
     available = machine.bytes_on(choice.device)
     workload = make_workload(
@@ -303,8 +306,8 @@ def _finished(ready: _Ready) -> Summary | None:
     done = start.step >= ready.schedule.steps or (
         spec is not None and stopping.exhausted(start.patience, spec)
     )
-    metrics = ready.output / METRICS
-    if not done or not metrics.exists():
+    metrics, adapter = ready.output / METRICS, ready.output / "adapter"
+    if not done or not metrics.exists() or not (adapter / "peft" / PEFT_WEIGHTS).exists():
         return None
     *_, last = [{}, *read_metrics(metrics)]
     names = {field.name for field in fields(Summary)}
@@ -312,20 +315,15 @@ def _finished(ready: _Ready) -> Summary | None:
         return None
     if last["stopped_because"] in [signum.name for signum in STOPPING]:
         return None  # of what is left, the evaluation of the last step at least
-    return Summary(**last)
+    return replace(Summary(**last), run=str(ready.output), adapter=str(adapter))
 
 
-def _describe(ready: _Ready, machine: Machine, *, resumed: bool) -> None:
+def _describe(ready: _Ready, machine: Machine) -> None:
     """Write the files that say what is run, on what."""
-    write_json(
-        ready.output / "environment.json",
-        environment(machine, ready.choice, ready.setup, ready.setup.model.commit),
-    )
-    write_json(ready.output / "data.json", ready.prepared.report.to_json())
-    if resumed:
-        new = ready.output / ".new-job.yaml"
-        new.write_text(ready.job.to_yaml(), encoding="utf-8")
-        new.replace(ready.output / "job.yaml")
+    found = environment(machine, ready.choice, ready.setup, ready.setup.model.commit)
+    replace_file(ready.output / "environment.json", json_bytes(found))
+    replace_file(ready.output / "data.json", json_bytes(ready.prepared.report.to_json()))
+    replace_file(ready.output / JOB, ready.job.to_yaml().encode())  # as it is gone on with
 
 
 def _train(ready: _Ready, engine: Backend, *, quiet: bool) -> Summary:
@@ -350,7 +348,15 @@ def _train(ready: _Ready, engine: Backend, *, quiet: bool) -> Summary:
         eval_places=prepared.eval_places,
     )
     if (output / METRICS).exists():
-        cut_metrics(output / METRICS, start.step, start.evaluated_step)
+        until = -1 if ready.taken_up is None else start.step
+        told = cut_metrics(output / METRICS, until, start.evaluated_step)
+        if told < start.step:
+            log.info(
+                "warning: %s is damaged: of the steps %d to %d nothing is told any more",
+                output / METRICS,
+                told + 1,
+                start.step,
+            )
     with (
         Metrics(output / METRICS, _board(job, output, start.step)) as metrics,
         Progress(schedule.steps, quiet=quiet, done=start.step) as progress,
@@ -390,6 +396,7 @@ def _train(ready: _Ready, engine: Backend, *, quiet: bool) -> Summary:
                 metrics.write("failed", error=str(error).partition("\n")[0])
             if good := steps_in(output / CHECKPOINTS):
                 log.info("the last checkpoint is that of step %d", good[0])
+            if good and isinstance(error, OSError | DiskFullError | Stopped):
                 log.info("to go on: %s", resume_command(output))
             raise
         peak = engine.peak_memory_bytes()
@@ -440,7 +447,9 @@ def _rehearse(ready: _Ready, engine: Backend, data: Data, metrics: Metrics) -> F
 
 def _note_start(ready: _Ready, metrics: Metrics) -> None:
     """The event that a run, or a part of it, begins with."""
+    told = supervised()
     how = {
+        "died_of": None if told is None else told.died_of,
         "backend": ready.choice.backend,
         "device": ready.choice.device,
         "dtype": ready.setup.dtype,
@@ -455,15 +464,8 @@ def _note_start(ready: _Ready, metrics: Metrics) -> None:
             trainable_parameters=ready.trainable,
         )
         return
-    told = supervised()
-    died_of = None if told is None else told.died_of
     metrics.write(
-        "resume",
-        step=ready.start.step,
-        **how,
-        changed=ready.changed,
-        lost=ready.taken_up.lost,
-        died_of=died_of,
+        "resume", step=ready.start.step, **how, changed=ready.changed, lost=ready.taken_up.lost
     )
 
 

@@ -21,12 +21,12 @@ from typing import Any
 from qwen_local.backends.base import Setup
 from qwen_local.backends.select import Choice, Machine
 from qwen_local.errors import JobError, RunBusyError
-from qwen_local.files import json_bytes
+from qwen_local.files import NO_ROOM, json_bytes, replace_file, sync_folder
 from qwen_local.job import Job
 
 log = logging.getLogger("qwen_local")
 
-LOCK = ".lock"
+LOCK, JOB, CHECKPOINTS = ".lock", "job.yaml", "checkpoints"
 PACKAGES = (
     "qwen-local",
     "torch",
@@ -74,8 +74,15 @@ def locked(output: Path) -> Iterator[None]:
 
     Raises:
         RunBusyError: another process has it.
+        JobError: it cannot be written to.
     """
-    file = os.open(output / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        file = os.open(output / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
+        problem = f"{output} cannot be written to: {(error.strerror or str(error)).lower()}"
+        raise JobError.at("output", problem, "copy the run to where you may write") from None
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -132,7 +139,7 @@ def check_free(output: Path) -> None:
             raise JobError.at("output", f"{there} is not a folder", another)
         if there == output and any(path.name != LOCK for path in output.iterdir()):
             ways = f"{another}, or remove this one"
-            if (output / "job.yaml").exists():
+            if (output / JOB).exists():
                 ways = f"go on with the run in it by --resume, or {another}"
             raise JobError.at("output", f"{output} is not empty", ways)
         if not os.access(there, os.W_OK | os.X_OK):
@@ -154,22 +161,32 @@ def _is_there(place: Path) -> bool:
     return True
 
 
-def claim_folder(output: Path, job: Job) -> None:
-    """Make the folder of a run and write its job.yaml, which only one of two runs at once can.
+def make_folder(output: Path) -> None:
+    """Make the folder of a run, which may be there already.
 
     Raises:
-        JobError: it cannot be made, or another run took it meanwhile.
+        JobError: it cannot be made.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
-        with (output / "job.yaml").open("x", encoding="utf-8") as file:
-            file.write(job.to_yaml())
-    except FileExistsError:
-        problem = f"{output} was taken by another run just now"
-        raise JobError.at("output", problem, "run the command again") from None
+        sync_folder(output.parent)
     except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
         problem = f"{output} cannot be made: {(error.strerror or str(error)).lower()}"
         raise JobError.at("output", problem, "choose another folder with --output") from None
+
+
+def claim_folder(output: Path, job: Job) -> None:
+    """Write the job.yaml of a new run into its folder, which is `locked`.
+
+    Raises:
+        JobError: another run took it meanwhile.
+    """
+    if (output / JOB).exists():
+        problem = f"{output} was taken by another run just now"
+        raise JobError.at("output", problem, "run the command again")
+    replace_file(output / JOB, job.to_yaml().encode())
 
 
 def environment(

@@ -26,14 +26,13 @@ from qwen_local.job import Draft
 from qwen_local.signals import STOPPING, handled
 from qwen_local.talk import talk
 from qwen_local.training.checkpoints import step_name, steps_in
-from qwen_local.training.metrics import read_metrics
-from qwen_local.training.resume import CHECKPOINTS, find_run, resume_command
-from qwen_local.training.run_directory import run_folder
+from qwen_local.training.metrics import METRICS, read_metrics
+from qwen_local.training.resume import find_run, resume_command
+from qwen_local.training.run_directory import CHECKPOINTS, run_folder
 from qwen_local.training.supervised import CRASHED, VARIABLE, Supervised
 
 log = logging.getLogger("qwen_local")
 
-METRICS = "metrics.jsonl"
 Command = Callable[[bool], Sequence[str]]
 """(whether the run goes on from its newest checkpoint) -> the process to start."""
 

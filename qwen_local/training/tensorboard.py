@@ -33,8 +33,7 @@ class TensorBoard:
         path = folder / f"events.out.tfevents.{time.time_ns()}"
         self._records = RecordWriter(path.open("xb"))
         self._add(Event(file_version="brain.Event:2"))
-        if after:
-            self._add(Event(step=after + 1, session_log=SessionLog(status=SessionLog.START)))
+        self._add(Event(step=after + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, event: str, **fields: Any) -> None:
         """The numbers of a `train` or `eval` event, each under `<event>/<field>` at its `step`.

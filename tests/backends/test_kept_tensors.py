@@ -14,7 +14,7 @@ from qwen_local.backends.cuda.engine import TorchBackend
 from qwen_local.job import LoraSpec
 from qwen_local.models.source import fetch, find_model
 from qwen_local.rows import Rows
-from qwen_local.training.memory import estimate_memory
+from qwen_local.training.memory import Workload, estimate_memory
 
 
 def kept_bytes(setup: Setup) -> int:
@@ -50,7 +50,18 @@ def test_the_estimate_of_activations_is_what_pytorch_keeps(
         dtype=dtype,
         micro_batch_tokens=2048,
     )
-    estimate = estimate_memory(setup, trainable=0, longest=0, available=0).activations
+    workload = Workload(
+        engine="cuda",
+        trainable=0,
+        lengths_R=np.array([256] * 8),
+        eval_tokens=0,
+        supervised=1.0,
+        batch_size=8,
+        steps=1,
+        libraries=0,
+        available=0,
+    )
+    estimate = estimate_memory(setup, workload).activations
     # Fewer targets need less than all, which the estimate does not follow: it errs upwards.
     highest = 1.05 if targets == "all-linear" else 1.35
     assert 0.95 <= estimate / kept_bytes(setup) <= highest

@@ -1,28 +1,36 @@
-"""When 4-bit is advised and when advised against, on machines of several sizes."""
+"""When 4-bit is advised and when advised against, and when evaluation is too dear."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
+from pytest import approx
 
 from qwen_local.backends.base import Setup
 from qwen_local.backends.machine import Engine
-from qwen_local.job import LoraSpec, Quantization
+from qwen_local.job import LoraSpec, Quantization, TrainSpec
 from qwen_local.models.published import PUBLISHED
 from qwen_local.models.source import ModelFiles
-from qwen_local.training.advice import quantization_advice
-from qwen_local.training.memory import estimate_memory
+from qwen_local.training.advice import evaluation_advice, quantization_advice
+from qwen_local.training.memory import Workload, estimate_memory
+from qwen_local.training.schedule import make_schedule
 
 GB = 10**9
 NF4 = " (on NVIDIA cards NF4 slows models up to about 1.5B by some 40 %, bitsandbytes issue 1851)"
 
 
 def case(
-    model: str, quantization: Quantization, *, device: Literal["cpu", "gpu"] = "gpu"
-) -> dict[str, Any]:
-    """The arguments for a usual job: rank 16 on every linear layer, rows of 512 tokens."""
+    model: str,
+    quantization: Quantization,
+    available: int,
+    *,
+    device: Literal["cpu", "gpu"] = "gpu",
+    engine: Engine = "cuda",
+) -> tuple[Setup, Workload]:
+    """A usual job: rank 16 on every linear layer, rows of 512 tokens one at a time."""
     shape, lora = PUBLISHED[f"Qwen/{model}"], LoraSpec()
     setup = Setup(
         model=ModelFiles(name=model, folder=Path(), commit=None, config={}, architecture=shape),
@@ -32,8 +40,18 @@ def case(
         quantization=quantization,
         micro_batch_tokens=512,
     )
-    trainable = shape.lora_parameters(lora.rank, lora.target_names, shape.layers)
-    return {"setup": setup, "trainable": trainable, "longest": 512}
+    workload = Workload(
+        engine=engine,
+        trainable=shape.lora_parameters(lora.rank, lora.target_names, shape.layers),
+        lengths_R=np.array([512]),
+        eval_tokens=0,
+        supervised=1.0,
+        batch_size=1,
+        steps=10,
+        libraries=0,
+        available=available,
+    )
+    return setup, workload
 
 
 def advice(
@@ -44,14 +62,18 @@ def advice(
     device: Literal["cpu", "gpu"] = "gpu",
     engine: Engine = "cuda",
 ) -> str | None:
-    arguments = case(model, quantization, device=device)
-    return quantization_advice(**arguments, engine=engine, available=available)
+    return quantization_advice(*case(model, quantization, available, device=device, engine=engine))
 
 
-def need(model: str, quantization: Quantization, device: Literal["cpu", "gpu"] = "gpu") -> str:
+def need(
+    model: str,
+    quantization: Quantization,
+    device: Literal["cpu", "gpu"] = "gpu",
+    engine: Engine = "cuda",
+) -> str:
     """What the estimate says, in GB."""
-    arguments = case(model, quantization, device=device)
-    return f"{estimate_memory(**arguments, available=1).total / 1e9:.2f}"
+    memory = estimate_memory(*case(model, quantization, 1, device=device, engine=engine))
+    return f"{memory.total / 1e9:.2f}"
 
 
 @pytest.mark.parametrize(
@@ -92,25 +114,26 @@ def test_nothing_is_said_where_4_bit_would_not_fit_either() -> None:
 def test_4_bit_is_advised_against_where_nothing_is_won_by_it(
     model: str, engine: Engine, slower: str
 ) -> None:
+    whole = need(model, "none", engine=engine)
     assert advice(model, "4bit", 80 * GB, engine=engine) == (
-        f"model.quantization=none fits, with about {need(model, 'none')} of the 80.00 GB; "
+        f"model.quantization=none fits, with about {whole} of the 80.00 GB; "
         f"4-bit saves memory, not time{slower}"
     )
     assert advice(model, "8bit", 80 * GB, engine=engine) == (
-        f"model.quantization=none fits, with about {need(model, 'none')} of the 80.00 GB; "
+        f"model.quantization=none fits, with about {whole} of the 80.00 GB; "
         "8-bit saves memory, not time"
     )
 
 
 def test_what_is_advised_is_not_advised_against_in_turn() -> None:
     """A tenth of the memory is left for what the estimate does not know of, either way."""
-    total = estimate_memory(**case("Qwen3-8B", "none"), available=1).total
+    total = estimate_memory(*case("Qwen3-8B", "none", 1)).total
     just_enough = -(-total * 10 // 9)
     assert advice("Qwen3-8B", "none", just_enough) is None
     assert advice("Qwen3-8B", "4bit", just_enough) is not None
     assert advice("Qwen3-8B", "none", just_enough - 2) is not None
     assert advice("Qwen3-8B", "4bit", just_enough - 2) is None
-    quantised = estimate_memory(**case("Qwen3-8B", "4bit"), available=1).total
+    quantised = estimate_memory(*case("Qwen3-8B", "4bit", 1)).total
     assert advice("Qwen3-8B", "none", -(-quantised * 10 // 9)) is not None
     assert advice("Qwen3-8B", "none", -(-quantised * 10 // 9) - 2) is None
 
@@ -130,3 +153,36 @@ def test_on_a_cpu_quantisation_is_a_matter_of_memory_alone() -> None:
         f"model.quantization=4bit would leave room, with about {need('Qwen3-8B', '4bit', 'cpu')} "
         "of the 32.00 GB"
     )
+
+
+R4 = {"rows": 78_271, "eval_rows": 4_450}
+"""Reference run R4: its rows, one a step, evaluated every 200 steps for three epochs."""
+
+
+def test_r4_would_evaluate_for_many_times_as_long_as_it_trains() -> None:
+    """It was not counted then: 1,174 evaluations of 504 to 565 s beside 27 to 33 hours.
+
+    R4 evaluated at 7.86 to 8.82 rows a second and trained at 2.2 to 2.3, so that its evaluation
+    would have been some 5 to 6 times its training. The plan takes an evaluated row for half a
+    trained one, where those were a quarter, and says 11.
+    """
+    spec = TrainSpec(epochs=3, batch_size=1, eval_every=200)
+    schedule = make_schedule(spec, **R4)
+    assert (schedule.steps, schedule.evaluations) == (234_813, 1_176)
+    assert schedule.evaluation_share == approx(0.918, abs=5e-4)
+    assert evaluation_advice(spec, schedule, **R4) == (
+        "evaluation would take about 11.1 times as long as training; train.eval_every=auto "
+        "evaluates every 23,482 steps, about 9 % of the time"
+    )
+
+
+@pytest.mark.parametrize("every", ["auto", 5_000])
+def test_nothing_is_said_of_an_evaluation_that_is_cheaper_than_training(every: Any) -> None:
+    spec = TrainSpec(epochs=3, batch_size=1, eval_every=every)
+    assert evaluation_advice(spec, make_schedule(spec, **R4), **R4) is None
+
+
+def test_nothing_is_said_where_there_is_nothing_to_evaluate_on() -> None:
+    spec = TrainSpec(eval_every=1)
+    schedule = make_schedule(spec, rows=100, eval_rows=0)
+    assert evaluation_advice(spec, schedule, rows=100, eval_rows=0) is None

@@ -457,7 +457,7 @@ def test_a_step_that_is_not_finite_ends_the_run_with_its_step_and_the_mend(tmp_p
     assert str(raised.value) == (
         "step 3: loss nan and gradient norm nan are not both finite; the adapter was not updated"
         "\n\nrows whose own loss is not finite: train.jsonl:1"
-        "\n\nhint: lower train.learning_rate, or train in float32 (model.dtype)"
+        "\n\nhint: begin another run with a lower train.learning_rate, or in float32 (model.dtype)"
     )
     assert raised.value.exit_code == 4
     assert saved == [(1, 1), (2, 2)]
@@ -479,7 +479,7 @@ def test_an_evaluation_that_is_not_finite_ends_the_run_and_keeps_nothing(tmp_pat
     assert str(raised.value) == (
         "step 0: evaluation loss inf is not finite; the adapter was not kept\n\n"
         "rows whose own loss is not finite: eval.jsonl:1\n\n"
-        "hint: lower train.learning_rate, or train in float32 (model.dtype)"
+        "hint: begin another run with a lower train.learning_rate, or in float32 (model.dtype)"
     )
     assert (backend.trained, saved) == ([], [])
 
@@ -495,7 +495,8 @@ def test_where_every_row_has_a_finite_loss_all_rows_of_the_step_are_named(tmp_pa
     with pytest.raises(DivergedError) as raised:
         run(tmp_path, Overflowing(), targets(*range(11)), batch_size=11, steps=1)
     named = str(raised.value).split("\n\n")[1]
-    assert named.startswith("each row alone has a finite loss; the rows of the step are "
+    assert named.startswith(
+        "no row has a loss that is not finite by itself; the rows of the step are "
     )
     assert named.endswith(" and 3 more")
 
@@ -527,7 +528,7 @@ def test_a_row_that_memory_does_not_hold_is_named_with_its_length(tmp_path: Path
         run(tmp_path, Full(), targets(1, 2, 3), batch_size=3, steps=1)
     assert str(raised.value) == (
         "out of memory: train.jsonl:3 alone does not fit, a row of 1,234 tokens\n\n"
-        "hint: set train.gradient_checkpointing=true, lower data.max_length, take "
-        "model.quantization=4bit, or a smaller model"
+        "hint: set train.gradient_checkpointing=true, with which this run can be resumed; or begin "
+        "another with a lower data.max_length, model.quantization=4bit or a smaller model"
     )
     assert raised.value.exit_code == 5

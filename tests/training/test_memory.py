@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 
-from qwen_local.backends.base import HEAD_CHUNK, HEAD_CHUNK_GPU, Setup
+from qwen_local.backends.base import HEAD_CHUNK, HEAD_CHUNK_GPU, MLX_CACHE_BYTES, Setup
+from qwen_local.datasets.plan import epoch_order, micro_batches
 from qwen_local.job import LoraSpec
 from qwen_local.models.architecture import Architecture, Stored
 from qwen_local.models.source import ModelFiles
-from qwen_local.training.memory import Memory, estimate_memory
+from qwen_local.training.memory import (
+    FIRST_STEP,
+    GPU_CONTEXT,
+    KEPT_BY_CUDA,
+    KEPT_BY_MALLOC,
+    MODULES,
+    Memory,
+    Workload,
+    estimate_memory,
+    library_bytes,
+    micro_batch_shapes,
+)
 
 SHAPE = Architecture(
     model_type="qwen3",
@@ -34,40 +47,138 @@ SETUP = Setup(
     dtype="float32",
     micro_batch_tokens=50,
 )
+WORKLOAD = Workload(
+    engine="cuda",
+    trainable=7,
+    lengths_R=np.array([25] * 9),
+    eval_tokens=0,
+    supervised=0.5,
+    batch_size=4,
+    steps=5,
+    libraries=1000,
+    available=10**6,
+)
+MLX = replace(WORKLOAD, engine="mlx")
 BLOCK = 4 * 10 + 3 * (4 * 5) + 4 * (2 * 5) + 4 * 30 + 2 * 2
 """Norms, queries, keys and values, the MLP, and a rank for each of two targets."""
+MLX_BLOCK = BLOCK + 4 * 5 + 30
+"""With the queries once more, and the sigmoid of the gate."""
 QK_NORM = 2 * (4 * 5 + 2 * 5)
 """Queries and keys around the norms that Qwen3 has on them."""
 
 
-def estimate(setup: Setup = SETUP, *, trainable: int = 7, longest: int = 20) -> Memory:
-    return estimate_memory(setup, trainable=trainable, longest=longest, available=10**6)
+def estimate(setup: Setup = SETUP, workload: Workload = WORKLOAD, **change: Any) -> Memory:
+    return estimate_memory(replace(setup, **change), workload)
 
 
 def test_every_part_is_the_product_of_its_shapes() -> None:
     memory = estimate()
+    assert memory.libraries == 1000
     assert memory.weights == 4 * SHAPE.parameters()
-    assert memory.adapter == 7 * 4 * 4  # itself, its gradient, and two moments
+    assert memory.loading == 2 * SHAPE.parameters()  # bfloat16 files, read into float32
+    assert memory.adapter == 7 * 4
+    assert memory.optimizer == 7 * 3 * 4  # gradients and two moments
     assert memory.activations == 50 * 3 * BLOCK * 4
-    assert memory.head == 3 * 4 * HEAD_CHUNK * 100
-    assert memory.total == memory.weights + memory.adapter + memory.activations + memory.head
+    assert memory.head == 3 * 4 * 25 * 100  # of 50 positions half are trained: one chunk
+    assert memory.cache == round(KEPT_BY_MALLOC * 50 * 3 * BLOCK * 4)
     assert memory.available == 10**6
 
 
+def test_all_parts_together_are_needed_in_training_but_what_loading_takes() -> None:
+    memory = estimate()
+    training = 7 * 16 + memory.activations + memory.head + memory.cache
+    assert memory.total == 1000 + memory.weights + training
+    assert memory.peak == memory.total
+    loading = replace(memory, loading=training + 1)
+    assert loading.total == 1000 + memory.weights + training + 1
+
+
+def test_on_a_gpu_the_peak_is_without_what_the_engines_do_not_count() -> None:
+    memory = estimate(device="gpu")
+    assert memory.cache == round(KEPT_BY_CUDA * (memory.activations + memory.head))
+    assert memory.peak == memory.total - 1000 - memory.cache
+    assert memory.loading == 0
+
+
 def test_checkpointing_keeps_a_vector_a_block_and_one_block_whole() -> None:
-    memory = estimate(replace(SETUP, gradient_checkpointing=True))
+    memory = estimate(gradient_checkpointing=True)
     assert memory.activations == 50 * (3 * 10 + BLOCK) * 4
+    assert memory.cache == estimate().cache  # a pass allocates the same
+
+
+def test_mlx_keeps_a_block_more_and_the_attention_s_weights() -> None:
+    """The weights of 3 layers, and 3 more squares, for each of 4 heads."""
+    rows, width = 2, 25
+    position = 3 * MLX_BLOCK + MLX_BLOCK + (3 + 3) * 4 * width
+    assert estimate(workload=MLX).activations == rows * width * position * 4
+
+
+def test_mlx_checkpointed_has_three_blocks_whole_and_the_attention_of_one() -> None:
+    position = 3 * 10 + MLX_BLOCK + 2 * MLX_BLOCK + (1 + 3) * 4 * 25
+    memory = estimate(workload=MLX, gradient_checkpointing=True)
+    assert memory.activations == 2 * 25 * position * 4
+
+
+def test_mlx_keeps_what_it_frees_up_to_its_limit() -> None:
+    """Every width has sizes of its own; there is one here, and it serves all steps."""
+    memory = estimate(workload=MLX)
+    assert memory.cache == memory.activations + memory.head < MLX_CACHE_BYTES["cpu"]
+    widths = replace(MLX, lengths_R=np.arange(20, 25))
+    five, two = estimate(workload=widths), estimate(workload=replace(widths, steps=2))
+    assert five.cache == 5 * (five.activations + five.head)
+    assert two.cache == 2 * (two.activations + two.head)
+    large = replace(widths, lengths_R=np.arange(20_000, 20_005))
+    assert estimate(workload=large).cache == MLX_CACHE_BYTES["cpu"]
+    assert estimate(workload=large, device="gpu").cache == MLX_CACHE_BYTES["gpu"]
+
+
+def test_the_largest_micro_batch_is_bounded_by_rows_step_and_budget() -> None:
+    workload = replace(WORKLOAD, lengths_R=np.array([3, 3, 3, 3, 3, 9, 40, 70]))
+    rows_S, width_S = micro_batch_shapes(workload, 50)
+    assert width_S.tolist() == [3, 9, 40, 70]
+    assert rows_S.tolist() == [4, 4, 1, 1]  # a step has four; one of 40 fits; 70 is alone
+    scarce = replace(workload, lengths_R=np.array([3, 9]))
+    assert micro_batch_shapes(scarce, 50)[0].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("budget", [30, 100, 1000])
+def test_no_micro_batch_of_a_run_is_larger_than_the_largest(budget: int) -> None:
+    lengths = np.random.default_rng(0).integers(1, 60, 97)
+    rows_S, width_S = micro_batch_shapes(replace(WORKLOAD, lengths_R=lengths), budget)
+    largest = int((rows_S * width_S).max())
+    met = 0
+    for epoch in range(20):
+        order = epoch_order(97, seed=0, epoch=epoch)
+        for at in range(0, 97, 4):
+            step = lengths[order[at : at + 4]].tolist()
+            groups = micro_batches(step, budget=budget)
+            met = max(met, *(len(g) * max(step[i] for i in g) for g in groups))
+    assert 0.8 * largest <= met <= largest
 
 
 def test_a_row_beyond_the_budget_is_a_micro_batch_of_its_own() -> None:
-    assert estimate(longest=60).activations == 60 * 3 * BLOCK * 4
+    long = replace(WORKLOAD, lengths_R=np.array([60, 20]))
+    assert estimate(workload=long).activations == 60 * 3 * BLOCK * 4
+
+
+def test_short_rows_need_less_than_the_budget() -> None:
+    short = replace(WORKLOAD, lengths_R=np.array([5] * 9))
+    assert estimate(workload=short).activations == 4 * 5 * 3 * BLOCK * 4
+
+
+def test_rows_to_evaluate_on_fill_the_budget_and_keep_one_block() -> None:
+    """A step has one short row; an evaluation takes as many as the budget holds."""
+    one = replace(WORKLOAD, lengths_R=np.array([4]), batch_size=1, supervised=1.0)
+    memory = estimate(workload=replace(one, eval_tokens=1000))
+    assert memory.activations == 50 * BLOCK * 4
+    assert memory.head == 3 * 4 * 50 * 100
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_halves_the_model_and_not_the_adapter(
     dtype: Literal["bfloat16", "float16"],
 ) -> None:
-    whole, half = estimate(), estimate(replace(SETUP, dtype=dtype))
+    whole, half = estimate(), estimate(dtype=dtype)
     assert 2 * half.weights == whole.weights
     in_float32 = 50 * 3 * (4 * 10 + 2 * 2 + QK_NORM) * 4  # the norms, and the low-rank vectors
     assert 2 * (half.activations - in_float32) == whole.activations - in_float32
@@ -91,57 +202,118 @@ def test_quantised_layers_take_their_bits_and_their_groups_scales(
     quantised = 3 * LINEAR
     whole = (SHAPE.parameters() - quantised) * width
     expected = round(quantised * (bits + 2 * 8 * width / 64) / 8) + whole + LARGEST * width
-    assert estimate(replace(SETUP, quantization=quantization, dtype=dtype)).weights == expected
+    assert estimate(quantization=quantization, dtype=dtype).weights == expected
     scheme: Literal["nf4", "int8"] = "nf4" if bits == 4 else "int8"
     stored = replace(SHAPE, stored=Stored(scheme=scheme, bits=bits, group=64))
     model = replace(SETUP.model, architecture=stored)
-    assert estimate(replace(SETUP, model=model, dtype=dtype)).weights == expected
+    assert estimate(model=model, dtype=dtype).weights == expected
 
 
 def test_a_model_that_mlx_quantised_has_quantised_embeddings_too() -> None:
     stored = replace(SHAPE, stored=Stored(scheme="affine", bits=4, group=32))
-    memory = estimate(replace(SETUP, model=replace(SETUP.model, architecture=stored)))
-    assert memory.weights == round(SHAPE.parameters() * (4 + 2 * 32 / 32) / 8) + LARGEST * 4
+    memory = estimate(workload=MLX, model=replace(SETUP.model, architecture=stored))
+    assert memory.weights == round(SHAPE.parameters() * (4 + 2 * 32 / 32) / 8)
+
+
+def test_mlx_multiplies_by_the_codes_and_pytorch_by_a_layer_made_of_them() -> None:
+    there, here = estimate(quantization="4bit"), estimate(workload=MLX, quantization="4bit")
+    assert there.weights - here.weights == LARGEST * 4
 
 
 def test_int8_layers_keep_their_inputs_whether_checkpointed_or_not() -> None:
     inputs = sum(into for _, into in SHAPE.linear_shapes().values())
     for checkpointed in (False, True):
         setup = replace(SETUP, gradient_checkpointing=checkpointed)
-        more = estimate(replace(setup, quantization="8bit")).activations
+        more = estimate(setup, quantization="8bit").activations
         assert more - estimate(setup).activations == 50 * 3 * 2 * inputs
+        on_mlx = estimate(setup, MLX, quantization="8bit").activations
+        assert on_mlx == estimate(setup, MLX).activations
+
+
+DROPPING = replace(SETUP, lora=LoraSpec(rank=2, targets=("q_proj", "v_proj"), dropout=0.1))
 
 
 def test_dropout_keeps_the_dropped_input_of_each_target_and_its_mask() -> None:
-    dropping = replace(SETUP, lora=LoraSpec(rank=2, targets=("q_proj", "v_proj"), dropout=0.1))
-    added = estimate(dropping).activations - estimate().activations
+    added = estimate(DROPPING).activations - estimate().activations
     assert added == 50 * 3 * round((4 + 1.6) * 2 * 10)
 
 
-def test_a_gpu_takes_a_longer_chunk_through_the_head() -> None:
-    assert estimate(replace(SETUP, device="gpu")).head == 3 * 4 * HEAD_CHUNK_GPU * 100
+def test_mlx_keeps_dropped_inputs_in_the_place_of_the_one_that_they_share() -> None:
+    added = estimate(DROPPING, MLX).activations - estimate(workload=MLX).activations
+    assert added == 50 * (3 + 1) * ((4 + 1) * 2 * 10 - 4 * 10)
+
+
+def many(supervised: int) -> Workload:
+    """As many positions in one row, all trained."""
+    return replace(WORKLOAD, lengths_R=np.array([supervised]), supervised=1.0)
+
+
+def test_from_the_second_chunk_on_a_gradient_of_the_one_before_is_there() -> None:
+    logits = 4 * HEAD_CHUNK * 100
+    assert estimate(workload=many(HEAD_CHUNK)).head == 3 * logits
+    assert estimate(workload=many(HEAD_CHUNK + 1)).head == 4 * logits
+    gpu = estimate(workload=many(9999), device="gpu")
+    assert gpu.head == 4 * 4 * HEAD_CHUNK_GPU * 100
+
+
+def test_mlx_on_a_cpu_has_up_to_three_chunks_under_way() -> None:
+    def head(chunks: float, device: Literal["cpu", "gpu"] = "cpu") -> int:
+        workload = replace(many(int(chunks * HEAD_CHUNK)), engine="mlx")
+        return estimate(workload=workload, device=device).head
+
+    logits = 4 * HEAD_CHUNK * 100
+    assert [head(n) / logits for n in (0.5, 1, 2, 3, 9)] == [2, 4, 8, 12, 12]
+    assert head(99, "gpu") == 4 * 4 * HEAD_CHUNK_GPU * 100
+
+
+def test_files_in_the_dtype_that_is_computed_in_are_used_as_they_are_mapped() -> None:
+    assert estimate(dtype="bfloat16").loading == 0
+    quantised = estimate(dtype="bfloat16", quantization="4bit").loading
+    assert quantised == 2 * SHAPE.parameters()
+    assert estimate(workload=MLX).loading == 0
 
 
 def test_a_larger_budget_rank_or_model_never_needs_less() -> None:
-    def total(**change: object) -> int:
-        return estimate(replace(SETUP, **change)).total  # type: ignore[arg-type]
+    def total(**change: Any) -> int:
+        return estimate(**change).total
 
     larger = replace(SETUP.model, architecture=replace(SHAPE, layers=4))
-    assert total(micro_batch_tokens=51) > total()
+    assert total(micro_batch_tokens=75) > total()
     assert total(lora=LoraSpec(rank=3, targets=("q_proj", "v_proj"), dropout=0.0)) > total()
     assert total(lora=LoraSpec(rank=2, dropout=0.0)) > total()
     assert total(model=larger) > total()
     assert total(gradient_checkpointing=True) < total()
-    assert estimate(trainable=8).total > total()
+    assert estimate(workload=replace(WORKLOAD, trainable=8)).total > total()
 
 
-def test_it_fits_where_less_is_needed_than_there_is() -> None:
-    parts = {"weights": 1, "adapter": 2, "activations": 3, "head": 4}
-    assert Memory(**parts, available=11).fits
-    assert not Memory(**parts, available=10).fits
-    assert Memory(**parts, available=10).to_json() == {
+def test_modules_that_are_imported_already_are_not_counted_again() -> None:
+    def bytes_of(*imported: str) -> int:
+        return library_bytes("cuda", "cpu", resident=10, imported=imported)
+
+    all_to_come = sum(MODULES["cuda"].values())
+    assert bytes_of() == 10 + all_to_come + FIRST_STEP["cuda"]
+    assert bytes_of("peft", "bitsandbytes", "re") == 10 + FIRST_STEP["cuda"]
+    assert library_bytes("cuda", "gpu", resident=10, imported=()) == GPU_CONTEXT["cuda"]
+
+
+def test_it_fits_where_a_tenth_is_left() -> None:
+    parts = {
+        "libraries": 1,
+        "weights": 2,
+        "loading": 3,
+        "adapter": 1,
+        "optimizer": 1,
+        "activations": 2,
+        "head": 1,
+        "cache": 1,
+    }
+    assert Memory(**parts, available=10, device="cpu").fits
+    assert not Memory(**parts, available=9, device="cpu").fits
+    assert Memory(**parts, available=9, device="gpu").to_json() == {
         **parts,
-        "available": 10,
-        "total": 10,
+        "available": 9,
+        "device": "gpu",
+        "total": 9,
+        "peak": 7,
         "fits": False,
     }

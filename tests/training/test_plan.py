@@ -16,6 +16,7 @@ from pytest import approx
 
 from qwen_local.backends.select import Machine
 from qwen_local.training import plan as plan_module
+from qwen_local.training import preparation
 from qwen_local.training.metrics import read_metrics
 
 Cli = Callable[..., Any]
@@ -116,19 +117,18 @@ steps       357 (119 an epoch), warm-up 10; batch 8, learning rate 0.0002, cosin
 evaluation  11 times, every 36 steps: about 9 % of the time
 tokens      unknown: Qwen/Qwen2.5-Coder-1.5B-Instruct is not on this machine, so there is no \
 tokenizer
-memory      an estimate, without the 0.5 to 1 GB of the libraries themselves; 512 tokens \
-computed at once
+memory      2,048 tokens computed at once, as 4,096 would not fit; activations are computed \
+twice, as nothing would fit otherwise
   weights         3.09 GB
-  adapter         0.30 GB
-  activations     9.94 GB
-  head            1.87 GB
-  total          15.19 GB
+  adapter         0.07 GB
+  optimizer       0.22 GB
+  activations     1.54 GB
+  head            2.49 GB
+  cache           2.15 GB
+  total           9.56 GB
   of the gpu     11.00 GB
-  it does not fit
-
-hint: set train.gradient_checkpointing=true, lower train.micro_batch_tokens or data.max_length, \
-or take a smaller model
-
+  it fits
+disk        up to 1.40 GB of the 100.00 GB that are free
 output      runs/my-run
 """
 
@@ -145,6 +145,7 @@ def test_the_whole_plan_is_told_to_a_person(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan_module, "probe", lambda **_: LAPTOP)
+    monkeypatch.setattr(plan_module, "free_bytes", lambda folder: 100 * 10**9)
     generated_rows(tmp_path, 1000)
     job = ("--data", "1000.jsonl", "--output", "runs/my-run")
     said = cli("plan", "--model", CODER, *job)
@@ -155,26 +156,27 @@ def test_the_whole_plan_is_told_to_a_person(
 def test_a_plan_advises_4_bit_where_the_model_fits_only_so(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_module, "probe", lambda **_: replace(LAPTOP, gpu_bytes=24 * 10**9))
+    monkeypatch.setattr(plan_module, "probe", lambda **_: replace(LAPTOP, gpu_bytes=18 * 10**9))
     job = ("--model", "Qwen/Qwen3-8B", "--data", "qwen-local/sample", "--max-length", "512")
-    quantised = planned(
-        cli, *job, "--quantization", "4bit", "--set", "train.micro_batch_tokens=512"
-    )
+    least = ("train.micro_batch_tokens=256", "train.gradient_checkpointing=true")
+    settings = [word for setting in least for word in ("--set", setting)]
+    quantised = planned(cli, *job, "--quantization", "4bit", *settings)
     needed = f"{quantised['memory']['total'] / 1e9:.2f}"
-    advice = f"model.quantization=4bit would leave room, with about {needed} of the 24.00 GB"
+    advice = f"model.quantization=4bit would leave room, with about {needed} of the 18.00 GB"
     assert quantised["advice"] is None
     assert planned(cli, *job)["advice"] == advice
     assert (
-        "\n  of the gpu     24.00 GB\n  it does not fit\n"
-        f"  advice: {advice}\n\nhint: set train.gradient_checkpointing=true"
+        "\n  of the gpu     18.00 GB\n  it does not fit\n"
+        f"  advice: {advice}\n\nhint: leave train.micro_batch_tokens and "
     ) in cli("plan", *job).out
 
 
 @pytest.mark.parametrize("form", ["plan", "train"])
 def test_plan_and_train_say_the_same_of_a_quantisation_that_wins_nothing(
-    form: str, cli: Cli
+    form: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tiny model, of which a hundred fit into any machine."""
+    monkeypatch.setattr(preparation, "peak_resident_bytes", lambda: 10**9)  # it would grow
     job = ("--backend", "mlx", "--device", "cpu", "--quantization", "4bit", "--steps", "1")
     advice = planned(cli, *job)["advice"]
     assert advice.startswith("model.quantization=none fits, with about ")
@@ -182,7 +184,7 @@ def test_plan_and_train_say_the_same_of_a_quantisation_that_wins_nothing(
     said = cli(form, *job, "--output", "run")
     assert said.code == 0
     if form == "plan":
-        assert f"\n  it fits\n  advice: {advice}\noutput " in said.out
+        assert f"\n  it fits\n  advice: {advice}\ndisk " in said.out
     else:
         assert said.err.count(f"\nadvice: {advice}\n") == 1
         assert f" advice: {advice}\n" in Path("run/run.log").read_text()
@@ -214,6 +216,74 @@ def test_the_lengths_of_the_rows_are_drawn_where_there_is_a_tokenizer(
 def test_a_run_without_rows_for_evaluation_says_so(cli: Cli, tmp_path: Path) -> None:
     said = cli("plan", "--data", generated_rows(tmp_path, 5))
     assert "\nevaluation  none: there are no rows for it\n" in said.out
+
+
+def test_the_reason_of_the_chosen_memory_is_the_same_in_train(cli: Cli) -> None:
+    job = ("--backend", "mlx", "--device", "cpu", "--steps", "1")
+    plan = planned(cli, *job)
+    assert (plan["micro_batch_tokens"], plan["gradient_checkpointing"]) == (2048, False)
+    assert cli("train", *job, "--output", "run").err.count(f"\nmemory: {plan['memory_reason']}\n")
+
+
+def test_an_evaluation_dearer_than_training_is_spoken_of(cli: Cli, tmp_path: Path) -> None:
+    """8 rows evaluated before the first of 11 steps and after each; 42 rows trained."""
+    job = ("--data", generated_rows(tmp_path, 50), "--batch-size", "4", "--epochs", "1")
+    every = ("--set", "train.eval_every=1", "--set", "data.eval_fraction=0.2")
+    assert (
+        "\nevaluation  12 times, every 1 steps: about 53 % of the time\n"
+        "  evaluation would take about 1.1 times as long as training; train.eval_every=auto "
+        "evaluates every 11 steps, about 16 % of the time\n"
+    ) in cli("plan", *job, *every).out
+    assert planned(cli, *job)["evaluation_advice"] is None
+
+
+def test_a_disk_that_is_too_small_is_told(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "free_bytes", lambda folder: 10**6)
+    assert planned(cli)["disk_free_bytes"] == 10**6
+    assert (
+        "\ndisk        up to 0.02 GB of the 0.00 GB that are free\n\n"
+        "hint: make room, set output to a folder elsewhere, or lower train.keep\n\noutput "
+    ) in cli("plan").out
+
+
+# --- of another machine ---
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "fits"),
+    [
+        ("m4-pro-24", "mlx", False),
+        ("m4-pro-48", "mlx", True),
+        ("rtx-3090", "cuda", True),
+        ("a800", "cuda", True),
+    ],
+)
+def test_a_job_is_planned_for_a_machine_that_is_not_here(
+    name: str, backend: str, fits: bool, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(**_: object) -> Machine:
+        raise AssertionError("this machine does not matter")
+
+    monkeypatch.setattr(plan_module, "probe", look)
+    job = ("--model", "Qwen/Qwen3-8B", "--data", "qwen-local/sample", "--for", name)
+    plan = planned(cli, *job)
+    assert (plan["machine"], plan["backend"], plan["device"]) == (name, backend, "gpu")
+    assert (plan["dtype"], plan["memory"]["fits"]) == ("bfloat16", fits)
+    assert plan["disk_free_bytes"] is None
+    assert cli("plan", *job).out.startswith(f"machine     {name}\nbackend     {backend} on the gpu")
+
+
+def test_an_engine_that_the_named_machine_has_not_is_refused(cli: Cli) -> None:
+    said = cli("plan", "--for", "rtx-3090", "--backend", "mlx")
+    assert (said.code, said.out) == (2, "")
+    assert said.err == (
+        "--backend mlx: rtx-3090 is planned for --backend cuda\n\nhint: leave --backend out\n"
+    )
+
+
+def test_bitsandbytes_is_taken_for_granted_on_a_named_machine(cli: Cli) -> None:
+    job = ("--model", "Qwen/Qwen3-8B", "--data", "qwen-local/sample", "--quantization", "4bit")
+    assert planned(cli, *job, "--for", "rtx-3090")["memory"]["fits"]
 
 
 # --- that it is true ---
@@ -253,7 +323,9 @@ def test_an_output_that_is_taken_is_told_and_refused_only_by_train(cli: Cli) -> 
     assert planned(cli, "--output", "other")["output_taken"] is None
 
 
-def test_a_dry_run_is_a_plan(cli: Cli) -> None:
+def test_a_dry_run_is_a_plan(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "free_bytes", lambda folder: 10**11)  # as things are used up
+    monkeypatch.setattr(preparation, "peak_resident_bytes", lambda: 10**9)
     job = ("--steps", "7", "--output", "run")
     assert cli("train", "--dry-run", *job) == cli("plan", *job)
     assert cli("train", "--dry-run", "--json", *job) == cli("plan", "--json", *job)

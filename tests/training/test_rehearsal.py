@@ -7,13 +7,16 @@ from typing import cast
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qwen_local.backends.base import Backend, RowTooLargeError, Scores
+from qwen_local.datasets.plan import micro_batches
 from qwen_local.errors import OutOfMemoryError
 from qwen_local.rows import Rows
 from qwen_local.training.loop import Data
 from qwen_local.training.metrics import Metrics, read_metrics
-from qwen_local.training.rehearsal import Rehearsal, rehearse
+from qwen_local.training.rehearsal import Rehearsal, _first, _largest, rehearse
 
 
 class Notes:
@@ -61,16 +64,39 @@ def run(folder: Path, engine: Notes, train: Rows, evaluation: Rows | None = None
 
 def test_the_longest_rows_of_both_sets_are_computed_and_no_more(tmp_path: Path) -> None:
     engine = Notes()
-    told = run(tmp_path, engine, rows(10, 50, 20, 40, 30, 15), rows(5, 60, 7, 30))
-    assert engine.rehearsed == [[50, 40, 30]] * 2  # 120 of two micro-batches of 64
-    assert engine.scored == [[60]]
-    assert (told.tokens, told.peak_memory_bytes) == (120, 8)
+    told = run(tmp_path, engine, rows(10, 50, 20, 40, 30, 31), rows(5, 60, 7, 30))
+    assert engine.rehearsed == [[50], [31, 30], [31, 30]]  # of at most 64 positions
+    assert engine.scored == [[60], [60]]
+    assert (told.tokens, told.peak_memory_bytes) == (62, 8)
 
 
 def test_never_more_rows_than_meet_in_a_step(tmp_path: Path) -> None:
     engine = Notes()
     run(tmp_path, engine, rows(*[3] * 9))
-    assert engine.rehearsed[0] == [3] * 4
+    assert engine.rehearsed == [[3] * 4] * 3
+
+
+@given(
+    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=30),
+    batch_size=st.integers(1, 8),
+    seed=st.integers(0, 9),
+)
+def test_no_step_of_any_order_has_a_larger_micro_batch(
+    lengths: list[int], batch_size: int, seed: int
+) -> None:
+    """Beyond the budget there are only rows by themselves, of which the longest is tried."""
+    tried = [
+        len(chosen) * int(np.array(lengths)[chosen].max())
+        for chosen in (
+            _first(np.array(lengths), batch_size, 64),
+            _largest(np.array(lengths), batch_size, 64),
+        )
+    ]
+    order = np.random.default_rng(seed).permutation(lengths).tolist()
+    for at in range(0, len(order), batch_size):
+        step = order[at : at + batch_size]
+        for group in micro_batches(step, budget=64):
+            assert len(group) * max(step[i] for i in group) <= max(tried)
 
 
 def test_a_row_that_does_not_fit_is_found_before_the_first_step(tmp_path: Path) -> None:

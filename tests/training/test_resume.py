@@ -21,8 +21,9 @@ from qwen_local.errors import CheckpointError, JobError, RunBusyError
 from qwen_local.job import read_job
 from qwen_local.models.source import fetch, find_model
 from qwen_local.training import checkpoints
+from qwen_local.training.loop import DivergedError
 from qwen_local.training.metrics import largest_difference, read_metrics
-from qwen_local.training.resume import OTHERWISE, check_same
+from qwen_local.training.resume import OTHERWISE, check_same, own_job
 from qwen_local.training.run import Summary, train
 from qwen_local.training.run_directory import locked, newest_output
 from qwen_local.training.standing import Saved, from_files
@@ -50,8 +51,9 @@ Go = Callable[..., Summary]
 
 
 @pytest.fixture
-def kill_after(monkeypatch: pytest.MonkeyPatch) -> Kill:
+def kill_after() -> Iterator[Kill]:
     """(steps) -> from now on an engine dies at the step after so many of its own; 0 for none."""
+    monkeypatch = pytest.MonkeyPatch()
 
     def arm(steps: int) -> None:
         monkeypatch.undo()
@@ -69,7 +71,8 @@ def kill_after(monkeypatch: pytest.MonkeyPatch) -> Kill:
             if steps:
                 monkeypatch.setattr(backend, "step", dying)
 
-    return arm
+    yield arm
+    monkeypatch.undo()
 
 
 @pytest.fixture
@@ -260,12 +263,11 @@ def test_another_job_is_refused_by_name(ended: Path, go: Go) -> None:
     with pytest.raises(JobError) as refused:
         go("run", "lora.rank=4", "train.learning_rate=5e-4", "data.train_on=last", resume="")
     assert str(refused.value) == "\n\n".join(
-        f"{key}: this run was begun with {was}; found {now}\n\nhint: {OTHERWISE}"
-        for key, was, now in (
-            ("data.train_on", "'assistant'", "'last'"),
-            ("lora.rank", "16", "4"),
-            ("lora.alpha", "32.0", "8.0"),
-            ("train.learning_rate", "0.001", "0.0005"),
+        f"--set {setting}: this run was begun with {was}; found {now}\n\nhint: {OTHERWISE}"
+        for setting, was, now in (
+            ("data.train_on=last", "'assistant'", "'last'"),
+            ("lora.rank=4", "16", "4"),  # and not alpha, which follows from it
+            ("train.learning_rate=5e-4", "0.001", "0.0005"),
         )
     )
     assert len(losses(ended)) == STEPS
@@ -276,7 +278,8 @@ def test_a_key_that_came_with_a_later_version_had_its_default(ended: Path) -> No
     older = {name: dict(section) for name, section in identity.job.items() if name != "output"}
     del older["train"]["weight_decay"]
     del older["train"]["keep"]
-    assert check_same(replace(identity, job=older), identity) == {"train.keep": (2, 100)}
+    changed = check_same(read_job(None), replace(identity, job=older), identity)
+    assert changed == {"train.keep": (2, 100)}
 
 
 def test_changed_data_are_refused_and_the_same_data_elsewhere_are_not(
@@ -365,6 +368,70 @@ def test_an_older_checkpoint_can_be_gone_on_from(
     assert_the_same(ended, unbroken("cuda"))
 
 
+def test_a_run_that_was_moved_goes_on_where_it_is_now(
+    ended: Path, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended.rename(tmp_path / "moved")
+    for resume in ("moved", "moved/checkpoints/step-000009", str(tmp_path / "moved/")):
+        draft = read_job(own_job(resume), preset="none")
+        summary = train(draft, backend="auto", device="cpu", quiet=True, resume=resume)
+        assert (Path(summary.run).resolve(), summary.steps) == (tmp_path / "moved", STEPS)
+        assert Path(summary.adapter).exists()
+
+
+def test_a_finished_run_whose_adapter_is_gone_writes_it_again(ended: Path, go: Go) -> None:
+    shutil.rmtree(ended / "adapter")
+    assert go("run", resume="").steps == STEPS
+    assert (ended / "adapter/mlx/adapters.safetensors").exists()
+    assert len(losses(ended)) == STEPS
+
+
+def test_the_adapter_of_a_later_step_does_not_stay(ended: Path, go: Go, kill_after: Kill) -> None:
+    kill_after(1)
+    with pytest.raises(Killed):
+        go("run", resume="1")  # before the first evaluation after a step
+    assert not (ended / "adapter").exists()
+
+
+def test_numbers_that_are_not_finite_are_never_saved(
+    ended: Path, go: Go, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = TorchBackend.state
+
+    def overflown(self: TorchBackend) -> Any:
+        good = state(self)
+        moments = {name: array + np.inf for name, array in good.exp_avg_sq.items()}
+        return replace(good, exp_avg_sq=moments)
+
+    monkeypatch.setattr(TorchBackend, "state", overflown)
+    with pytest.raises(DivergedError, match="step 9: the adapter or AdamW's moments"):
+        go("run", resume="8")
+    assert checkpoints.steps_in(ended / "checkpoints")[0] == 8
+
+
+def test_a_damaged_line_of_the_metrics_is_told(
+    ended: Path, go: Go, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = ended / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    fifth = next(at for at, line in enumerate(lines) if '"train", "step": 5' in line)
+    path.write_text("".join([*lines[:fifth], "?\n", *lines[fifth + 1 :]]))
+    with caplog.at_level("INFO", logger="qwen_local"):
+        go("run", resume="8")
+    assert f"warning: {path} is damaged: of the steps 5 to 8 nothing is told any more" in (
+        caplog.messages
+    )
+
+
+def test_a_checkpoint_that_verifies_and_is_none_is_damaged_too(ended: Path, go: Go) -> None:
+    root = ended / "checkpoints"
+    files = checkpoints.read(root / "step-000010")
+    checkpoints.save(root, 10, {**files, "progress.json": b"{}"})
+    assert go("run", resume="").steps == STEPS
+    assert (root / ".damaged-step-000010").is_dir()
+
+
 def test_what_resume_cannot_mean_is_refused(
     ended: Path, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,6 +441,8 @@ def test_what_resume_cannot_mean_is_refused(
         ("none", "", f"there is no run in {tmp_path / 'none'}"),
         ("run", "99", f"{ended} has no checkpoint step-000099\n\nhint: it has {there}"),
         ("run", "elsewhere", "elsewhere is neither a run nor a checkpoint"),
+        ("run", "²", "² is neither a run nor a checkpoint"),
+        ("run", "9" * 5000, "is neither a run nor a checkpoint"),
         ("other", str(ended), f"{tmp_path / 'other'} is not the run that --resume names, {ended}"),
     ):
         with pytest.raises(JobError) as refused:

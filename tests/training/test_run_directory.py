@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 import qwen_local
 from qwen_local.backends.base import Setup
 from qwen_local.backends.select import Choice, Machine
-from qwen_local.errors import JobError
+from qwen_local.errors import JobError, RunBusyError
 from qwen_local.job import Job, ModelSpec, read_job
 from qwen_local.models.source import fetch, find_model
 from qwen_local.training.run_directory import (
@@ -20,6 +23,8 @@ from qwen_local.training.run_directory import (
     claim_folder,
     default_output,
     environment,
+    locked,
+    make_folder,
     run_folder,
 )
 
@@ -177,6 +182,7 @@ def test_a_working_folder_without_git_has_no_commit(
 
 def test_only_one_of_two_runs_takes_a_folder(tmp_path: Path) -> None:
     job = read_job(None).complete(1)
+    make_folder(tmp_path / "run")
     claim_folder(tmp_path / "run", job)
     with pytest.raises(JobError) as raised:
         claim_folder(tmp_path / "run", job)
@@ -186,7 +192,32 @@ def test_only_one_of_two_runs_takes_a_folder(tmp_path: Path) -> None:
     )
 
 
+def test_a_run_is_held_by_one_process_which_is_named(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(RunBusyError) as busy:
+        check_free(tmp_path)
+    owner = json.loads((tmp_path / ".lock").read_text())
+    assert owner["pid"] == os.getpid()
+    assert busy.value.exit_code == 3
+    assert str(busy.value) == (
+        f"{tmp_path}: the run is being worked on by process {os.getpid()} on {owner['host']}, "
+        f"since {owner['since']}\n\nhint: wait for it, or stop it first"
+    )
+    check_free(tmp_path)  # a lock that nobody holds is no content
+
+
+def test_the_lock_of_a_process_that_died_is_taken_over(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from qwen_local.training.run_directory import locked\n"
+        "with locked(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    died = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    assert (died.returncode, (tmp_path / ".lock").exists()) == (-9, True)
+    with locked(tmp_path):
+        pass
+
+
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(JobError, match="cannot be made: not a directory"):
-        claim_folder(tmp_path / "file/run", read_job(None).complete(1))
+        make_folder(tmp_path / "file/run")

@@ -127,9 +127,21 @@ def test_only_train_and_eval_have_curves(tmp_path: Path) -> None:
     assert shown(tmp_path / "tensorboard") == {}
 
 
+def test_steps_that_a_resumed_run_does_again_are_shown_once(tmp_path: Path) -> None:
+    for done in (0, 2):
+        board = TensorBoard(tmp_path / "tensorboard", after=done)
+        with Metrics(tmp_path / "metrics.jsonl", board) as metrics:
+            for step in range(done + 1, 5):
+                metrics.write("train", step=step, loss=done + 1 / step)
+    assert shown(tmp_path / "tensorboard") == {
+        "train/loss": [(1, 1.0), (2, 0.5), (3, pytest.approx(2 + 1 / 3)), (4, 2.25)]
+    }
+
+
 def test_a_run_that_goes_on_goes_on_in_a_file_of_its_own(tmp_path: Path) -> None:
-    for step in (1, 2):
-        with Metrics(tmp_path / "metrics.jsonl", TensorBoard(tmp_path / "tensorboard")) as metrics:
+    for step, done in ((1, 0), (2, 1)):
+        board = TensorBoard(tmp_path / "tensorboard", after=done)
+        with Metrics(tmp_path / "metrics.jsonl", board) as metrics:
             metrics.write("train", step=step, loss=1 / step)
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
     assert shown(tmp_path / "tensorboard") == {"train/loss": [(1, 1.0), (2, 0.5)]}

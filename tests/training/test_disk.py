@@ -1,0 +1,21 @@
+"""The room that a run needs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from qwen_local.training.disk import LITTLE, disk_need, free_bytes
+
+
+def test_r4_s_adapter_is_20_mb_and_its_checkpoints_with_moments_120_each() -> None:
+    """10,092,544 parameters, keep 2: five checkpoints, twice two layouts, a log of 94 MB."""
+    trainable, steps = 10_092_544, 234_813
+    expected = 5 * 12 * trainable + 2 * 2 * 4 * trainable + 400 * steps + LITTLE
+    assert disk_need(trainable, keep=2, steps=steps) == expected
+    assert disk_need(trainable, keep=3, steps=steps) - expected == 12 * trainable
+
+
+def test_room_is_that_of_the_folder_which_is_there(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    assert abs(free_bytes(tmp_path / "runs" / "mine") - free) < 10**9
