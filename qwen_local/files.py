@@ -193,6 +193,7 @@ def replace_folder(new: Path, target: Path) -> None:
     """
     old = target.with_name(f".old-{target.name}")
     shutil.rmtree(old, ignore_errors=True)
+    old.unlink(missing_ok=True)  # where the target was a file
     try:
         if target.exists():
             target.replace(old)

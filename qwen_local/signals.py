@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -22,6 +23,10 @@ from typing import Self
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What asks a command to end."""
+
+TOGETHER = 2.0
+"""Seconds within which SIGTERM and SIGHUP are one wish: a session that closes sends several. Only
+Ctrl+C is pressed twice in less."""
 
 Handler = Callable[[int, FrameType | None], None]
 
@@ -80,8 +85,8 @@ def ends_by_signal() -> Iterator[None]:
 class Stops:
     """While this is open, a first signal is only noted: the loop ends where nothing is lost.
 
-    Look at `signum` wherever a step is done. A second signal raises `Stopped` on the spot, and so
-    does a first one within `at_once`.
+    Look at `signum` wherever a step is done. A second signal raises `Stopped` on the spot, unless
+    it belongs to the first (`TOGETHER`), and so does a first one within `at_once`.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -94,6 +99,7 @@ class Stops:
         """The first that came."""
         self.twice = False
         """Whether another came after it."""
+        self._since = 0.0
         self._quiet = quiet
         self._at_once = False
         self._handled = handled(STOPPING, self._come)
@@ -126,8 +132,12 @@ class Stops:
             self._at_once = False
 
     def _come(self, signum: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.signum is not None and signum != signal.SIGINT and now - self._since < TOGETHER:
+            return
         self.twice = self.signum is not None
-        self.signum = self.signum or signum
+        if self.signum is None:
+            self.signum, self._since = signum, now
         if not self.twice and not self._at_once:
             if not self._quiet:
                 _say(f"{self.name}: the step is finished and saved first; once more stops at once")

@@ -266,10 +266,10 @@ def test_a_second_signal_after_an_evaluation_was_given_up_stops_the_saving(start
     process.send_signal(SIGTERM)
     hear(process, "stopped by SIGTERM SIGTERM False")
     hear(process, "saving")
-    process.send_signal(SIGHUP)
+    process.send_signal(SIGINT)
     code, out, err = ended(process)
     assert (code, out) == (1, "")
-    assert err.endswith("\nqwen_local.signals.Stopped: stopped by SIGHUP\n")
+    assert err.endswith("\nqwen_local.signals.Stopped: stopped by SIGINT\n")
 
 
 def test_a_second_signal_while_the_first_is_on_its_way_is_counted_and_breaks_no_cleaning_up() -> (

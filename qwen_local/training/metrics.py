@@ -115,6 +115,8 @@ def _events(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 return
             if not line.endswith(b"\n") or not isinstance(fields, dict) or "event" not in fields:
                 return
+            if not all(isinstance(fields.get(name, 0), int) for name in ("step", "steps")):
+                return
             yield place, fields
 
 

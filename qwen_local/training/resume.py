@@ -20,6 +20,7 @@ from qwen_local.job import Draft, Job
 from qwen_local.job_file import FILE, show
 from qwen_local.training import checkpoints
 from qwen_local.training.checkpoints import STEP, Damage, DamagedError, step_name
+from qwen_local.training.metrics import METRICS, read_metrics
 from qwen_local.training.run_directory import CHECKPOINTS, JOB, newest_output
 from qwen_local.training.standing import Identity, Saved, from_files
 
@@ -86,8 +87,10 @@ def find_run(draft: Draft, resume: str) -> Run:
         problem = f"there is no run of {draft.job.model.name} in runs/"
         raise JobError.at("--resume", problem, "pass --output, or --resume=RUN")
     if not _is_run(folder):
-        problem = f"there is no run in {folder}"
-        raise JobError.at("--resume", problem, "leave --resume out to begin one")
+        problem, hint = f"there is no run in {folder}", "leave --resume out to begin one"
+        if checkpoints.steps_in(folder / CHECKPOINTS):
+            problem, hint = f"{folder} has checkpoints and no {JOB}", f"put its {JOB} back"
+        raise JobError.at("--resume", problem, hint)
     return Run(
         folder, _step(folder, step_name(int(resume)) if NUMBER.fullmatch(resume) else resume)
     )
@@ -111,7 +114,12 @@ def named(resume: str) -> tuple[Path, str] | None:
 def own_job(resume: str) -> Path | None:
     """The job.yaml of the run that `--resume=PATH` names, None where it names no run."""
     found = named(resume)
-    return None if found is None else found[0] / JOB
+    if found is None:
+        return None
+    job = found[0] / JOB
+    if job.stat().st_size == 0:  # and not the job of nothing but defaults
+        raise JobError.at(str(job), "is empty", "put the run's job back, or name it: JOB --resume")
+    return job
 
 
 def take_up(run: Run) -> TakenUp | None:
@@ -131,6 +139,7 @@ def take_up(run: Run) -> TakenUp | None:
         else:
             found = checkpoints.newest(root, from_files)
             if found is None:
+                _check_had_none(run.folder)
                 return None
             step, saved, damages = found
     except DamagedError as error:
@@ -144,6 +153,20 @@ def take_up(run: Run) -> TakenUp | None:
     if damages:
         log.info("the newest good checkpoint is that of step %d: %d steps to repeat", step, lost)
     return TakenUp(saved, lost, tuple(damages))
+
+
+def _check_had_none(folder: Path) -> None:
+    """Refuse to begin a run again that had got further.
+
+    Raises:
+        CheckpointError: it had checkpoints.
+    """
+    metrics = folder / METRICS
+    if metrics.exists() and any(True for _ in read_metrics(metrics, "checkpoint")):
+        raise CheckpointError(
+            f"{folder}: this run had checkpoints, and none is there any more\n\n"
+            "hint: put them back, or begin another run with another --output"
+        )
 
 
 def leave_behind(run: Run, taken_up: TakenUp) -> None:

@@ -148,7 +148,12 @@ def train(
             taken_up = take_up(run)
         ready = _prepare(draft, machine, backend, device, output, taken_up)
         if taken_up is not None and (done := _finished(ready)) is not None:
-            log.info("%s is finished already, after %d steps", ready.output, done.steps)
+            log.info(
+                "%s is finished already, after %d steps: %s",
+                ready.output,
+                done.steps,
+                done.stopped_because,
+            )
             return done
         engine = open_backend(ready.choice, ready.setup)
         with room_for(ready.output / JOB, LITTLE):
@@ -347,16 +352,17 @@ def _train(ready: _Ready, engine: Backend, *, quiet: bool) -> Summary:
         train_places=prepared.train_places,
         eval_places=prepared.eval_places,
     )
+    told = 0
     if (output / METRICS).exists():
         until = -1 if ready.taken_up is None else start.step
         told = cut_metrics(output / METRICS, until, start.evaluated_step)
-        if told < start.step:
-            log.info(
-                "warning: %s is damaged: of the steps %d to %d nothing is told any more",
-                output / METRICS,
-                told + 1,
-                start.step,
-            )
+    if told < start.step:
+        log.info(
+            "warning: %s is damaged: of the steps %d to %d nothing is told any more",
+            output / METRICS,
+            told + 1,
+            start.step,
+        )
     with (
         Metrics(output / METRICS, _board(job, output, start.step)) as metrics,
         Progress(schedule.steps, quiet=quiet, done=start.step) as progress,

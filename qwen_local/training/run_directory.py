@@ -77,7 +77,7 @@ def locked(output: Path) -> Iterator[None]:
         JobError: it cannot be written to.
     """
     try:
-        file = os.open(output / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        file = os.open(output / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         if error.errno in NO_ROOM:
             raise

@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from inspect import get_annotations
+from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from qwen_local.adapters.lora import Adapter
 from qwen_local.adapters.peft_layout import peft_files
@@ -23,6 +25,7 @@ from qwen_local.training.checkpoints import DamagedError
 from qwen_local.training.stopping import Patience
 
 OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"
+T = TypeVar("T")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -65,11 +68,6 @@ class Standing:
         """A plain dictionary."""
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """What `to_json` gave."""
-        return cls(**{**fields, "patience": Patience.from_json(fields["patience"])})
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Identity:
@@ -87,11 +85,6 @@ class Identity:
     """Fingerprint of the base model's files: see `models/fingerprint.py`."""
     base_commit: str | None
     """On the hub."""
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """What `asdict` and JSON gave."""
-        return cls(**{**fields, "sources": tuple((n, s) for n, s in fields["sources"])})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +108,18 @@ class Saved:
     standing: Standing
     identity: Identity
     execution: Execution
+
+
+def _exactly(kind: type[T], fields: Any) -> T:
+    """A dataclass from JSON's types: every field there, of its type, and no other.
+
+    Raises:
+        ValueError: it is not so.
+    """
+    if not isinstance(fields, dict) or fields.keys() != set(get_annotations(kind)):
+        raise ValueError("fields are missing, or unknown")
+    text = json.dumps(fields, allow_nan=False)
+    return TypeAdapter(kind).validate_json(text, strict=True)
 
 
 def to_files(saved: Saved, adapter: Adapter) -> dict[str, bytes]:
@@ -152,9 +157,9 @@ def from_files(files: Mapping[str, bytes]) -> Saved:
     name = PROGRESS
     try:
         fields = json.loads(files[PROGRESS])
-        identity = Identity.from_json(fields.pop("identity"))
-        execution = Execution(**fields.pop("execution"))
-        standing = Standing.from_json(fields)
+        identity = _exactly(Identity, fields.pop("identity"))
+        execution = _exactly(Execution, fields.pop("execution"))
+        standing = _exactly(Standing, fields)
         name = PEFT_WEIGHTS
         adapter = arrays_of(files[PEFT_WEIGHTS])
         name = OPTIMIZER
@@ -162,6 +167,9 @@ def from_files(files: Mapping[str, bytes]) -> Saved:
         first, second = (
             {name: moments[f"{moment}.{name}"] for name in adapter} for moment in MOMENTS
         )
+        for arrays in (first, second):
+            if any(arrays[name].shape != adapter[name].shape for name in adapter):
+                raise ValueError("moments of other shapes than the adapter's")
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise DamagedError(f"{name}: not what this version writes ({error!r})") from error
     for name, arrays in ((PEFT_WEIGHTS, adapter), (OPTIMIZER, moments)):

@@ -173,6 +173,6 @@ def test_numbers_that_are_not_finite_are_no_checkpoint(run: Run) -> None:
     run.save(3, 3)
     files = checkpoints.read(run.folder / "checkpoints/step-000003")
     bad = array_bytes({NAME: np.array([[np.nan, 0]], np.float32)}, made_for="pt")
-    with pytest.raises(checkpoints.DamagedError, match=r"adapter_model\.safetensors: holds numbers"):
+    with pytest.raises(checkpoints.DamagedError, match="holds numbers"):
         from_files({**files, "adapter_model.safetensors": bad})
     assert json.loads(files["progress.json"])["step"] == 3
