@@ -189,7 +189,7 @@ def made_rows(folder: Path) -> Path:
     """60 conversations of very different lengths."""
     file, draw = folder / "rows.jsonl", random.Random(0)
     words = ("the", "red", "house", "of", "small", "river", "runs", "over", "light", "and", "tree")
-    with file.open("w") as out:
+    with file.open("w", encoding="utf-8") as out:
         for _ in range(60):
             count = draw.randint(10, 60)
             prompt, answer = (" ".join(draw.choices(words, k=n)) for n in (count // 2, count))
