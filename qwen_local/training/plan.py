@@ -13,7 +13,7 @@ from qwen_local.datasets.count import count_rows
 from qwen_local.datasets.prepare import Prepared
 from qwen_local.datasets.report import Histogram
 from qwen_local.datasets.tokenizer import ChatTokenizer
-from qwen_local.errors import JobError, ModelError
+from qwen_local.errors import JobError, ModelError, RunBusyError
 from qwen_local.job import Draft
 from qwen_local.models.source import ModelFiles, ModelSource, fetch, find_model
 from qwen_local.training.advice import evaluation_advice, quantization_advice
@@ -218,6 +218,8 @@ def make_plan(draft: Draft, *, backend: str, device: str, elsewhere: str | None 
         check_free(output)
     except JobError as error:
         taken = error.faults[0].problem
+    except RunBusyError as error:
+        taken = str(error).partition("\n")[0]
     check_length(job, architecture)
     check_report_to(job)
     trainable = trainable_parameters(job, architecture)
