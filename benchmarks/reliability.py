@@ -70,7 +70,8 @@ def main() -> None:
     else:
         results = {given.engine: try_all(given.engine, given.sample)}
     report = {
-        "command": " ".join(["python -m benchmarks.reliability", *sys.argv[1:]]),
+        "command": "python -m benchmarks.reliability",
+        "sample": given.sample,
         "date": f"{datetime.date.today():%Y-%m-%d}",
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
