@@ -70,6 +70,19 @@ def lasting_stderr() -> Iterator[None]:
         yield
     finally:
         sys.stderr = before
+        if before is not None:
+            _settle(before)
+
+
+def _settle(stream: TextIO) -> None:
+    """Let go of what a stream that closed still holds: Python would end with 120 because of it."""
+    try:
+        stream.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        with suppress(OSError):  # it has no number
+            os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 class _Lasting:

@@ -385,7 +385,7 @@ def test_a_run_leaves_its_files_and_a_job_that_reads_back(
     data = json.loads((tmp_path / "run/data.json").read_text())
     assert data["sources"][0]["records"] == 24
     events = [event["event"] for event in read_metrics(tmp_path / "run/metrics.jsonl")]
-    assert events[:2] == ["start", "eval"] and events[-1] == "end"
+    assert events[:3] == ["start", "forecast", "eval"] and events[-1] == "end"
     assert [event for event in events if event in ("train", "eval")] == [
         "eval", "train", "train", "eval", "train", "eval",
     ]  # fmt: skip

@@ -251,5 +251,10 @@ def test_train_is_told_what_to_resume(
     assert told == [resume]
 
 
-def test_a_dry_run_of_a_resumed_run_plans_as_ever(cli: Cli) -> None:
-    assert cli("train", "--resume", "--dry-run").out == cli("plan").out
+def test_a_dry_run_of_a_resumed_run_plans_it(cli: Cli) -> None:
+    said = cli("train", "--resume=run", "--dry-run")
+    assert (said.code, said.out) == (2, "")
+    Path("run").mkdir()
+    Path("run/job.yaml").write_text("train: {epochs: 7}\n", encoding="utf-8")
+    said = cli("train", "--resume=run", "--dry-run", "--json")
+    assert (said.code, json.loads(said.out)["job"]["train"]["epochs"]) == (0, 7)
