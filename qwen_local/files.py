@@ -144,8 +144,13 @@ def room_for(path: Path, needed: int) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        there = next(folder for folder in path.absolute().parents if folder.exists())
-        raise DiskFullError(path, needed, shutil.disk_usage(there).free) from error
+        raise DiskFullError(path, needed, free_bytes(path.parent)) from error
+
+
+def free_bytes(folder: Path) -> int:
+    """Room where this folder is or will be."""
+    here = folder.absolute()
+    return shutil.disk_usage(next(path for path in (here, *here.parents) if path.exists())).free
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

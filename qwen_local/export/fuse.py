@@ -48,7 +48,7 @@ from qwen_local.export.proof import (
     make_samples,
     read,
 )
-from qwen_local.files import readable_by_all, write_json
+from qwen_local.files import free_bytes, readable_by_all, write_json
 from qwen_local.inference.sampling import generation_config
 from qwen_local.job import Quantization, read_job
 from qwen_local.models.architecture import Architecture
@@ -223,9 +223,7 @@ def check_disk(output: Path, need: int) -> None:
     Raises:
         ExportError: how much is missing.
     """
-    there = next(place for place in (output, *output.parents) if place.exists())
-    free = shutil.disk_usage(there).free
-    if free < need:
+    if (free := free_bytes(output)) < need:
         raise ExportError(
             f"{output}: the model needs {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
         )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from qwen_local.errors import DiskFullError
+from qwen_local.files import free_bytes
 
 CHECKPOINT_BYTES = 12
 """Of a trainable parameter: itself and AdamW's two moments, float32."""
@@ -36,12 +36,6 @@ def disk_need(trainable: int, *, keep: int, steps: int) -> int:
     """
     checkpoints = (keep + 3) * CHECKPOINT_BYTES * trainable
     return checkpoints + 2 * ADAPTER_BYTES * trainable + EVENT_BYTES * steps + LITTLE
-
-
-def free_bytes(folder: Path) -> int:
-    """Room where this folder is or will be."""
-    here = folder.absolute()
-    return shutil.disk_usage(next(path for path in (here, *here.parents) if path.exists())).free
 
 
 def check_disk(output: Path, needed: int) -> None:

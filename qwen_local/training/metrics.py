@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from qwen_local.files import room_for
+from qwen_local.signals import STOPPING
 
 if TYPE_CHECKING:
     from qwen_local.training.tensorboard import TensorBoard
@@ -75,6 +76,16 @@ def read_metrics(path: Path, event: str | None = None) -> Iterator[dict[str, Any
     for _, fields in _events(path):
         if event is None or fields["event"] == event:
             yield fields
+
+
+def how_it_ended(path: Path) -> dict[str, Any] | None:
+    """The fields of the `end` that a run's events end with; None where one does not, or where a
+    signal asked for it, so that something is left to do."""
+    if not path.exists():
+        return None
+    *_, last = [{}, *read_metrics(path)]
+    asked = last.get("stopped_because") in [signum.name for signum in STOPPING]
+    return last if last.pop("event", None) == "end" and not asked else None
 
 
 def cut_metrics(path: Path, step: int, evaluated: int | None) -> int:

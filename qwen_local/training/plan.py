@@ -14,10 +14,11 @@ from qwen_local.datasets.prepare import Prepared
 from qwen_local.datasets.report import Histogram
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import JobError, ModelError, RunBusyError
+from qwen_local.files import free_bytes
 from qwen_local.job import Draft
 from qwen_local.models.source import ModelFiles, ModelSource, fetch, find_model
 from qwen_local.training.advice import evaluation_advice, quantization_advice
-from qwen_local.training.disk import disk_need, free_bytes
+from qwen_local.training.disk import disk_need
 from qwen_local.training.memory import Memory, estimate_memory
 from qwen_local.training.named_machines import named_machine
 from qwen_local.training.preparation import (

@@ -31,7 +31,7 @@ from qwen_local.files import json_bytes, replace_file, room_for
 from qwen_local.job import Draft, Job
 from qwen_local.models.fingerprint import fingerprint
 from qwen_local.models.source import fetch, find_model
-from qwen_local.signals import STOPPING, Stopped, Stops
+from qwen_local.signals import Stopped, Stops
 from qwen_local.talk import LogFile, handled, talk
 from qwen_local.training import stopping
 from qwen_local.training.advice import quantization_advice
@@ -43,7 +43,7 @@ from qwen_local.training.health import Health
 from qwen_local.training.keeper import Keeper
 from qwen_local.training.loop import ALL_STEPS, Data, Saving, train_loop
 from qwen_local.training.memory import Memory, estimate_memory
-from qwen_local.training.metrics import METRICS, Metrics, cut_metrics, read_metrics
+from qwen_local.training.metrics import METRICS, Metrics, cut_metrics, how_it_ended
 from qwen_local.training.preparation import (
     check_data_given,
     check_length,
@@ -161,9 +161,11 @@ def train(
                 make_folder(ready.output)
                 stack.enter_context(locked(ready.output))
                 claim_folder(ready.output, ready.job)
-            elif taken_up is not None:
-                engine.load_state(taken_up.saved.state)
-                leave_behind(run, taken_up)
+            else:
+                if taken_up is not None:
+                    engine.load_state(taken_up.saved.state)
+                    leave_behind(run, taken_up)
+                replace_file(ready.output / JOB, ready.job.to_yaml().encode())
             _describe(ready, machine)
             stack.enter_context(_log_file(ready.output / "run.log", said.buffer))
         stack.enter_context(keep_awake(machine.system))
@@ -311,15 +313,13 @@ def _finished(ready: _Ready) -> Summary | None:
     done = start.step >= ready.schedule.steps or (
         spec is not None and stopping.exhausted(start.patience, spec)
     )
-    metrics, adapter = ready.output / METRICS, ready.output / "adapter"
-    if not done or not metrics.exists() or not (adapter / "peft" / PEFT_WEIGHTS).exists():
+    adapter = ready.output / "adapter"
+    if not done or not (adapter / "peft" / PEFT_WEIGHTS).exists():
         return None
-    *_, last = [{}, *read_metrics(metrics)]
+    last = how_it_ended(ready.output / METRICS)
     names = {field.name for field in fields(Summary)}
-    if last.pop("event", None) != "end" or last.keys() != names or last["steps"] != start.step:
+    if last is None or last.keys() != names or last["steps"] != start.step:
         return None
-    if last["stopped_because"] in [signum.name for signum in STOPPING]:
-        return None  # of what is left, the evaluation of the last step at least
     return replace(Summary(**last), run=str(ready.output), adapter=str(adapter))
 
 
@@ -328,7 +328,6 @@ def _describe(ready: _Ready, machine: Machine) -> None:
     found = environment(machine, ready.choice, ready.setup, ready.setup.model.commit)
     replace_file(ready.output / "environment.json", json_bytes(found))
     replace_file(ready.output / "data.json", json_bytes(ready.prepared.report.to_json()))
-    replace_file(ready.output / JOB, ready.job.to_yaml().encode())  # as it is gone on with
 
 
 def _train(ready: _Ready, engine: Backend, *, quiet: bool) -> Summary:

@@ -26,7 +26,7 @@ from qwen_local.job import Draft
 from qwen_local.signals import STOPPING, handled
 from qwen_local.talk import talk
 from qwen_local.training.checkpoints import step_name, steps_in
-from qwen_local.training.metrics import METRICS, read_metrics
+from qwen_local.training.metrics import METRICS, how_it_ended, read_metrics
 from qwen_local.training.resume import find_run, resume_command
 from qwen_local.training.run_directory import CHECKPOINTS, run_folder
 from qwen_local.training.supervised import CRASHED, VARIABLE, Supervised
@@ -116,7 +116,7 @@ def supervise(folder: Path, command: Command, *, restarts: int) -> int:
             if died_of is None:
                 return exit_code(returncode)
             deaths.append(died_of)
-            if _written(folder) != before and _is_done(folder):
+            if _written(folder) != before and how_it_ended(folder / METRICS) is not None:
                 log.info("the training process died of %s after all was done", died_of)
                 return 0
             if relay.asked or len(deaths) > restarts:
@@ -259,14 +259,6 @@ def _events(folder: Path) -> list[dict[str, Any]]:
     with suppress(OSError):
         return list(read_metrics(folder / METRICS))
     return []
-
-
-def _is_done(folder: Path) -> bool:
-    """Whether the last event says that the run ended, and not because it was asked to."""
-    *_, last = [{}, *_events(folder)]
-    return last.get("event") == "end" and last.get("stopped_because") not in [
-        signum.name for signum in STOPPING
-    ]
 
 
 def _written(folder: Path) -> list[tuple[int, int] | None]:

@@ -387,11 +387,12 @@ def test_an_output_may_be_under_home_behind_a_link_or_this_folder(
 def test_a_disk_without_room_is_told_before_anything_is_computed(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run = trained("cuda", "none")  # which needs room itself
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     monkeypatch.setattr(fusing, "_ask_live", None)
     with pytest.raises(ExportError) as refused:
-        fused(trained("cuda", "none"), tmp_path / "out")
+        fused(run, tmp_path / "out")
     assert str(refused.value) == (
         f"{tmp_path / 'out'}: the model needs 0.0 GB, and 0.0 GB are free"
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from qwen_local.training.disk import LITTLE, disk_need, free_bytes
+from qwen_local.files import free_bytes
+from qwen_local.training.disk import LITTLE, disk_need
 
 
 def test_r4_s_adapter_is_20_mb_and_its_checkpoints_with_moments_120_each() -> None:
