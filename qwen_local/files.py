@@ -115,9 +115,14 @@ def _sync(file: int) -> None:
         os.fsync(file)
 
 
+def new_name(name: str) -> str:
+    """How a file is called, beside its place, until it is whole."""
+    return f".new-{name}"
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Put a file in the place of another, or of none: whatever happens, one of them is there."""
-    new = path.with_name(f".new-{path.name}")
+    new = path.with_name(new_name(path.name))
     new.unlink(missing_ok=True)
     try:
         write_durably(new, content)

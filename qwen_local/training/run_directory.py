@@ -21,7 +21,7 @@ from typing import Any
 from qwen_local.backends.base import Setup
 from qwen_local.backends.select import Choice, Machine
 from qwen_local.errors import JobError, RunBusyError
-from qwen_local.files import NO_ROOM, json_bytes, replace_file, sync_folder
+from qwen_local.files import NO_ROOM, json_bytes, new_name, replace_file, sync_folder
 from qwen_local.job import Job
 
 log = logging.getLogger("qwen_local")
@@ -137,7 +137,8 @@ def check_free(output: Path) -> None:
         there = next(place for place in (output, *output.absolute().parents) if _is_there(place))
         if not there.is_dir():
             raise JobError.at("output", f"{there} is not a folder", another)
-        if there == output and any(path.name != LOCK for path in output.iterdir()):
+        begun = {LOCK, new_name(JOB)}  # of a run that died before it had a job.yaml
+        if there == output and any(path.name not in begun for path in output.iterdir()):
             ways = f"{another}, or remove this one"
             if (output / JOB).exists():
                 ways = f"go on with the run in it by --resume, or {another}"

@@ -98,6 +98,15 @@ def test_a_folder_that_holds_something_is_refused_with_both_ways_out(tmp_path: P
     assert refusal(tmp_path) == f"output: {tmp_path} is not empty{HINT}, or remove this one"
 
 
+def test_what_a_run_left_that_died_before_it_had_a_job_is_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".new-job.yaml").write_text("model: {na", encoding="utf-8")
+    check_free(tmp_path)
+    with locked(tmp_path):
+        claim_folder(tmp_path, read_job(None).complete(0))
+    assert not (tmp_path / ".new-job.yaml").exists()
+
+
 def test_a_file_is_refused_as_the_folder_and_on_the_way_to_it(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
