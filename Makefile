@@ -20,8 +20,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/qwen-local demo
 
+# A file of tests stays with one process, for what it makes once; one thread each leaves both cores
+# to the processes.
 test: install
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

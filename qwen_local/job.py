@@ -36,8 +36,9 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from qwen_local.datasets.columns import FormatName, settle
 from qwen_local.embedded import SAMPLE_DATA, TINY_MODEL
-from qwen_local.errors import Fault, JobError
+from qwen_local.errors import DatasetError, Fault, JobError
 from qwen_local.job_faults import explain
 from qwen_local.job_file import (
     FLAGS,
@@ -86,13 +87,42 @@ class ModelSpec(_Section):
     )
 
 
+class EvalSource(_Section):
+    """One of several sources, and how it is read."""
+
+    name: Text = Field(description="a file, a folder or a hub id", examples=["data/more.jsonl"])
+    format: FormatName | None = Field(
+        default=None,
+        description="how its records are written, or null for format and columns of the section",
+        examples=["auto"],
+    )
+    columns: dict[str, str] | None = Field(default=None)
+    limit: Count | None = Field(
+        default=None, description="how many records of it are read", examples=[1000]
+    )
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _known_keys(cls, columns: object, info: ValidationInfo) -> object:
+        return _columns(columns, info.data.get("format") or "auto")
+
+
+class TrainSource(EvalSource):
+    """One of several sources, how it is read, and how often it is learned."""
+
+    weight: float = Field(
+        default=1.0, gt=0, le=1000, description="how many times its rows count in an epoch"
+    )
+
+
 class DataSpec(_Section):
     """What is learned, and what is held out."""
 
-    train: Text = Field(
-        default=SAMPLE_DATA, description="a file, a folder, a hub id or the sample data"
+    train: Text | tuple[TrainSource, ...] = Field(
+        default=SAMPLE_DATA,
+        description="a file, a folder, a hub id, the sample data or a list of these",
     )
-    eval: Text | None = Field(
+    eval: Text | tuple[EvalSource, ...] | None = Field(
         default=None,
         description="the evaluation data, or null to split it from the training data",
         examples=["data/valid.jsonl"],
@@ -100,8 +130,13 @@ class DataSpec(_Section):
     eval_fraction: Share = Field(
         default=0.05, description="the share of the rows that a split holds out, 0 for none"
     )
-    format: Literal["auto", "messages", "prompt", "alpaca", "sharegpt", "text"] = Field(
+    format: FormatName = Field(
         default="auto", description="how a record is written; auto = as the first record"
+    )
+    columns: dict[str, str] | None = Field(
+        default=None,
+        description="the columns that stand for keys of the format, or null where they are those",
+        examples=["{prompt: question, completion: answer}"],
     )
     max_length: int = Field(default=2048, ge=8, description="the longest row, in tokens")
     overlong: Literal["drop", "cut", "error"] = Field(
@@ -114,6 +149,30 @@ class DataSpec(_Section):
         default="assistant",
         description="which turns are learned: all of the assistant's, or the last",
     )
+    thinking: Literal["auto", "keep", "drop", "empty"] = Field(
+        default="auto", description="what becomes of the assistant's reasoning: see docs/data.md"
+    )
+
+    @field_validator("train", "eval", mode="before")
+    @classmethod
+    def _name_or_list(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, str) or (value is None and info.field_name == "eval"):
+            return value
+        model, more = (
+            (TrainSource, ", weight: 2") if info.field_name == "train" else (EvalSource, "")
+        )
+        hint = f"write a name, or a list such as [a.jsonl, {{name: b.jsonl{more}, limit: 500}}]"
+        if not isinstance(value, list | tuple):
+            kinds = "text, a list or null" if info.field_name == "eval" else "text or a list"
+            raise _fault(f"expected {kinds}; found {show(value)}", hint)
+        if not value:
+            raise _fault("expected at least one source; found an empty list", hint)
+        return _sources(value, model, hint)
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _known_keys(cls, columns: object, info: ValidationInfo) -> object:
+        return _columns(columns, info.data.get("format", "auto"))
 
 
 class LoraSpec(_Section):
@@ -510,6 +569,72 @@ def _faults(
         # `steps` is at fault, too, where only `epochs: null` was written.
         setting = settings.get(dotted) or settings[f"{section}.{ONE_OF_TWO[key]}"]
         yield setting.order, Fault(setting.where, problem, hint)
+
+
+def _sources(items: Sequence[object], model: type[EvalSource], hint: str) -> tuple[EvalSource, ...]:
+    """The items of a list of sources: names, or mappings of what the model takes.
+
+    Raises:
+        PydanticCustomError: everything that is wrong with them, and how to mend the first.
+    """
+    sources: list[EvalSource] = []
+    problems: list[tuple[str, str]] = []
+    for position, item in enumerate(items, 1):
+        given = {"name": item} if isinstance(item, str) else item
+        if not isinstance(given, dict | model):
+            problem = f"item {position}: expected a name or a mapping; found {show(given)}"
+            problems.append((problem, hint))
+            continue
+        try:
+            sources.append(model.model_validate(given))
+        except ValidationError as error:
+            by_key: dict[str, list[ErrorDetails]] = defaultdict(list)
+            for details in error.errors(include_url=False):
+                by_key[str(details["loc"][0])].append(details)
+            for key, errors in by_key.items():
+                problem, mend = _explain_item(key, errors, model, hint)
+                problems.append((f"item {position}: {problem}", mend))
+    if problems:
+        raise _fault("; ".join(problem for problem, _ in problems), problems[0][1])
+    return tuple(sources)
+
+
+def _explain_item(
+    key: str, errors: Sequence[ErrorDetails], model: type[EvalSource], hint: str
+) -> tuple[str, str]:
+    """(problem, hint) for one key of an item."""
+    match errors[0]["type"]:
+        case "missing":
+            return f"{key} is missing", hint
+        case "extra_forbidden":
+            return f"unknown key {show(key)}", hint
+        case _:
+            problem, mend = explain(key, model.model_fields[key], errors)
+            return f"{key}: {problem}", mend
+
+
+def _columns(columns: object, format: FormatName) -> object:
+    """The columns, if the keys that they stand for are those of one format.
+
+    Raises:
+        PydanticCustomError: they are not.
+    """
+    hint = (
+        "write {prompt: question, completion: answer}: the key, and the column that stands for it"
+    )
+    if columns is None:
+        return None
+    if not isinstance(columns, dict):
+        raise _fault(f"expected a mapping or null; found {show(columns)}", hint)
+    for key, column in columns.items():
+        if not isinstance(column, str) or not column:
+            raise _fault(f"{key}: expected the name of a column; found {show(column)}", hint)
+    try:
+        settle(columns, format)
+    except DatasetError as error:
+        [fault] = error.faults
+        raise _fault(fault.problem, fault.hint or hint) from None
+    return columns
 
 
 def _each_once(

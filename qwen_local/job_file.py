@@ -62,7 +62,7 @@ class Nested:
     kind: str
 
 
-A_MAPPING = Nested("a mapping")
+A_MAPPING, LISTS = Nested("a mapping"), Nested("a list of lists")
 CORE = "tag:yaml.org,2002:"
 """How YAML spells `!!` in full."""
 
@@ -275,17 +275,30 @@ def _entries(
             yield key, line, value_node
 
 
-def _value_or_mapping(node: Node) -> object:
-    """The value of a key: also a mapping of names to scalars, where each name is given once."""
-    from ruamel.yaml.nodes import MappingNode, ScalarNode
+DEEPEST = 4
+"""Levels of a value: a list of mappings, one of which holds a mapping."""
+
+
+def _value_or_mapping(node: Node, deepest: int = DEEPEST) -> object:
+    """The value of a key, lists of mappings and mappings included, in which each key stands once.
+
+    Aliases can make a cycle, so there is an end to how deep it goes.
+    """
+    from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
     value = _value(node)
+    if deepest == 0:
+        return value
+    if isinstance(value, Nested) and isinstance(node, SequenceNode):
+        if any(isinstance(item, SequenceNode) for item in node.value) or value != LISTS:
+            return value
+        return [_value_or_mapping(item, deepest - 1) for item in node.value]
     if value != A_MAPPING:
         return value
     assert isinstance(node, MappingNode)
-    if not all(isinstance(part, ScalarNode) for pair in node.value for part in pair):
-        return Nested("a mapping with more than a value for each key")
-    entries = {str(key.value): _value(item) for key, item in node.value}
+    if not all(isinstance(key, ScalarNode) for key, _ in node.value):
+        return Nested("a mapping with a key that is no text")
+    entries = {str(key.value): _value_or_mapping(item, deepest - 1) for key, item in node.value}
     if len(entries) < len(node.value):
         return Nested("a mapping with a key given twice")
     return entries
@@ -303,7 +316,7 @@ def _value(node: Node) -> object:
         return A_MAPPING
     if isinstance(node, SequenceNode):
         flat = all(isinstance(item, ScalarNode) for item in node.value)
-        return [_value(item) for item in node.value] if flat else Nested("a list of lists")
+        return [_value(item) for item in node.value] if flat else LISTS
     try:
         match str(node.tag).removeprefix(CORE):
             case "null":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -80,6 +81,31 @@ class Rows:
     def take(self, order: Iterable[int]) -> Rows:
         """The rows at these indices, in this order."""
         return Rows.from_pairs(self.row(int(r)) for r in order)
+
+
+class AnyRows(Protocol):
+    """Rows wherever they lie: `Rows` holds them in memory, `datasets.stored` pages them in."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def lengths_R(self) -> np.ndarray:
+        """int64 [R]: positions of each row."""
+
+    @property
+    def tokens(self) -> int:
+        """Input positions of all rows."""
+
+    @property
+    def supervised(self) -> int:
+        """Positions of all rows that are trained."""
+
+    @property
+    def sha256(self) -> str:
+        """Of all that is in them, in hex; the same on every machine."""
+
+    def take(self, order: Iterable[int]) -> Rows:
+        """The rows at these indices, in this order and in memory."""
 
 
 def shift_labels(tokens_T: Sequence[int], trained_T: Sequence[bool]) -> list[int]:

@@ -15,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from qwen_local.datasets.sources import Wanted
+from qwen_local.embedded import sample_data_path
 from qwen_local.errors import JobError
 from qwen_local.job import (
     FLAG_KEYS,
@@ -22,13 +24,16 @@ from qwen_local.job import (
     SECTIONS,
     DataSpec,
     EarlyStopping,
+    EvalSource,
     Job,
     LoraSpec,
     ModelSpec,
+    TrainSource,
     TrainSpec,
     read_job,
 )
 from qwen_local.models.architecture import LINEARS
+from qwen_local.training.preparation import data_sources
 
 
 @pytest.fixture
@@ -84,10 +89,12 @@ def test_no_job_is_the_embedded_job() -> None:
             "eval": None,
             "eval_fraction": 0.05,
             "format": "auto",
+            "columns": None,
             "max_length": 2048,
             "overlong": "drop",
             "limit": None,
             "train_on": "assistant",
+            "thinking": "auto",
         },
         "lora": {
             "rank": 16,
@@ -142,6 +149,57 @@ def test_early_stopping_is_a_mapping_or_null(text: str, expected: EarlyStopping 
     assert job_of(f"train: {{early_stopping: {text}}}").train.early_stopping == expected
     draft = read_job(None, sets=[f"train.early_stopping={text}"])
     assert draft.job.train.early_stopping == expected
+
+
+@pytest.mark.usefixtures("here")
+def test_data_may_come_from_several_sources() -> None:
+    text = """\
+data:
+  train:
+  - a.jsonl
+  - {name: b.csv, weight: 0.5, columns: {prompt: question, completion: answer}, limit: 5}
+  - name: &c c
+    format: alpaca
+  eval: [b.csv, {name: *c, limit: 7}]
+"""
+    several = DataSpec(
+        train=(
+            TrainSource(name="a.jsonl"),
+            TrainSource(
+                name="b.csv",
+                weight=0.5,
+                columns={"prompt": "question", "completion": "answer"},
+                limit=5,
+            ),
+            TrainSource(name="c", format="alpaca"),
+        ),
+        eval=(EvalSource(name="b.csv"), EvalSource(name="c", limit=7)),
+    )
+    assert job_of(text).data == several
+    inline = "[a.jsonl, {name: b.jsonl, weight: 2}]"
+    assert job_of(sets=[f"data.train={inline}"]).data.train == (
+        TrainSource(name="a.jsonl"),
+        TrainSource(name="b.jsonl", weight=2),
+    )
+
+
+@pytest.mark.usefixtures("here")
+def test_columns_may_settle_the_format_or_belong_to_one() -> None:
+    columns = {"prompt": "question", "completion": "answer"}
+    text = "data: {columns: {prompt: question, completion: answer}}"
+    assert job_of(text).data == DataSpec(columns=columns)
+    with_format = "data: {format: sharegpt, columns: {system: rules}}"
+    assert job_of(with_format).data == DataSpec(format="sharegpt", columns={"system": "rules"})
+    assert message("data: {format: sharegpt, columns: {prompt: q}}") == (
+        "job.yaml:1: data.columns: expected a key of the sharegpt format; found 'prompt'\n\n"
+        "hint: the keys are conversations, functions, system, tools"
+    )
+
+
+@pytest.mark.usefixtures("here")
+def test_a_value_that_contains_itself_comes_to_an_end() -> None:
+    for text in ("data: {train: [&a {name: *a}]}", "data: {columns: &a {prompt: *a}}"):
+        assert message(text).startswith("job.yaml:1: data.")
 
 
 @pytest.mark.usefixtures("here")
@@ -346,6 +404,11 @@ CLIP = (
     "for example 1.0"
 )
 
+SOURCES = "hint: write a name, or a list such as [a.jsonl, {name: b.jsonl, weight: 2, limit: 500}]"
+EVAL_SOURCES = "hint: write a name, or a list such as [a.jsonl, {name: b.jsonl, limit: 500}]"
+COLUMNS = (
+    "hint: write {prompt: question, completion: answer}: the key, and the column that stands for it"
+)
 STOPPING = "hint: write {patience: 3, min_delta: 0.0}, or null to train all steps"
 REPORT_TO = "hint: write [tensorboard], or [] for metrics.jsonl alone"
 
@@ -495,8 +558,68 @@ REPORT_TO = "hint: write [tensorboard], or [] for metrics.jsonl alone"
         (
             "data.train",
             "''",
-            "must not be empty; found ''\n\nhint: train is a file, a folder, a hub id or the "
-            "sample data; for example qwen-local/sample",
+            "must not be empty; found ''\n\nhint: train is a file, a folder, a hub id, the sample "
+            "data or a list of these; for example qwen-local/sample",
+        ),
+        ("data.train", "5", f"expected text or a list; found 5\n\n{SOURCES}"),
+        ("data.train", "null", f"expected text or a list; found null\n\n{SOURCES}"),
+        ("data.train", "[]", f"expected at least one source; found an empty list\n\n{SOURCES}"),
+        ("data.train", "[[a]]", f"expected text or a list; found a list of lists\n\n{SOURCES}"),
+        ("data.train", "{name: a}", f"expected text or a list; found a mapping\n\n{SOURCES}"),
+        (
+            "data.train",
+            "[a, 5, {weight: 0}, {name: '', nam: x}, {name: b, columns: {promt: q}}]",
+            "item 2: expected a name or a mapping; found 5; item 3: name is missing; "
+            "item 3: weight: must be above 0; found 0; item 4: name: must not be empty; found ''; "
+            "item 4: unknown key 'nam'; "
+            f"item 5: columns: expected a key of a format; found 'promt'\n\n{SOURCES}",
+        ),
+        (
+            "data.train",
+            "[{name: a, weight: 1001}]",
+            "item 1: weight: must be at most 1000; found 1001\n\n"
+            "hint: weight is how many times its rows count in an epoch; for example 1.0",
+        ),
+        (
+            "data.train",
+            "[{name: a, name: b}]",
+            "item 1: expected a name or a mapping; found a mapping with a key given twice\n\n"
+            f"{SOURCES}",
+        ),
+        (
+            "data.eval",
+            "[{name: a, weight: 2}]",
+            f"item 1: unknown key 'weight'\n\n{EVAL_SOURCES}",
+        ),
+        ("data.eval", "5", f"expected text, a list or null; found 5\n\n{EVAL_SOURCES}"),
+        ("data.columns", "question", f"expected a mapping or null; found 'question'\n\n{COLUMNS}"),
+        (
+            "data.columns",
+            "{prompt: [q]}",
+            f"prompt: expected the name of a column; found a list\n\n{COLUMNS}",
+        ),
+        (
+            "data.columns",
+            "{zzz: q}",
+            "expected a key of a format; found 'zzz'\n\nhint: the keys are completion, "
+            "conversations, functions, history, input, instruction, messages, output, prompt, "
+            "system, text, tools",
+        ),
+        (
+            "data.columns",
+            "{promt: q}",
+            "expected a key of a format; found 'promt'\n\nhint: did you mean \"prompt\"?",
+        ),
+        (
+            "data.columns",
+            "{system: q}",
+            "expected a key that only one format has; alpaca and sharegpt have these\n\n"
+            "hint: name the format as well",
+        ),
+        (
+            "data.columns",
+            "{prompt: q, input: i}",
+            "no format has all of prompt, input\n\nhint: name the keys of one format",
         ),
         (
             "output",
@@ -775,10 +898,22 @@ MODELS = st.builds(
     quantization=st.sampled_from(["none", "4bit", "8bit"]),
     dtype=st.sampled_from(["auto", "bfloat16", "float16", "float32"]),
 )
+COLUMN_MAPS = st.fixed_dictionaries({"prompt": text_values()}) | st.fixed_dictionaries(
+    {"messages": text_values()}, optional={"tools": text_values()}
+)
+SOURCE: dict[str, st.SearchStrategy[Any]] = {
+    "name": text_values(),
+    "format": or_null(st.just("auto")),
+    "columns": or_null(COLUMN_MAPS),
+    "limit": or_null(counts()),
+}
+TRAIN_SOURCES = st.lists(
+    st.builds(TrainSource, weight=st.floats(0, 1000, exclude_min=True), **SOURCE), min_size=1
+)
 DATA = st.builds(
     DataSpec,
-    train=text_values(),
-    eval=or_null(text_values()),
+    train=text_values() | TRAIN_SOURCES,
+    eval=or_null(text_values() | st.lists(st.builds(EvalSource, **SOURCE), min_size=1)),
     eval_fraction=shares(),
     format=st.sampled_from(["auto", "messages", "prompt", "alpaca", "sharegpt", "text"]),
     max_length=st.integers(8, 2**31 - 1),
@@ -852,10 +987,12 @@ data:
   eval: null
   eval_fraction: 0.05
   format: auto
+  columns: null
   max_length: 2048
   overlong: drop
   limit: null
   train_on: assistant
+  thinking: auto
 lora:
   rank: 16
   alpha: 32.0
@@ -937,6 +1074,31 @@ def test_steps_and_warm_up_are_those_of_the_reference_runs(
 ) -> None:
     assert train.total_steps(rows) == steps
     assert train.warm_up(steps) == warm_up
+
+
+@pytest.mark.usefixtures("here")
+def test_a_source_that_says_neither_format_nor_columns_has_those_of_the_section() -> None:
+    text = """\
+data:
+  format: prompt
+  columns: {prompt: question}
+  limit: 100
+  train: [a.jsonl, {name: b.jsonl, format: auto}, {name: c.jsonl, columns: {text: body}, limit: 5}]
+  eval: {eval}
+"""
+    job = job_of(text.replace("{eval}", "d.jsonl"))
+    own: dict[str, Any] = {"format": "prompt", "columns": {"prompt": "question"}, "limit": 100}
+    assert data_sources(job) == (
+        [
+            Wanted(name="a.jsonl", **own),
+            Wanted(name="b.jsonl", limit=100),
+            Wanted(name="c.jsonl", format="text", columns={"text": "body"}, limit=5),
+        ],
+        [Wanted(name="d.jsonl", **own)],
+    )
+    sample = str(sample_data_path() / "train.jsonl")
+    job = job_of(sets=["data.train=[qwen-local/sample, {name: x, weight: 2}]"])
+    assert data_sources(job) == ([Wanted(name=sample), Wanted(name="x", weight=2)], [])
 
 
 def test_a_job_cannot_be_changed() -> None:

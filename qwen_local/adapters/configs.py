@@ -83,6 +83,10 @@ class _Origin(_Config):
     commit: str | None = None
     backend: Literal["mlx", "cuda"] | None = None
     quantization: Quantization = "none"
+    template_sha256: str | None = None
+    thinking: Literal["auto", "keep", "drop", "empty"] = "auto"
+    enable_thinking: bool | None = None
+    max_length: int | None = Field(default=None, ge=1)
 
 
 Config = TypeVar("Config", bound=_Config)

@@ -27,6 +27,14 @@ class Origin:
     """The engine, which decides the scheme of a quantised base."""
     quantization: Quantization = "none"
     """What the linear layers of the base's blocks were held in."""
+    template_sha256: str | None = None
+    """Of the chat template that it was trained under."""
+    thinking: Literal["auto", "keep", "drop", "empty"] = "auto"
+    """What became of the reasoning in its data."""
+    enable_thinking: bool | None = None
+    """What a generation prompt is asked for, to begin answers as most of its data did."""
+    max_length: int | None = None
+    """Tokens of the longest row that it could learn."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -55,9 +55,17 @@ def named_base(path: Path) -> tuple[str, Origin]:
     folder = _find(path)
     config = _read_config(folder / "adapter_config.json")
     key = "model" if (folder / MLX_WEIGHTS).exists() else "base_model_name_or_path"
-    origin = folder / ORIGIN
-    found = read_origin(_read_config(origin), str(origin)) if origin.exists() else Origin()
-    return str(config.get(key) or ""), found
+    return str(config.get(key) or ""), origin_in(folder)
+
+
+def origin_in(folder: Path) -> Origin:
+    """What the folder of an adapter, or of a merged model, says of its making.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    file = folder / ORIGIN
+    return read_origin(_read_config(file), str(file)) if file.exists() else Origin()
 
 
 def base_of(model: str | None, revision: str | None, adapter: Path | None) -> ModelSource:

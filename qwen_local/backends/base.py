@@ -59,6 +59,8 @@ class Setup:
     """Gradients are scaled down to this norm; None leaves them as they are."""
     micro_batch_tokens: int = 2048
     """Padded positions that one forward pass may hold. Memory only: no effect on the update."""
+    widths: tuple[int, ...] = ()
+    """Of micro-batches, rising, where every shape is compiled; none for any width."""
     gradient_checkpointing: bool = False
 
 
@@ -74,6 +76,8 @@ class StepResult:
     """The rate that the optimizer applied, read back from it."""
     finite: bool
     """False: loss or gradient was not finite and nothing was updated."""
+    positions: int
+    """Computed for it, padding among them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Shapes: B = rows of a micro-batch, W = its padded width, N = its supervised posi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,15 +29,15 @@ class MicroBatch:
     """int64 [N]: the row that each position belongs to, as numbered in the `Rows` given."""
 
 
-def cut(rows: Rows, *, budget: int, multiple: int = 1) -> Iterator[MicroBatch]:
+def cut(rows: Rows, *, budget: int, widths: Sequence[int] = ()) -> Iterator[MicroBatch]:
     """The micro-batches of `rows`, each within `budget` padded positions (a longer row is alone).
 
     Args:
         budget: B * W at most.
-        multiple: widths are rounded up to a multiple of this.
+        widths: see `micro_batches`.
     """
-    for indices in micro_batches(rows.lengths_R.tolist(), budget=budget, multiple=multiple):
-        ids_BW, _, targets_BW = padded(rows, indices, multiple=multiple)
+    for indices in micro_batches(rows.lengths_R.tolist(), budget=budget, widths=widths):
+        ids_BW, _, targets_BW = padded(rows, indices, widths=widths)
         row, column = np.nonzero(targets_BW != IGNORE)
         yield MicroBatch(
             ids_BW=ids_BW,

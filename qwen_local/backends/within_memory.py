@@ -6,13 +6,13 @@ go of what the failed work left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
 from qwen_local.backends.base import RowTooLargeError
 from qwen_local.backends.batches import MicroBatch, cut
-from qwen_local.datasets.plan import micro_batches
+from qwen_local.datasets.plan import micro_batches, widths_of
 from qwen_local.errors import OutOfMemoryError
 from qwen_local.rows import Rows
 
@@ -22,15 +22,21 @@ T = TypeVar("T")
 class Budget:
     """How much an engine computes at once; halved for good whenever memory runs out."""
 
-    def __init__(self, tokens: int, *, ran_out: Callable[[Exception], bool]) -> None:
+    def __init__(
+        self, tokens: int, *, ran_out: Callable[[Exception], bool], widths: Sequence[int] = ()
+    ) -> None:
         """Start with this many tokens.
 
         Args:
             tokens: padded positions of a micro-batch, at most.
             ran_out: whether an error of the engine means that memory ran out.
+            widths: of micro-batches, where few shapes are wanted.
         """
         self.tokens = tokens
+        self.positions = 0
+        """Padded positions of all micro-batches of the last work that came to its end."""
         self._ran_out = ran_out
+        self._widths = widths
 
     def run(
         self,
@@ -52,9 +58,11 @@ class Budget:
             RowTooLargeError: memory ran out over a row that is alone already.
         """
         while True:
-            batches = _Counted(cut(rows, budget=self.tokens))
+            batches = _Counted(cut(rows, budget=self.tokens, widths=self._widths))
             try:
-                return work(batches)
+                done = work(batches)
+                self.positions = batches.positions
+                return done
             except Exception as error:
                 if not self._ran_out(error):
                     raise
@@ -88,12 +96,13 @@ class Budget:
         may be why a smaller one found no room.
         """
         lengths = rows.lengths_R.tolist()
-        groups = micro_batches(lengths, budget=self.tokens)[:begun]
+        groups = micro_batches(lengths, budget=self.tokens, widths=self._widths)[:begun]
+        width_R = widths_of(rows.lengths_R, self._widths).tolist()
         last = groups[-1]
-        size = lengths[last[0]]  # the first row of a group is its longest
-        largest = max((len(g) * lengths[g[0]] for g in groups if len(g) > 1), default=0)
+        size = width_R[last[0]]  # the first row of a group is its longest
+        largest = max((len(g) * width_R[g[0]] for g in groups if len(g) > 1), default=0)
         if len(last) == 1 and size >= largest:
-            raise RowTooLargeError(last[0], size)
+            raise RowTooLargeError(last[0], lengths[last[0]])
         while self.tokens >= largest:
             self.tokens //= 2
 
@@ -103,9 +112,10 @@ class _Counted(Iterator[MicroBatch]):
 
     def __init__(self, batches: Iterator[MicroBatch]) -> None:
         self._batches = batches
-        self.count = 0
+        self.count = self.positions = 0
 
     def __next__(self) -> MicroBatch:
         batch = next(self._batches)
         self.count += 1
+        self.positions += batch.ids_BW.size
         return batch

@@ -9,6 +9,7 @@ import click
 
 from qwen_local import __version__
 from qwen_local.cli.chat import chat
+from qwen_local.cli.data import data
 from qwen_local.cli.demo import demo
 from qwen_local.cli.doctor import doctor
 from qwen_local.cli.fuse import fuse
@@ -30,7 +31,7 @@ def cli(debug: bool) -> None:
     """Fine-tune Qwen models: one LoRA job, two engines (MLX and PyTorch), one adapter."""
 
 
-for command in (train, plan, generate, chat, fuse, demo, doctor):
+for command in (train, plan, data, generate, chat, fuse, demo, doctor):
     cli.add_command(command)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 
-from qwen_local.datasets.formats import FormatName, examples
-from qwen_local.datasets.prepare import content_digest
-from qwen_local.datasets.sources import locate
-from qwen_local.datasets.split import evaluation_rows
+import numpy as np
+
+from qwen_local.datasets.making import content_digest
+from qwen_local.datasets.sources import Source, Wanted, locate
+from qwen_local.datasets.split import evaluation_rows, repeated
 from qwen_local.errors import DatasetError, Fault
 
 
@@ -22,11 +23,9 @@ class RowCount:
 
 def count_rows(
     *,
-    train: str,
-    eval: str | None,
+    train: Sequence[Wanted],
+    eval: Sequence[Wanted],
     eval_fraction: float,
-    format: FormatName,
-    limit: int | None,
     seed: int,
 ) -> RowCount:
     """Read and check every record, and split as `prepare` does.
@@ -35,21 +34,36 @@ def count_rows(
         DatasetError: every fault of all sources.
     """
     faults: list[Fault] = []
-    digests: list[list[bytes]] = []
-    for source in locate(train, eval):
-        if source is None:
-            continue
-        digests.append([])
-        for example in examples(islice(source.read(), limit), format):
-            if isinstance(example, tuple):
-                faults += example
-            elif not example.says_nothing:
-                digests[-1].append(content_digest(example.content))
-        if not digests[-1] and not faults:
-            faults.append(Fault(source.name, "expected at least one record; found none"))
+    train_sources, eval_sources = locate(train, eval)
+    learned, held_out = (
+        [_contents(source, faults) for source in sources]
+        for sources in (train_sources, eval_sources)
+    )
     if faults:
         raise DatasetError(faults)
-    if len(digests) == 2:
-        return RowCount(train=len(digests[0]), eval=len(digests[1]))
-    held_out = sum(evaluation_rows(digests[0], fraction=eval_fraction, seed=seed))
-    return RowCount(train=len(digests[0]) - held_out, eval=held_out)
+    if not held_out:
+        together = np.concatenate(learned)
+        chosen = evaluation_rows(together, fraction=eval_fraction, seed=seed)
+        ends = np.cumsum([len(contents) for contents in learned])[:-1]
+        sides = list(zip(learned, np.split(chosen, ends), strict=True))
+        held_out = [contents[marks] for contents, marks in sides]
+        learned = [contents[~marks] for contents, marks in sides]
+    rows = sum(
+        len(repeated(contents, weight=source.weight, seed=seed))
+        for contents, source in zip(learned, train_sources, strict=True)
+    )
+    return RowCount(train=rows, eval=sum(map(len, held_out)))
+
+
+def _contents(source: Source, faults: list[Fault]) -> np.ndarray:
+    """uint64: a hash of what each usable record of a source says; its faults join the others."""
+    digests: list[int] = []
+    before = len(faults)
+    for example in source.examples():
+        if isinstance(example, tuple):
+            faults += example
+        elif not example.says_nothing:
+            digests.append(content_digest(example))
+    if not digests and len(faults) == before:
+        faults.append(Fault(source.name, "expected at least one record; found none"))
+    return np.array(digests, np.uint64)

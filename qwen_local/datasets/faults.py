@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 LONGEST_QUOTE = 40
 """Characters of the user's own text that a message repeats."""
 
@@ -39,6 +42,27 @@ def found(value: object) -> str:
             return "an object"
         case _:
             return f"a {type(value).__name__}"
+
+
+def meant(name: str, among: Iterable[str]) -> str | None:
+    """What the user probably meant, as a hint; None where nothing is near.
+
+    >>> meant("qestion", ["id", "question"])
+    'did you mean "question"?'
+    """
+    near = difflib.get_close_matches(name, among, n=1)
+    return f'did you mean "{near[0]}"?' if near else None
+
+
+def some(names: Iterable[str], most: int = 12) -> str:
+    """Names in a row, not all of them where they are many.
+
+    >>> some(["a", "b"]), some("abcdef", 3), some([])
+    ('a, b', 'a, b, c, ... (6)', 'none')
+    """
+    names = list(names)
+    shown = names if len(names) <= most else [*names[:most], f"... ({len(names)})"]
+    return ", ".join(shown) or "none"
 
 
 def unusable(text: str) -> str | None:

@@ -5,35 +5,20 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any
 
-from qwen_local.datasets.faults import found
+from qwen_local.datasets import calls
+from qwen_local.datasets.columns import KEYS, TOOLS, Format
+from qwen_local.datasets.columns import FormatName as FormatName  # its home is here for others
+from qwen_local.datasets.faults import found, meant, some
 from qwen_local.datasets.files import Faults, Record
 from qwen_local.errors import Fault
 
-FormatName = Literal["auto", "messages", "prompt", "alpaca", "sharegpt", "text"]
-
-ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
-SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-}
-OTHER_NAMES = {
-    "ai": "assistant",
-    "bot": "assistant",
-    "chatgpt": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "developer": "system",
-    "human": "user",
-}
-"""Roles as other tools write them, for the hint."""
-TOOL_ROLES = {"function", "function_call", "observation", "tool", "tool_call", "tool_response"}
-
-Content = list[dict[str, str]] | str
+Message = dict[str, Any]
+"""`role` (system, user, assistant or tool) and `content`, a string; an assistant message may have
+`reasoning_content`, a string, and `tool_calls`, in the form of calls.py."""
+Content = list[Message] | str
 """A conversation, as messages, or plain text."""
 
 
@@ -45,22 +30,94 @@ class Example:
     """Its place, such as `train.jsonl:17`."""
     format: str
     content: Content
+    tools: tuple[Mapping[str, Any], ...]
+    """What the assistant could call, in the form of calls.py."""
+    untrained: frozenset[int]
+    """Indices into `content` of the assistant messages that the data leave out (`weight: 0`)."""
     says_nothing: bool
     """Whether an answer, or the plain text, is empty or white space alone: learned, it would teach
     silence. Published data sets have such rows (two of CodeAlpaca's 2k file), so it is no fault."""
     ignored: tuple[str, ...]
     """Keys of the record that mean nothing here."""
     notes: tuple[str, ...]
-    """What is allowed but worth a word: see `_turn_notes`."""
+    """What is allowed but worth a word: see `_notes`."""
+
+
+# --- how conversations are written ---
+
+CALL = "call"
+"""The role of a message that is nothing but calls of tools, as JSON text."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turns:
+    """How the messages of a list are written."""
+
+    role_key: str
+    text_key: str
+    roles: Mapping[str, str]
+    """Ours for each of theirs; `CALL` for messages that hold calls."""
+    main: tuple[str, ...]
+    """The ones of theirs that a message names."""
+
+
+OPENAI = Turns(
+    role_key="role",
+    text_key="content",
+    roles={
+        "system": "system",
+        "user": "user",
+        "assistant": "assistant",
+        "tool": "tool",
+        "developer": "system",
+        "function": "tool",
+    },
+    main=("system", "user", "assistant", "tool"),
+)
+SHAREGPT = Turns(
+    role_key="from",
+    text_key="value",
+    roles={
+        "human": "user",
+        "user": "user",
+        "gpt": "assistant",
+        "assistant": "assistant",
+        "system": "system",
+        "function_call": CALL,
+        "tool_call": CALL,
+        "observation": "tool",
+        "tool": "tool",
+        "tool_response": "tool",
+    },
+    main=("human", "gpt", "system", "function_call", "observation"),
+)
+SYNONYMS = (
+    {"assistant", "gpt", "ai", "bot", "chatgpt", "model"},
+    {"user", "human"},
+    {"system", "developer"},
+    {"tool", "observation", "tool_response", "function"},
+    {"function_call", "tool_call"},
+)
+"""Names of roles that mean the same somewhere, for the hint."""
+
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys of what the assistant thought, the one that counts first."""
+CALLS = ("tool_calls", "function_call")
+"""Keys of what the assistant called; the second is OpenAI's older name, for a single call."""
+LINKS = {"assistant": ("weight",), "tool": ("name", "tool_call_id")}
+"""Keys by our role which are read, or which only say again what the order of the messages says."""
 
 
 class _Reading:
     """One record being read: what is wrong with it and what of it is ignored."""
 
-    def __init__(self, where: str) -> None:
-        self.where = where
+    def __init__(self, record: Record, columns: Mapping[str, str], turns: Turns | None) -> None:
+        self.where, self.record = record.where, record.value
+        self.own = calls.own if record.filled else lambda value: value
+        self.columns, self.turns = columns, turns
         self.faults: list[Fault] = []
         self.ignored: list[str] = []
+        self.untrained: set[int] = set()
         self.says_nothing = False
 
     def fault(self, field: str, problem: str, hint: str | None = None) -> None:
@@ -71,10 +128,25 @@ class _Reading:
         extra = [k for k, value in record.items() if k not in known and value is not None]
         self.ignored += [prefix + key for key in extra]
 
+    def column(self, key: str) -> str:
+        """Where a key of the format stands in the record."""
+        return self.columns.get(key, key)
+
     def missing(self, record: Mapping[str, Any], key: str, field: str, wanted: str) -> None:
         close = difflib.get_close_matches(key, record, n=1)
         hint = f'rename "{close[0]}" to "{key}"' if close else f'add "{key}"'
         self.fault(field, f"expected {wanted}; it is missing", hint)
+
+    def has(self, key: str, wanted: str) -> bool:
+        """Whether a key of the format is in the record, where it must be."""
+        column = self.column(key)
+        if column in self.record:
+            return True
+        if column == key:
+            self.missing(self.record, key, key, wanted)
+        else:
+            self.faults.append(missing_column(self.where, self.record, key, column))
+        return False
 
     def text(self, record: Mapping[str, Any], key: str, field: str) -> str:
         """The string under this key, which must be there."""
@@ -89,64 +161,83 @@ class _Reading:
             return ""
         return value
 
-    def answer(self, record: Mapping[str, Any], key: str, field: str) -> str:
-        """The string under this key, which is to be learned."""
-        text = self.text(record, key, field)
+    def said(self, item: Mapping[str, Any], key: str, field: str) -> str:
+        """The content of a message: a string, or OpenAI's list of parts, all of them text."""
+        if not isinstance(item.get(key), list):
+            return self.text(item, key, field)
+        texts = []
+        for index, part in enumerate(item[key]):
+            place = f"{field}[{index}]"
+            if not isinstance(part, dict):
+                self.fault(place, f"expected an object; found {found(part)}")
+            elif part.get("type") != "text":
+                seen = found(part["type"]) if "type" in part else "nothing"
+                hint = "leave out rows with pictures, sound or files"
+                self.fault(f"{place}.type", f"expected text; found {seen}", hint)
+            else:
+                texts.append(self.text(part, "text", f"{place}.text"))
+        return "".join(texts)
+
+    def required(self, key: str) -> str:
+        """The string under a key of the format."""
+        column = self.column(key)
+        return self.text(self.record, column, column) if self.has(key, "a string") else ""
+
+    def answer(self, key: str) -> str:
+        """The same, which is to be learned."""
+        text = self.required(key)
         self.says_nothing |= not text.strip()
         return text
 
-    def optional(self, record: Mapping[str, Any], key: str) -> str:
-        """The string under this key, or the empty string where it is absent or null."""
-        return "" if record.get(key) is None else self.text(record, key, key)
+    def optional(self, key: str) -> str:
+        """The same, or the empty string where it is absent or null."""
+        column = self.column(key)
+        absent = self.record.get(column) is None
+        return "" if absent else self.text(self.record, column, column)
 
-    def items(self, record: Mapping[str, Any], key: str) -> list[Any]:
-        """The list under this key, which must hold something."""
-        if key not in record:
-            self.missing(record, key, key, "a list")
+    def items(self, key: str) -> list[Any]:
+        """The list under a key of the format, which must hold something."""
+        if not self.has(key, "a list"):
             return []
-        value = record[key]
+        column = self.column(key)
+        value = self.record[column]
         if not isinstance(value, list):
-            self.fault(key, f"expected a list; found {found(value)}")
+            self.fault(column, f"expected a list; found {found(value)}")
             return []
         if not value:
-            self.fault(key, "expected at least one message; the list is empty", "remove the row")
+            self.fault(column, "expected at least one message; the list is empty", "remove the row")
         return value
+
+
+def missing_column(where: str, record: Mapping[str, Any], key: str, column: str) -> Fault:
+    """The fault of a record without a column that `data.columns` names."""
+    problem = f"expected the column that data.columns takes for {key}; it is missing"
+    hint = meant(column, record) or f"the columns are {some(record)}"
+    return Fault(f"{where}: {column}", problem, hint)
 
 
 # --- formats ---
 
 
-def _messages(record: Mapping[str, Any], reading: _Reading) -> Content:
-    reading.ignore(record, ("messages",))
-    return _turns(record, reading, "messages", "role", "content", ROLES, system_given=False)
+def _messages(reading: _Reading) -> Content:
+    return _turns(reading, "messages", OPENAI, [])
 
 
-def _sharegpt(record: Mapping[str, Any], reading: _Reading) -> Content:
-    reading.ignore(record, ("conversations", "system"))
-    system = _system(reading.optional(record, "system"))
-    return system + _turns(
-        record,
-        reading,
-        "conversations",
-        "from",
-        "value",
-        SHAREGPT_ROLES,
-        system_given=bool(system),
-    )
+def _sharegpt(reading: _Reading) -> Content:
+    system = _system(reading.optional("system"))
+    return _turns(reading, "conversations", reading.turns or SHAREGPT, system)
 
 
-def _prompt(record: Mapping[str, Any], reading: _Reading) -> Content:
-    reading.ignore(record, ("prompt", "completion"))
-    prompt = reading.text(record, "prompt", "prompt")
-    return _exchange(prompt, reading.answer(record, "completion", "completion"))
+def _prompt(reading: _Reading) -> Content:
+    return _exchange(reading.required("prompt"), reading.answer("completion"))
 
 
-def _alpaca(record: Mapping[str, Any], reading: _Reading) -> Content:
-    reading.ignore(record, ("instruction", "input", "output", "system", "history"))
-    messages = _system(reading.optional(record, "system"))
-    history = record.get("history")
+def _alpaca(reading: _Reading) -> Content:
+    messages = _system(reading.optional("system"))
+    column = reading.column("history")
+    history = reading.record.get(column)
     if history is not None and not isinstance(history, list):
-        reading.fault("history", f"expected a list of pairs; found {found(history)}")
+        reading.fault(column, f"expected a list of pairs; found {found(history)}")
         history = None
     for index, pair in enumerate(history or ()):
         if isinstance(pair, list) and len(pair) == 2 and all(isinstance(p, str) for p in pair):
@@ -154,155 +245,236 @@ def _alpaca(record: Mapping[str, Any], reading: _Reading) -> Content:
             reading.says_nothing |= not said.strip()
             messages += _exchange(question, said)
         else:
-            reading.fault(f"history[{index}]", "expected a pair of strings, question and answer")
-    instruction = reading.text(record, "instruction", "instruction")
-    asked = [part for part in (instruction, reading.optional(record, "input")) if part]
-    return messages + _exchange("\n".join(asked), reading.answer(record, "output", "output"))
+            reading.fault(f"{column}[{index}]", "expected a pair of strings, question and answer")
+    asked = [part for part in (reading.required("instruction"), reading.optional("input")) if part]
+    return messages + _exchange("\n".join(asked), reading.answer("output"))
 
 
-def _text(record: Mapping[str, Any], reading: _Reading) -> Content:
-    reading.ignore(record, ("text",))
-    return reading.answer(record, "text", "text")
+def _text(reading: _Reading) -> Content:
+    return reading.answer("text")
 
 
-@dataclass(frozen=True, slots=True)
-class _Format:
-    required: tuple[str, ...]
-    convert: Callable[[Mapping[str, Any], _Reading], Content]
-
-
-FORMATS = {
-    "messages": _Format(("messages",), _messages),
-    "prompt": _Format(("prompt", "completion"), _prompt),
-    "alpaca": _Format(("instruction", "output"), _alpaca),
-    "sharegpt": _Format(("conversations",), _sharegpt),
-    "text": _Format(("text",), _text),
+FORMATS: Mapping[Format, Callable[[_Reading], Content]] = {
+    "messages": _messages,
+    "prompt": _prompt,
+    "alpaca": _alpaca,
+    "sharegpt": _sharegpt,
+    "text": _text,
 }
 
 
-def _exchange(question: str, answer: str) -> list[dict[str, str]]:
+def _exchange(question: str, answer: str) -> list[Message]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def _system(text: str) -> list[dict[str, str]]:
+def _system(text: str) -> list[Message]:
     return [{"role": "system", "content": text}] if text else []
+
+
+def _tools(reading: _Reading) -> tuple[dict[str, Any], ...]:
+    """What the assistant could call, under either name."""
+    given = [c for c in map(reading.column, TOOLS) if reading.record.get(c) not in (None, "", [])]
+    if len(given) > 1:
+        reading.fault(given[1], f"expected {' or '.join(given)}; found both", "keep one of the two")
+        return ()
+    if not given:
+        return ()
+    where = f"{reading.where}: {given[0]}"
+    return calls.tools(reading.own(reading.record[given[0]]), where, reading.faults.append)
 
 
 # --- conversations ---
 
 
-def _turns(
-    record: Mapping[str, Any],
-    reading: _Reading,
-    list_key: str,
-    role_key: str,
-    text_key: str,
-    roles: Mapping[str, str],
-    *,
-    system_given: bool,
-) -> list[dict[str, str]]:
-    """The messages of a list, under our names for keys and roles."""
-    messages: list[dict[str, str]] = []
+def _turns(reading: _Reading, key: str, turns: Turns, system: list[Message]) -> list[Message]:
+    """The messages of a list, under our names for keys and roles.
+
+    Args:
+        reading: of the record.
+        key: of the list.
+        turns: how it is written.
+        system: the system message that stands elsewhere in the record, where there is one.
+    """
+    messages = list(system)
     roles_known = True
-    items = reading.items(record, list_key)
+    items, column = reading.items(key), reading.column(key)
     for index, item in enumerate(items):
-        field = f"{list_key}[{index}]"
+        field = f"{column}[{index}]"
         if not isinstance(item, dict):
             reading.fault(field, f"expected an object; found {found(item)}")
             roles_known = False
             continue
-        role = _role(item, reading, role_key, f"{field}.{role_key}", roles)
+        role = _role(item, reading, turns, f"{field}.{turns.role_key}")
+        if role == "tool" and roles_known and not _is_called(messages):
+            problem = "expected a message that calls a tool before its result"
+            reading.fault(f"{field}.{turns.role_key}", problem, "add the call, or remove the row")
         roles_known &= role is not None
-        learned = role == "assistant"
-        take = reading.answer if learned else reading.text
-        message = {"role": role or "", "content": take(item, text_key, f"{field}.{text_key}")}
-        known = [role_key, text_key]
-        if learned:
-            known.append("reasoning_content")
-            if item.get("reasoning_content") is not None:
-                reasoning = f"{field}.reasoning_content"
-                message["reasoning_content"] = reading.text(item, "reasoning_content", reasoning)
-        if role == "system" and (index > 0 or system_given):
+        message, known = _message(item, role, reading, turns, field)
+        if role == "system" and messages:
             problem = "expected the system message first, and only one"
-            reading.fault(f"{field}.{role_key}", problem, "merge it into the first message")
-        reading.ignore(item, known, f"{list_key}[].")
+            hint = "merge it into the first message"
+            reading.fault(f"{field}.{turns.role_key}", problem, hint)
+        if message["role"] == "assistant":
+            _weigh(item, message, reading, field, len(messages))
+        reading.ignore(item, known, f"{column}[].")
         messages.append(message)
     if items and roles_known and not any(m["role"] == "assistant" for m in messages):
         seen = ", ".join(m["role"] for m in messages)
         problem = f"expected at least one assistant message; found {seen}"
-        reading.fault(list_key, problem, "add the answer that is to be learned, or remove the row")
+        hint = "add the answer that is to be learned, or remove the row"
+        reading.fault(column, problem, hint)
     return messages
 
 
-def _role(
-    item: Mapping[str, Any], reading: _Reading, key: str, field: str, roles: Mapping[str, str]
-) -> str | None:
-    """Our name of the role, or None where it is not one of `roles`."""
-    role = item.get(key)
-    if isinstance(role, str) and role in roles:
-        return roles[role]
-    *others, last = roles
-    seen = found(role) if key in item else "nothing"
-    reading.fault(field, f"expected {', '.join(others)} or {last}; found {seen}", _role_hint(role))
+def _message(
+    item: Mapping[str, Any], role: str | None, reading: _Reading, turns: Turns, field: str
+) -> tuple[Message, tuple[str, ...]]:
+    """A message under our names, and the keys of it that were read."""
+    text = f"{field}.{turns.text_key}"
+    known = (turns.role_key, turns.text_key, *LINKS.get(role or "", ()))
+    if role == CALL:
+        told = len(reading.faults)
+        called = _calls(item, (turns.text_key,), reading, field)
+        if not called and len(reading.faults) == told:
+            reading.fault(text, "expected the call of a tool; found nothing", calls.CALL_HINT)
+        message = {"role": "assistant", "content": "", "tool_calls": called}
+        return message, (*known, *LINKS["assistant"])
+    if role != "assistant":
+        return {"role": role or "", "content": reading.said(item, turns.text_key, text)}, known
+    given = [key for key in CALLS if item.get(key)]
+    called = _calls(item, given, reading, field)
+    silent = bool(given) and item.get(turns.text_key) is None
+    message = {
+        "role": "assistant",
+        "content": "" if silent else reading.said(item, turns.text_key, text),
+    }
+    thought = next((key for key in REASONING if item.get(key) is not None), REASONING[0])
+    if item.get(thought) is not None:
+        message["reasoning_content"] = reading.text(item, thought, f"{field}.{thought}")
+    if given:
+        message["tool_calls"] = called
+    return message, (*known, thought, *CALLS)
+
+
+def _calls(
+    item: Mapping[str, Any], keys: Iterable[str], reading: _Reading, field: str
+) -> list[dict[str, Any]]:
+    """What a message calls, under the one of these keys that it has."""
+    first, *others = [*keys, None]
+    if first is None:
+        return []
+    if others[:-1]:
+        problem = f"expected {' or '.join(CALLS)}; found both"
+        reading.fault(f"{field}.{others[0]}", problem, "keep one of the two")
+    where = f"{reading.where}: {field}.{first}"
+    return calls.calls(reading.own(item.get(first)), where, reading.faults.append)
+
+
+def _weigh(
+    item: Mapping[str, Any], message: Message, reading: _Reading, field: str, index: int
+) -> None:
+    """Whether an assistant message is learned, and whether it then says nothing."""
+    weight = item.get("weight")
+    if weight not in (None, 0, 1):
+        problem = f"expected 0 or 1; found {found(weight)}"
+        reading.fault(f"{field}.weight", problem, "0 leaves the message out of what is learned")
+    if weight == 0:
+        reading.untrained.add(index)
+    elif not message.get("tool_calls"):
+        reading.says_nothing |= not message["content"].strip()
+
+
+def _is_called(messages: list[Message]) -> bool:
+    """Whether a tool's result may follow: on a call, be it written as text, or another result."""
+    last = messages[-1] if messages else {"role": "", "content": ""}
+    return last["role"] == "tool" or "tool_calls" in last or "<tool_call>" in last["content"]
+
+
+def _role(item: Mapping[str, Any], reading: _Reading, turns: Turns, field: str) -> str | None:
+    """Our name of the role, or None where it is not one of theirs."""
+    role = item.get(turns.role_key)
+    if isinstance(role, str) and role in turns.roles:
+        return turns.roles[role]
+    *others, last = turns.main
+    seen = found(role) if turns.role_key in item else "nothing"
+    problem = f"expected {', '.join(others)} or {last}; found {seen}"
+    reading.fault(field, problem, _role_hint(role, turns))
     return None
 
 
-def _role_hint(role: object) -> str:
+def _role_hint(role: object, turns: Turns) -> str:
     """How to mend a role.
 
-    >>> _role_hint("bot"), _role_hint("Users")
-    ('change "bot" to "assistant"', 'change "Users" to "user"')
+    >>> _role_hint("bot", OPENAI), _role_hint("Users", OPENAI), _role_hint("bot", SHAREGPT)
+    ('change "bot" to "assistant"', 'change "Users" to "user"', 'change "bot" to "gpt"')
     """
     if not isinstance(role, str):
         return "say who speaks"
-    if role in TOOL_ROLES:
-        return "leave out conversations that call tools, or retell the result in a user message"
-    close = difflib.get_close_matches(role.lower(), ROLES, n=1)
-    meant = OTHER_NAMES.get(role.lower()) or (close[0] if close else None)
-    return f'change "{role}" to "{meant}"' if meant else "say who speaks"
+    same = next((names for names in SYNONYMS if role.lower() in names), set())
+    near = difflib.get_close_matches(role.lower(), turns.roles, n=1)
+    meant = [name for name in turns.main if name in same]
+    if "function_call" in same and not meant:
+        return 'write the call into "tool_calls" of an assistant message'
+    return next((f'change "{role}" to "{name}"' for name in (*meant, *near)), "say who speaks")
 
 
-def _turn_notes(content: Content) -> tuple[str, ...]:
+def _notes(content: Content, tools: Iterable[dict[str, Any]]) -> tuple[str, ...]:
     """What is allowed in a conversation but worth a word.
 
-    `roles_not_alternating`: user and assistant do not take turns. `ends_without_answer`: what
-    follows the last assistant message teaches nothing.
+    `roles_not_alternating`: user and assistant do not take turns, where calls of tools, their
+    results and what is said of them are one turn. `ends_without_answer`: what follows the last
+    assistant message teaches nothing. `calls_unlisted_function`: a function is called that is not
+    among the tools of the record.
     """
     if isinstance(content, str):
         return ()
     roles = [message["role"] for message in content if message["role"] != "system"]
-    turns = (["user", "assistant"] * len(roles))[: len(roles)]
+    after = zip(["", *roles[:-1]], roles, strict=True)
+    own = [role for last, role in after if role == "user" or "tool" not in (last, role)]
+    turns = (["user", "assistant"] * len(own))[: len(own)]
+    called = [call for message in content for call in message.get("tool_calls", ())]
     notes = [
-        ("roles_not_alternating", roles != turns),
-        ("ends_without_answer", roles[-1] == "user"),
+        ("roles_not_alternating", own != turns),
+        ("ends_without_answer", roles[-1] != "assistant"),
+        ("calls_unlisted_function", bool(called) and calls.unlisted(called, tools)),
     ]
     return tuple(name for name, holds in notes if holds)
 
 
 # --- records ---
 
+AS_THEY_ARE: Mapping[str, str] = MappingProxyType({})
+"""Columns of a file that has the keys of its format."""
 
-def detect(record: Mapping[str, Any]) -> str | None:
+
+def detect(record: Mapping[str, Any]) -> Format | None:
     """The format whose keys a record has.
 
     >>> detect({"instruction": "Add.", "output": "2"}), detect({"question": "?"})
     ('alpaca', None)
     """
-    fits = (name for name, form in FORMATS.items() if all(k in record for k in form.required))
+    fits = (name for name, keys in KEYS.items() if all(k in record for k in keys.required))
     return next(fits, None)
 
 
 def examples(
-    records: Iterable[Record | Faults], format: FormatName = "auto"
+    records: Iterable[Record | Faults],
+    format: FormatName = "auto",
+    *,
+    columns: Mapping[str, str] = AS_THEY_ARE,
+    turns: Turns | None = None,
+    settled: str = "data.format",
 ) -> Iterator[Example | Faults]:
     """Every record in its format, or what is wrong with it.
 
     Args:
         records: of one source; the faults among them are handed on.
         format: of all records; `auto` takes the format of the first record that has one.
+        columns: the column for each key of the format that has another name in the records.
+        turns: how conversations of the sharegpt format are written, where it is another way.
+        settled: who says which format it is, where it is not `auto`.
     """
-    name: str | None = None if format == "auto" else format
-    settled = "data.format"  # who says so
+    name: Format | None = None if format == "auto" else format
     for record in records:
         if isinstance(record, tuple):
             yield record
@@ -313,37 +485,42 @@ def examples(
                 yield (_unknown(record),)
                 continue
             name, settled = own, record.where
-        if own not in (None, name) and not _fits(record.value, name):
+        fits = bool(columns) or all(key in record.value for key in KEYS[name].required)
+        if own not in (None, name) and not fits:
             problem = f"expected the {name} format, as {settled} has it; found the {own} format"
             one, other = "keep one format in a file", f"set data.format to {own}"
             yield (Fault(record.where, problem, one if format == "auto" else other),)
             continue
-        yield _read(record, name)
+        yield _read(record, name, columns, turns)
 
 
-def _fits(record: Mapping[str, Any], name: str) -> bool:
-    return all(key in record for key in FORMATS[name].required)
-
-
-def _read(record: Record, name: str) -> Example | Faults:
-    reading = _Reading(record.where)
-    content = FORMATS[name].convert(record.value, reading)
+def _read(
+    record: Record, name: Format, columns: Mapping[str, str], turns: Turns | None
+) -> Example | Faults:
+    reading = _Reading(record, columns, turns)
+    keys = KEYS[name]
+    known = {columns.get(key, key) for key in (*keys.required, *keys.optional)}
+    reading.ignore(record.value, known)
+    content = FORMATS[name](reading)
+    tools = () if isinstance(content, str) else _tools(reading)
     if reading.faults:
         return tuple(reading.faults)
     return Example(
         where=record.where,
         format=name,
         content=content,
+        tools=tools,
+        untrained=frozenset(reading.untrained),
         says_nothing=reading.says_nothing,
         ignored=tuple(dict.fromkeys(reading.ignored)),
-        notes=_turn_notes(content),
+        notes=_notes(content, tools),
     )
 
 
 def _unknown(record: Record) -> Fault:
-    wanted = "; ".join(" and ".join(form.required) for form in FORMATS.values())
+    wanted = "; ".join(" and ".join(keys.required) for keys in KEYS.values())
     keys = ", ".join(record.value) or "none"
     problem = f"expected the keys of one format ({wanted}); found {keys}"
     if {"role", "content"} <= record.value.keys():
         return Fault(record.where, problem, 'put the messages of a row into {"messages": [...]}')
-    return Fault(record.where, problem, "rename the keys")
+    return Fault(record.where, problem, "rename the keys, or name the columns in data.columns")

@@ -2,270 +2,282 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
-from typing import Literal
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
 
+from qwen_local.datasets.cache import Cache, cache_folder, cache_key
 from qwen_local.datasets.faults import FAULTS_KEPT
-from qwen_local.datasets.formats import Content, Example, FormatName, examples
-from qwen_local.datasets.report import DataReport, Histogram, SetReport, SourceReport
-from qwen_local.datasets.sources import Source, locate
-from qwen_local.datasets.split import evaluation_rows
-from qwen_local.datasets.tokenizer import ChatTokenizer, Tokenised
+from qwen_local.datasets.formats import Example
+from qwen_local.datasets.making import Made, Making, drafts_of, make
+from qwen_local.datasets.pool import in_order
+from qwen_local.datasets.progress import Progress
+from qwen_local.datasets.report import DataReport, SetReport, SourceReport
+from qwen_local.datasets.sources import Source, Wanted, locate
+from qwen_local.datasets.split import evaluation_rows, repeated
+from qwen_local.datasets.stored import StoredRows, Table
+from qwen_local.datasets.tokenizer import ChatTokenizer, Thinking, Tokenised, TrainOn
+from qwen_local.datasets.trim import Overlong
 from qwen_local.errors import DatasetError, Fault
-from qwen_local.rows import Rows, shift_labels
+from qwen_local.rows import Rows
 
-TrainOn = Literal["assistant", "last"]
-Overlong = Literal["drop", "cut", "error"]
+BLOCK = 1_000
+"""Records that a process works on at a time."""
+PART = 16
+"""Blocks of a file of the cache. Less than that is not worth one."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
     """What a run trains on, what it is evaluated on, and how both came about."""
 
-    train: Rows
+    train: StoredRows
+    """Of every source as often as its weight says."""
     eval: Rows | None
+    """In memory: it is scored as a whole."""
     report: DataReport
-    train_places: tuple[str, ...]
+    train_places: Sequence[str]
     """Where each training row stands: `train.jsonl:17`."""
-    eval_places: tuple[str, ...]
+    eval_places: Sequence[str]
     """The same of the evaluation rows; empty without."""
 
 
 def prepare(
     tokenizer: ChatTokenizer,
     *,
-    train: str,
-    eval: str | None,
+    train: Sequence[Wanted],
+    eval: Sequence[Wanted],
     eval_fraction: float,
-    format: FormatName,
     max_length: int,
     overlong: Overlong,
-    limit: int | None,
     train_on: TrainOn,
     seed: int,
+    thinking: Thinking = "auto",
+    quiet: bool = True,
 ) -> Prepared:
     """Read, check and tokenise all rows.
 
     Args:
         tokenizer: of the model to be trained.
-        train: file, folder or hub id.
-        eval: the same; None takes the evaluation split beside `train` or, failing that, a part
-            of its rows.
+        train: files, folders or hub ids.
+        eval: the same; none takes the evaluation splits beside those of `train` or, failing that,
+            a part of its rows.
         eval_fraction: that part.
-        format: of the records, or `auto`.
-        max_length: tokens of a conversation, counted up to the last one that is trained.
+        max_length: tokens of a row, counted up to the last one that is trained.
         overlong: what to do with longer ones: `cut` keeps the first `max_length` tokens.
-        limit: use only so many records of each source, the first ones.
         train_on: every assistant turn, or the last one alone.
         seed: of the choice of evaluation rows.
+        thinking: what becomes of the assistant's reasoning.
+        quiet: show no progress.
 
     Raises:
         DatasetError: every fault of all sources, or that a source has no usable row.
+        JobError: the chat template cannot do what `thinking` asks for.
     """
-    sources = [source for source in locate(train, eval) if source is not None]
-    parts = [
-        _read(source, tokenizer, format, max_length, overlong, limit, train_on)
-        for source in sources
-    ]
-    if faults := [fault for part in parts for fault in part.faults]:
+    tokenizer.check_thinking(thinking)
+    making = Making(
+        tokenizer=tokenizer,
+        max_length=max_length,
+        overlong=overlong,
+        train_on=train_on,
+        thinking=thinking,
+    )
+    train_sources, eval_sources = locate(train, eval)
+    parts = [read_source(source, making, quiet=quiet) for source in [*train_sources, *eval_sources]]
+    if faults := [fault for part in parts for fault in part.made.faults]:
         raise DatasetError(faults)
-    train_part, eval_part, split = parts[0].rows, [], None
-    if len(parts) == 2:
-        eval_part = parts[1].rows
-    else:
-        digests = [row.digest for row in train_part]
-        held_out = evaluation_rows(digests, fraction=eval_fraction, seed=seed)
-        if any(held_out):
+    learned = [StoredRows.of(part.table) for part in parts[: len(train_sources)]]
+    held_out = [StoredRows.of(part.table) for part in parts[len(train_sources) :]]
+    split = None
+    if not held_out:
+        chosen = _held_out(learned, fraction=eval_fraction, seed=seed)
+        if any(marks.any() for marks in chosen):
             split = eval_fraction
-            eval_part = [row for row, held in zip(train_part, held_out, strict=True) if held]
-            train_part = [row for row, held in zip(train_part, held_out, strict=True) if not held]
-    train_rows, eval_rows = _rows(train_part), _rows(eval_part) if eval_part else None
-    trained_on = {row.digest for row in train_part}
+            held_out = [rows.where(marks) for rows, marks in zip(learned, chosen, strict=True)]
+            learned = [rows.where(~marks) for rows, marks in zip(learned, chosen, strict=True)]
+    train_rows = StoredRows.joined(
+        rows.where(repeated(rows.content_R, weight=source.weight, seed=seed))
+        for rows, source in zip(learned, train_sources, strict=True)
+    )
+    eval_rows = StoredRows.joined(held_out)
+    in_memory = eval_rows.take(range(len(eval_rows))) if len(eval_rows) else None
     report = DataReport(
         sources=[part.report() for part in parts],
         train=SetReport.of(train_rows),
-        eval=None if eval_rows is None else SetReport.of(eval_rows),
+        eval=None if in_memory is None else SetReport.of(in_memory),
         split=split,
-        shared=sum(row.digest in trained_on for row in eval_part),
+        shared=int(np.isin(eval_rows.content_R, train_rows.content_R).sum()),
         max_length=max_length,
         overlong=overlong,
-        limit=limit,
         train_on=train_on,
+        thinking=thinking,
+        enable_thinking=tokenizer.thinking_after(_commonest_opening(parts)),
         template_sha256=tokenizer.template_sha256,
     )
     return Prepared(
         train=train_rows,
-        eval=eval_rows,
+        eval=in_memory,
         report=report,
-        train_places=tuple(row.place for row in train_part),
-        eval_places=tuple(row.place for row in eval_part),
+        train_places=train_rows.places,
+        eval_places=eval_rows.places,
     )
 
 
-def tokenise(tokenizer: ChatTokenizer, example: Example, *, train_on: TrainOn) -> Tokenised:
-    """The whole example in tokens, however long.
+def _held_out(parts: Sequence[StoredRows], *, fraction: float, seed: int) -> list[np.ndarray]:
+    """Which rows of each part are kept for evaluation, bool [R], decided over all together."""
+    together = StoredRows.joined(parts)
+    chosen = evaluation_rows(together.content_R, fraction=fraction, seed=seed)
+    return np.split(chosen, np.cumsum([len(part) for part in parts])[:-1])
+
+
+def _commonest_opening(parts: Sequence[SourceRows]) -> str:
+    openings = sum((part.made.openings for part in parts), Counter[str]())
+    return max(openings, key=lambda opening: (openings[opening], opening), default="")
+
+
+def tokenise(
+    tokenizer: ChatTokenizer, example: Example, *, train_on: TrainOn, thinking: Thinking = "auto"
+) -> list[Tokenised]:
+    """The rows of an example in tokens, however long.
 
     Raises:
         DatasetError: with the place of the example and the field in it.
     """
-    try:
-        if isinstance(example.content, str):
-            return tokenizer.encode_text(example.content)
-        return tokenizer.encode_conversation(example.content, train_on=train_on)
-    except DatasetError as error:
-        raise DatasetError(
-            replace(fault, where=f"{example.where}: {fault.where}") for fault in error.faults
-        ) from None
+    making = Making(
+        tokenizer=tokenizer, max_length=0, overlong="drop", train_on=train_on, thinking=thinking
+    )
+    return tokenizer.encode(drafts_of(making, example))
 
 
 # --- one source ---
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    ids_T: np.ndarray
-    """int32 [T]: input tokens."""
-    targets_T: np.ndarray
-    """int32 [T]: the next token, or IGNORE."""
-    digest: bytes
-    """SHA-256 of the content, so that equal rows are known."""
-    place: str
-    """`train.jsonl:17`."""
-
-
-@dataclass(kw_only=True, slots=True)
-class _Part:
-    """What has become of one source so far."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceRows:
+    """The rows of one source, and what became of its records."""
 
     source: Source
-    format: str
-    records: int = 0
-    rows: list[_Row] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
-    cut: int = 0
-    ignored: Counter[str] = field(default_factory=Counter)
-    notes: Counter[str] = field(default_factory=Counter)
+    table: Table
+    made: Made
 
     def report(self) -> SourceReport:
+        """What data.json says of it."""
+        rows, made = StoredRows.of(self.table), self.made
         return SourceReport(
             name=self.source.name,
             sha256=self.source.sha256,
             commit=self.source.commit,
-            format=self.format,
-            records=self.records,
-            usable=SetReport.of(_rows(self.rows)),
-            dropped=dict(self.dropped),
-            cut=self.cut,
-            longest=max(self.lengths, default=0),
-            lengths=Histogram.of(self.lengths),
-            ignored_keys=dict(self.ignored),
-            notes=dict(self.notes),
-            duplicates=len(self.rows) - len({row.digest for row in self.rows}),
+            format=made.format,
+            records=made.records,
+            usable=SetReport.of(rows),
+            dropped=dict(made.dropped),
+            cut=made.cut,
+            longest=made.longest,
+            lengths=made.histogram,
+            ignored_keys=dict(made.ignored),
+            notes=dict(made.notes),
+            duplicates=made.usable - len(np.unique(rows.content_R)),
+            weight=self.source.weight,
+            limit=self.source.limit,
         )
 
 
-def _read(
+def read_source(source: Source, making: Making, *, quiet: bool) -> SourceRows:
+    """All rows of a source, from the cache or for it; or all of its faults."""
+    identity = source.sha256 or source.commit
+    cache = None
+    if identity is not None:
+        key = cache_key(
+            making,
+            source=identity,
+            format=source.format,
+            columns=dict(source.columns),
+            turns=None if source.turns is None else asdict(source.turns),
+            limit=source.limit,
+            kind=Path(source.name).suffix,
+        )
+        cache = Cache(cache_folder() / key)
+    parts = [] if cache is None else list(cache.parts())
+    total, batches = Made(), [batch for _, batch in parts]
+    for made, _ in parts:
+        total.merge(made)
+    if cache is None or not cache.is_complete(len(parts)):
+        total, batches = _make(source, making, cache, total, batches, quiet=quiet)
+    if not any(batch.num_rows for batch in batches) and not total.faults:
+        total.faults.append(_without_rows(source, total))
+    return SourceRows(source=source, table=Table(source.name, batches), made=total)
+
+
+def _make(
     source: Source,
-    tokenizer: ChatTokenizer,
-    format: FormatName,
-    max_length: int,
-    overlong: Overlong,
-    limit: int | None,
-    train_on: TrainOn,
-) -> _Part:
-    """All rows of a source, or all of its faults."""
-    part = _Part(source=source, format=format)
-    for example in examples(islice(source.read(), limit), format):
-        part.records += 1
-        if isinstance(example, tuple):
-            part.faults += example
-        elif example.says_nothing:
-            part.dropped["empty_answer"] += 1
-        else:
-            try:
-                tokenised = tokenise(tokenizer, example, train_on=train_on)
-                _add(part, example, tokenised, max_length, overlong)
-            except DatasetError as error:
-                part.faults += error.faults
-        if len(part.faults) >= FAULTS_KEPT:
-            problem = f"reading stopped after {FAULTS_KEPT} faults"
-            part.faults.append(Fault(source.name, problem))
-            break
-    if not part.rows and not part.faults:
-        part.faults.append(_without_rows(part))
-    return part
+    making: Making,
+    cache: Cache | None,
+    total: Made,
+    batches: list[pa.RecordBatch],
+    *,
+    quiet: bool,
+) -> tuple[Made, list[pa.RecordBatch]]:
+    """The rows of a source, from behind those that are there already.
 
-
-def _add(
-    part: _Part, example: Example, tokenised: Tokenised, max_length: int, overlong: Overlong
-) -> None:
-    """Takes an example into its part: as a row, or as a count of what was dropped."""
-    part.format = example.format
-    part.ignored.update(example.ignored)
-    part.notes.update(example.notes)
-    if tokenised.literals:
-        part.notes["control_text"] += 1
-    if tokenised.reasoning_left_out:
-        part.notes["reasoning_left_out"] += 1
-    length = _useful(tokenised.trained)
-    part.lengths.append(length)
-    if length > max_length:
-        if overlong == "drop":
-            part.dropped["overlong"] += 1
-            return
-        if overlong == "error":
-            problem = f"expected at most {max_length} tokens (data.max_length); found {length}"
-            hint = "raise data.max_length, shorten the row, or set data.overlong to drop or cut"
-            raise DatasetError.at(example.where, problem, hint)
-        length = _useful(tokenised.trained[:max_length])
-        part.cut += length > 0
-    if length == 0:
-        part.dropped["nothing_trained"] += 1
-        return
-    ids, trained = tokenised.ids[:length], tokenised.trained[:length]
-    targets = shift_labels(ids, trained)
-    digest = content_digest(example.content)
-    arrays = np.array(ids[:-1], np.int32), np.array(targets, np.int32)
-    part.rows.append(_Row(*arrays, digest, example.where))
-
-
-def _useful(trained: Sequence[bool]) -> int:
-    """How many tokens it takes to hold the last trained one that has a token before it.
-
-    What follows teaches nothing, so leaving it out changes no loss.
-
-    >>> _useful([False, True, True, False]), _useful([True]), _useful([])
-    (3, 0, 0)
+    Args:
+        source: where the records are read.
+        making: how they become rows.
+        cache: where parts are kept, if they can be.
+        total: what became of the records whose rows are there.
+        batches: these rows.
+        quiet: show no progress.
     """
-    return next((t + 1 for t in range(len(trained) - 1, 0, -1) if trained[t]), 0)
+    parts = len(batches)
+    begun = Made()  # the part that is not written yet
+    pending: list[pa.RecordBatch] = []
+    records = islice(source.examples(), total.records, None)
+    with Progress(source.name, total.records, quiet=quiet) as progress:
+        for made, batch in in_order(partial(make, making), _blocks(records, BLOCK)):
+            begun.merge(made)
+            pending.append(batch)
+            progress.add(made.records)
+            if begun.faults:
+                cache = None  # nobody will ask for it
+                if len(begun.faults) >= FAULTS_KEPT:
+                    problem = f"reading stopped after {FAULTS_KEPT} faults"
+                    begun.faults[FAULTS_KEPT:] = [Fault(source.name, problem)]
+                    break
+            if cache is not None and len(pending) == PART:
+                _, batch = cache.add(parts, begun, pending)
+                parts += 1
+                batches.append(batch)
+                total.merge(begun)
+                begun, pending = Made(), []
+    if cache is not None and parts:
+        if pending:
+            _, batch = cache.add(parts, begun, pending)
+            parts, pending = parts + 1, [batch]
+        cache.complete(parts)
+    total.merge(begun)
+    return total, batches + pending
 
 
-def content_digest(content: Content) -> bytes:
-    """SHA-256 of what a row says, whatever its format: equal rows have equal digests."""
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).digest()
+def _blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    items = iter(items)
+    while block := list(islice(items, size)):
+        yield block
 
 
-def _rows(part: Sequence[_Row]) -> Rows:
-    return Rows.from_pairs((row.ids_T, row.targets_T) for row in part)
-
-
-def _without_rows(part: _Part) -> Fault:
-    if part.records == 0:
-        return Fault(part.source.name, "expected at least one record; found none")
-    reasons = ", ".join(f"{count} {reason}" for reason, count in part.dropped.items())
+def _without_rows(source: Source, made: Made) -> Fault:
+    if made.records == 0:
+        return Fault(source.name, "expected at least one record; found none")
+    reasons = ", ".join(f"{count} {reason}" for reason, count in made.dropped.items())
     problem = f"expected at least one row to train on; dropped: {reasons}"
     hint = None
-    if part.lengths:
-        longest = max(part.lengths)
-        hint = f"raise data.max_length (the longest conversation has {longest} tokens)"
-    return Fault(part.source.name, problem, hint)
+    if made.longest:
+        hint = f"raise data.max_length (the longest conversation has {made.longest} tokens)"
+    return Fault(source.name, problem, hint)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-
-from qwen_local.rows import Rows
+from qwen_local.rows import AnyRows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,12 +26,24 @@ class Histogram:
         >>> Histogram.of([10, 32, 33, 200])
         Histogram(edges=[0, 32, 64, 128, 256], counts=[2, 1, 0, 1])
         """
+        return cls.from_bins(Counter(map(cls.edge, lengths)))
+
+    @classmethod
+    def from_bins(cls, bins: Mapping[int, int]) -> Histogram:
+        """The histogram of what was counted by upper edge."""
         edges = [0, 32]
-        while edges[-1] < max(lengths, default=0):
+        while edges[-1] < max(bins, default=0):
             edges.append(2 * edges[-1])
-        bins = np.searchsorted(edges, lengths, side="left") - 1
-        counts = np.bincount(bins, minlength=len(edges) - 1)
-        return cls(edges=edges, counts=counts.tolist())
+        return cls(edges=edges, counts=[bins.get(edge, 0) for edge in edges[1:]])
+
+    @staticmethod
+    def edge(length: int) -> int:
+        """The upper edge of a length's bin.
+
+        >>> Histogram.edge(32), Histogram.edge(33), Histogram.edge(0)
+        (32, 64, 32)
+        """
+        return max(32, 1 << (length - 1).bit_length()) if length else 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +57,7 @@ class SetReport:
     """Positions whose next token is trained."""
 
     @classmethod
-    def of(cls, rows: Rows) -> SetReport:
+    def of(cls, rows: AnyRows) -> SetReport:
         """Count the rows."""
         return cls(rows=len(rows), tokens=rows.tokens, supervised_tokens=rows.supervised)
 
@@ -64,7 +74,7 @@ class SourceReport:
     usable: SetReport
     """Before rows are split off for evaluation."""
     dropped: dict[str, int]
-    """Records without a row, by reason: `overlong`, `empty_answer`, `nothing_trained`."""
+    """Rows that were left out, by reason: `overlong`, `empty_answer`, `nothing_trained`."""
     cut: int
     """Rows that were shortened to the longest length allowed."""
     longest: int
@@ -78,10 +88,15 @@ class SourceReport:
 
     `roles_not_alternating`, `ends_without_answer`; `control_text`: the data hold the text of a
     control token, which was encoded as plain text; `reasoning_left_out`: the chat template did
-    not write all of the assistant's reasoning.
+    not write all of the assistant's reasoning; `several_rows`: a conversation became several rows,
+    as the chat template writes an earlier turn otherwise than the last.
     """
     duplicates: int
-    """Usable rows that have the same content as an earlier one."""
+    """Usable records that have the same content as an earlier one."""
+    weight: float
+    """How often the rows count in an epoch."""
+    limit: int | None
+    """Records that were to be read, the first ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,8 +113,10 @@ class DataReport:
     """Evaluation rows whose content is also trained on."""
     max_length: int
     overlong: str
-    limit: int | None
     train_on: str
+    thinking: Literal["auto", "keep", "drop", "empty"]
+    enable_thinking: bool | None
+    """What a generation prompt is asked for, to begin answers as most of them were trained."""
     template_sha256: str
 
     def to_json(self) -> dict[str, Any]:
@@ -114,10 +131,8 @@ class DataReport:
             dropped.update(source.dropped)
             ignored.update(source.ignored_keys)
         held_out = 0 if self.eval is None else self.eval.rows
-        said = [
-            f"{self.sources[0].name}: {self.train.rows:,} rows to train on, "
-            f"{held_out:,} to evaluate on"
-        ]
+        names = ", ".join(source.name for source in self.sources)
+        said = [f"{names}: {self.train.rows:,} rows to train on, {held_out:,} to evaluate on"]
         if dropped:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
             said.append(f"dropped: {reasons}")

@@ -1,4 +1,5 @@
-"""Where rows come from: a file, a folder with train and valid files, or a data set on the hub."""
+"""Where rows come from: files, folders with train and valid files, data sets on the hub, entries of
+a dataset_info.json."""
 
 from __future__ import annotations
 
@@ -8,16 +9,34 @@ import hashlib
 import importlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from qwen_local.datasets.files import READERS, Records, checked, read
+from qwen_local.datasets import dataset_info
+from qwen_local.datasets.columns import KEYS, FormatName
+from qwen_local.datasets.dataset_info import read_entry, read_list
+from qwen_local.datasets.faults import some
+from qwen_local.datasets.files import (
+    COMPRESSED,
+    READERS,
+    Faults,
+    Record,
+    Records,
+    checked,
+    kind_of_file,
+    not_regular,
+    read,
+    unpacked,
+)
+from qwen_local.datasets.formats import Example, Turns, examples, missing_column
 from qwen_local.errors import DatasetError, Fault
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?::([\w.+-]+))?(?:\[([\w.+-]+)\])?")
+"""`owner/name`, perhaps with `:subset` and `[split]` after it."""
 
 Split = tuple[str, ...]
 """The names that a split may have."""
@@ -27,62 +46,133 @@ EVAL: Split = ("valid", "validation", "eval")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """A source as the user names it, and how it is to be read."""
+
+    name: str
+    """A file, a folder, a hub id or an entry of a list: `data/dataset_info.json#poems`."""
+    weight: float = 1.0
+    """How many times its rows count in an epoch; of evaluation data always 1."""
+    format: FormatName = "auto"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The column for each key of the format that has another name in the data."""
+    limit: int | None = None
+    """Read only so many records, the first ones."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
     """A source that was found."""
 
     name: str
     """The path, or the hub id with the split: `owner/name[train]`."""
-    read: Callable[[], Records]
+    records: Callable[[], Records]
+    """Reads all of it, from the beginning each time."""
     sha256: str | None
-    """Of the file; None for a source on the hub."""
+    """Of the file as it lies, compressed or not; None for a source on the hub."""
     commit: str | None
     """Of the data set on the hub; None for a file."""
+    weight: float = 1.0
+    format: FormatName = "auto"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    turns: Turns | None = None
+    """How its conversations are written, where a list of data sets says so."""
+    limit: int | None = None
+
+    def read(self) -> Iterator[Record | Faults]:
+        """The records, at most `limit` of them, and the faults among them.
+
+        At their end come the columns that were named for an optional key and are in no record.
+        """
+        keys = {column: key for key, column in self.columns.items()}
+        required = KEYS[self.format].required if self.format != "auto" else ()
+        unseen = {column for column, key in keys.items() if key not in required}
+        first: Record | None = None
+        for item in islice(self.records(), self.limit):
+            if isinstance(item, Record):
+                first = first or item
+                if unseen:
+                    unseen -= item.value.keys()
+            yield item
+        for column in sorted(unseen) if first else ():
+            assert first is not None
+            yield (missing_column(first.where, first.value, keys[column], column),)
+
+    def examples(self) -> Iterator[Example | Faults]:
+        """Every record that is read, in its format, or what is wrong with it."""
+        return examples(self.read(), self.format, columns=self.columns, turns=self.turns)
 
 
-def locate(train: str, eval: str | None) -> tuple[Source, Source | None]:
-    """The source of the training rows and that of the evaluation rows, where there is one.
+def locate(
+    train: Sequence[Wanted], eval: Sequence[Wanted] = ()
+) -> tuple[list[Source], list[Source]]:
+    """The sources of the training rows and those of the evaluation rows.
 
-    A folder or a data set on the hub gives both, unless `eval` names another. What exists here is
+    A folder or a data set on the hub gives both, unless `eval` names others. What exists here is
     never looked up on the hub, nor is what `looks_local`.
 
     Raises:
-        DatasetError: a source is not there; both are named.
+        DatasetError: sources that are not there, or cannot be read; all of them.
     """
-    if eval is None:
-        return _find(train, TRAIN, beside=EVAL)
     faults: list[Fault] = []
-    sources: list[Source] = []
-    for name, split in ((train, TRAIN), (eval, EVAL)):
+    found_train: list[Source] = []
+    found_eval: list[Source] = []
+    for wanted, split, beside, into in [
+        *((wanted, TRAIN, None if eval else EVAL, found_train) for wanted in train),
+        *((wanted, EVAL, None, found_eval) for wanted in eval),
+    ]:
         try:
-            sources.append(_find(name, split)[0])
+            source, other = _find(wanted, split, beside)
         except DatasetError as error:
             faults += error.faults
+            continue
+        into.append(source)
+        if other is not None:
+            found_eval.append(other)
     if faults:
         raise DatasetError(faults)
-    return sources[0], sources[1]
+    return found_train, found_eval
 
 
-def _find(name: str, split: Split, beside: Split | None = None) -> tuple[Source, Source | None]:
+def _source(wanted: Wanted, name: str, records: Callable[[], Records], **of: Any) -> Source:
+    """A source that is read as it was wanted; an evaluation split too has no weight but 1."""
+    how = {"weight": wanted.weight, "format": wanted.format, "columns": wanted.columns}
+    return Source(name=name, records=records, **{**how, "limit": wanted.limit, **of})
+
+
+def _find(
+    wanted: Wanted, split: Split, beside: Split | None = None
+) -> tuple[Source, Source | None]:
     """The source of a split, and that of another one which may be in the same place.
 
     Args:
-        name: what the user wrote.
+        wanted: by the user.
         split: must be there. A file that is named directly is any split.
         beside: may be there.
     """
-    path = Path(os.path.expanduser(name))  # noqa: PTH111 - Path raises for `~nobody`
+    name = wanted.name
+    path = _path(name)
     try:
         if path.is_dir():
-            return _in_folder(path, split, beside)
-        if path.is_file():
-            return _file(path), None
+            return _in_folder(wanted, path, split, beside)
         if path.exists():
-            raise DatasetError.at(name, "expected a file or a folder; found neither of them")
+            return _file(wanted, path), None
+        listed, mark, entry = name.rpartition("#")
+        if mark and (_path(listed).exists() or listed.endswith(dataset_info.FILE)):
+            return _in_list(wanted, _path(listed), entry), None
     except OSError as error:
         raise DatasetError.at(name, f"cannot be read: {error.strerror}") from None
-    if looks_local(path) or not HUB_ID.fullmatch(name):
+    address = None if looks_local(path) else HUB_ID.fullmatch(name)
+    if address is None:
         raise DatasetError([_missing(name, path)])
-    return _on_hub(name, split, beside)
+    hub, subset, chosen = address.groups()
+    if chosen:
+        split, beside = (chosen,), None
+    return _on_hub(wanted, hub, subset, split, beside)
+
+
+def _path(name: str) -> Path:
+    return Path(os.path.expanduser(name))  # noqa: PTH111 - Path raises for `~nobody`
 
 
 def looks_local(path: Path) -> bool:
@@ -91,7 +181,8 @@ def looks_local(path: Path) -> bool:
     >>> looks_local(Path("data/train.jsonl")), looks_local(Path("somebody/poems"))
     (True, False)
     """
-    return path.suffix.lower() in READERS or (len(path.parts) > 1 and path.parent.is_dir())
+    known = kind_of_file(path) or path.suffix.lower() in COMPRESSED
+    return bool(known) or (len(path.parts) > 1 and path.parent.is_dir())
 
 
 def _missing(name: str, path: Path) -> Fault:
@@ -108,67 +199,115 @@ def _missing(name: str, path: Path) -> Fault:
     return Fault(name, problem, hint)
 
 
-def _file(path: Path) -> Source:
-    if path.suffix.lower() not in READERS:
+# --- here ---
+
+
+def _file(wanted: Wanted, path: Path, **how: Any) -> Source:
+    if problem := not_regular(path):
+        raise DatasetError.at(str(path), problem, "write the data to a file, and name that")
+    if path.name == dataset_info.FILE:
+        hint = f"name it as {path}#NAME; it has {some(read_list(path))}"
+        raise DatasetError.at(str(path), "expected one of the data sets that it lists", hint)
+    if kind_of_file(path) is None:
         kinds = ", ".join(READERS)
         hint = 'write one JSON object a line into a .jsonl file, such as {"text": "..."}'
         raise DatasetError.at(str(path), f"expected a file of a known kind ({kinds})", hint)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Source(name=str(path), read=partial(read, path), sha256=sha256, commit=None)
+    return _source(wanted, str(path), partial(read, path), sha256=sha256, commit=None, **how)
 
 
-def _in_folder(folder: Path, split: Split, beside: Split | None) -> tuple[Source, Source | None]:
+def _in_folder(
+    wanted: Wanted, folder: Path, split: Split, beside: Split | None
+) -> tuple[Source, Source | None]:
     def files(split: Split) -> list[Path]:
-        known = (path for path in folder.iterdir() if path.suffix.lower() in READERS)
-        return sorted(path for path in known if path.stem in split)
+        known = (path for path in folder.iterdir() if kind_of_file(path) is not None)
+        return sorted(path for path in known if unpacked(path).stem in split)
 
-    def only(split: Split) -> Source:
+    def only(split: Split, **how: Any) -> Source:
         found = files(split)
         if len(found) == 1:
-            return _file(found[0])
-        wanted = f"one file named {' or '.join(split)} ({', '.join(READERS)})"
+            return _file(wanted, found[0], **how)
+        kinds = f"one file named {' or '.join(split)} ({', '.join(READERS)})"
         seen = ", ".join(file.name for file in found) or "none"
         hint = "keep one of them" if found else "rename the file, or name it instead of its folder"
-        raise DatasetError.at(str(folder), f"expected {wanted}; found {seen}", hint)
+        raise DatasetError.at(str(folder), f"expected {kinds}; found {seen}", hint)
 
-    return only(split), only(beside) if beside and files(beside) else None
+    return only(split), only(beside, weight=1.0) if beside and files(beside) else None
 
 
-def _on_hub(name: str, split: Split, beside: Split | None) -> tuple[Source, Source | None]:
+def _in_list(wanted: Wanted, place: Path, name: str) -> Source:
+    """The source that an entry of a dataset_info.json describes."""
+    file = place / dataset_info.FILE if place.is_dir() else place
+    if not file.is_file():
+        hint = f"name a {dataset_info.FILE}, or the folder that holds it, before the #"
+        raise DatasetError.at(wanted.name, f"no {dataset_info.FILE} in {place}", hint)
+    entry = read_entry(file, name)
+    if wanted.format != "auto" or wanted.columns:
+        own = "data.columns" if wanted.columns else "data.format"
+        problem = f"the entry says how its records are written; found {own} as well"
+        raise DatasetError.at(wanted.name, problem, "give this source `format: auto`")
+    how = {"format": entry.format, "columns": entry.columns, "turns": entry.turns}
+    if entry.file is not None:
+        if not entry.file.exists():
+            raise DatasetError.at(f"{file}: {name}.file_name", f"no such file: {entry.file}")
+        return _file(wanted, entry.file, **how)
+    assert entry.hub is not None
+    return _on_hub(wanted, entry.hub, entry.subset, (entry.split,), None, **how)[0]
+
+
+# --- on the hub ---
+
+
+def _on_hub(
+    wanted: Wanted,
+    hub: str,
+    subset: str | None,
+    split: Split,
+    beside: Split | None,
+    **how: Any,
+) -> tuple[Source, Source | None]:
     # Not an import statement, for which type checkers find the root folder of sample data.
     hugging_face = importlib.import_module("datasets")
-
+    offline = bool(hugging_face.config.HF_HUB_OFFLINE)
     try:
-        builder = hugging_face.load_dataset_builder(name)
-        builder.download_and_prepare()
-        found: Mapping[str, Iterable[Any]] = builder.as_dataset()
+        builder = hugging_face.load_dataset_builder(*([hub, subset] if subset else [hub]))
+        splits: Mapping[str, Iterable[Any]]
+        if wanted.limit is None:
+            builder.download_and_prepare()
+            splits = builder.as_dataset()
+        else:  # of a data set of any size only the beginning is fetched
+            splits = builder.as_streaming_dataset()
     except Exception as error:  # of many kinds, from several libraries
-        fault = _unreachable(name, error, offline=hugging_face.config.HF_HUB_OFFLINE)
-        raise DatasetError([fault]) from None
+        asked = wanted.name if hub in wanted.name else f"{wanted.name}: {hub}"
+        raise DatasetError([_unreachable(asked, hub, error, offline=offline)]) from None
+    place = f"{hub}:{subset}" if subset else hub
 
-    def first(split: Split) -> Source | None:
-        chosen = next((name for name in split if name in found), None)
+    def first(split: Split, **how: Any) -> Source | None:
+        chosen = next((name for name in split if name in splits), None)
         if chosen is None:
             return None
-        full = f"{name}[{chosen}]"
-        rows = partial(_hub_rows, full, found[chosen])
+        full = f"{place}[{chosen}]"
+        rows = partial(_hub_rows, full, hub, splits[chosen], offline=offline)
         # For a data set without a script, the only kind that is loaded, the hash is the commit.
-        return Source(name=full, read=rows, sha256=None, commit=builder.hash)
+        return _source(wanted, full, rows, sha256=None, commit=builder.hash, **how)
 
-    source = first(split)
+    source = first(split, **how)
     if source is None:
-        problem = f"expected a split named {' or '.join(split)}; found {', '.join(found)}"
-        raise DatasetError.at(name, problem, "save the split that you want as a .jsonl file")
-    return source, first(beside) if beside else None
+        problem = f"expected a split named {' or '.join(split)}; found {', '.join(splits)}"
+        raise DatasetError.at(place, problem, f"name the split that you want: {place}[SPLIT]")
+    return source, first(beside, weight=1.0) if beside else None
 
 
-def _hub_rows(name: str, rows: Iterable[Any]) -> Records:
-    for number, value in enumerate(rows, 1):
-        yield checked(f"{name}:{number}", value)
+def _hub_rows(name: str, hub: str, rows: Iterable[Any], *, offline: bool) -> Records:
+    try:
+        for number, value in enumerate(rows, 1):
+            yield checked(f"{name}:{number}", value, filled=True)
+    except Exception as error:  # a data set that is streamed is fetched as it is read
+        yield (_unreachable(name, hub, error, offline=offline),)
 
 
-def _unreachable(name: str, error: Exception, *, offline: bool) -> Fault:
+def _unreachable(name: str, hub: str, error: Exception, *, offline: bool) -> Fault:
     if not isinstance(error, ConnectionError):
         said = (str(error) or type(error).__name__).splitlines()[0]
         hint = "download the data set, and name its file or folder"
@@ -178,7 +317,7 @@ def _unreachable(name: str, error: Exception, *, offline: bool) -> Fault:
         return Fault(name, problem, "unset HF_HUB_OFFLINE once, or name a local file")
     problem = "not here, not in the cache, and the hub cannot be reached"
     hint = (
-        f"check the network; or, on a machine that has one, hf download {name.partition('[')[0]} "
+        f"check the network; or, on a machine that has one, hf download {hub} "
         "--repo-type dataset --local-dir FOLDER, and name a file of it"
     )
     return Fault(name, problem, hint)

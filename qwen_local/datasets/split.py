@@ -1,15 +1,16 @@
-"""Which rows are kept for evaluation where no evaluation source is named."""
+"""Which rows are kept for evaluation, and how often the others count. Decided by content alone."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+
+import numpy as np
 
 FEWEST_ROWS = 20
 """With fewer rows there is no split: each is worth more in training."""
 
 
-def evaluation_rows(digests: Sequence[bytes], *, fraction: float, seed: int) -> list[bool]:
+def evaluation_rows(content_R: np.ndarray, *, fraction: float, seed: int) -> np.ndarray:
     """Chooses rows by their content alone.
 
     A row's side depends neither on the order of the rows nor on the other rows, and equal rows
@@ -17,33 +18,62 @@ def evaluation_rows(digests: Sequence[bytes], *, fraction: float, seed: int) -> 
     neither side is empty.
 
     Args:
-        digests: the hash of each row's content.
+        content_R: uint64 [R], the hash of each row's content.
         fraction: share of the different contents to be chosen, 0 <= fraction < 1.
         seed: another seed chooses other rows.
 
     Returns:
-        For each row, whether it is kept for evaluation. None is where no split is made:
+        bool [R]: whether a row is kept for evaluation. None is where no split is made:
         `fraction` is 0, there are fewer than `FEWEST_ROWS` rows, or all of them are equal.
 
-    >>> rows = [bytes([r]) for r in range(100)]
+    >>> rows = np.arange(100, dtype=np.uint64)
     >>> chosen = evaluation_rows(rows, fraction=0.05, seed=0)
-    >>> sum(chosen)
+    >>> int(chosen.sum())
     5
-    >>> evaluation_rows(rows[::-1], fraction=0.05, seed=0)[::-1] == chosen
+    >>> bool((evaluation_rows(rows[::-1], fraction=0.05, seed=0)[::-1] == chosen).all())
     True
     """
-    draws = [_draw(digest, seed) for digest in digests]
-    if fraction == 0 or len(draws) < FEWEST_ROWS or len(set(draws)) == 1:
-        return [False] * len(draws)
-    lowest, highest = min(draws), max(draws)
-    if fraction <= lowest:
-        return [draw == lowest for draw in draws]
-    if fraction > highest:
-        return [draw < highest for draw in draws]
-    return [draw < fraction for draw in draws]
+    draws = _draws(content_R, "split", seed)
+    if fraction == 0 or len(draws) < FEWEST_ROWS or draws.min() == draws.max():
+        return np.zeros(len(draws), bool)
+    if fraction <= draws.min():
+        return np.asarray(draws == draws.min())
+    if fraction > draws.max():
+        return np.asarray(draws < draws.max())
+    return np.asarray(draws < fraction)
 
 
-def _draw(digest: bytes, seed: int) -> float:
-    """A number in [0, 1) that looks random and belongs to this content and seed."""
-    key = hashlib.sha256(f"split {seed} ".encode() + digest).digest()
-    return int.from_bytes(key[:6]) / 2**48
+def repeated(content_R: np.ndarray, *, weight: float, seed: int) -> np.ndarray:
+    """Rows as often as their source counts in an epoch.
+
+    Args:
+        content_R: uint64 [R], the hash of each row's content.
+        weight: 2 takes every row twice, 0.5 half of the rows, 1.5 all of them and half again.
+        seed: of the choice of that half.
+
+    Returns:
+        int64: indices into the rows, in their order, copy after copy.
+
+    >>> rows = np.arange(4, dtype=np.uint64)
+    >>> repeated(rows, weight=2, seed=0).tolist(), len(repeated(rows, weight=1.5, seed=0))
+    ([0, 1, 2, 3, 0, 1, 2, 3], 6)
+    """
+    whole = np.arange(len(content_R))
+    full, part = divmod(weight, 1)
+    draws = _draws(content_R, "weight", seed)
+    some = np.sort(np.argsort(draws, kind="stable")[: round(part * len(whole))])
+    return np.concatenate([np.tile(whole, int(full)), some])
+
+
+def _draws(content_R: np.ndarray, purpose: str, seed: int) -> np.ndarray:
+    """Numbers in [0, 1) that look random and belong to these contents and this seed.
+
+    The mixing is that of SplitMix64 (Steele, Lea and Flood, 2014).
+    """
+    start = hashlib.sha256(f"{purpose} {seed}".encode()).digest()[:8]
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
+        z = content_R.astype(np.uint64) + np.uint64(int.from_bytes(start))
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    return (z >> np.uint64(11)).astype(np.float64) / 2.0**53

@@ -1,4 +1,9 @@
-"""Chat templates: programs in Jinja that come with a model, and are therefore run in a sandbox."""
+"""Chat templates: programs in Jinja that come with a model, and are therefore run in a sandbox.
+
+Jinja's sandbox keeps a template from everything outside of it, but not from running forever or
+filling the memory: here it may take `MOST_STEPS` turns of loops and macros, and no value that it
+computes by `+`, `*`, `%` or `~` may grow beyond `LONGEST` characters.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +15,25 @@ from typing import Any, NoReturn
 from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-Message = Mapping[str, str]
-"""`role`, `content` and, on assistant messages, perhaps `reasoning_content`."""
+Message = Mapping[str, Any]
+"""`role`, `content` (text) and, on assistant messages, perhaps `reasoning_content` (text) and
+`tool_calls`: `[{"type": "function", "function": {"name": "...", "arguments": {...}}}]`."""
+
+Tool = Mapping[str, Any]
+"""A function that may be called: `{"type": "function", "function": {"name": "...", ...}}`."""
+
+
+MOST_STEPS = 1_000_000
+"""A conversation of a thousand messages takes a few thousand."""
+LONGEST = 64 * 2**20
+"""Characters of one value: four times the longest line of a data file."""
+STEP, JOINED = "_step", "_joined"
+"""Names that the environment gives to functions of its own."""
+FILLERS = ("center", "format", "indent", "wordwrap")
+"""Filters that fill up to a width as large as they are told."""
 
 
 class _GenerationMarks(Extension):
@@ -56,7 +76,77 @@ def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
-def compile_template(source: str) -> Template:
+class _Steps:
+    """Counts what a rendering has done so far."""
+
+    def __init__(self) -> None:
+        self.left = MOST_STEPS
+
+    def __call__(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise TemplateError(f"it takes more than {MOST_STEPS:,} steps")
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, with an end to how long and how large."""
+
+    intercepted_binops = frozenset("+*%")
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree = super()._parse(source, name, filename)
+        for repeated in tree.find_all((nodes.For, nodes.Macro)):
+            assert isinstance(repeated, nodes.For | nodes.Macro)
+            step = nodes.Call(nodes.Name(STEP, "load"), [], [], None, None)
+            repeated.body.insert(0, nodes.ExprStmt(step))
+        for joined in list(tree.find_all(nodes.Concat)):  # `~` is no operator to the sandbox
+            parts = nodes.Call(nodes.Name(JOINED, "load"), joined.nodes, [], None, None)
+            joined.nodes = [parts]
+        tree.set_environment(self)
+        return tree
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Compute `left operator right`, unless it would grow too long."""
+        match operator:
+            case "+" if isinstance(left, str) and isinstance(right, str):
+                _check_length(len(left) + len(right))
+            case "*" if isinstance(left, int) != isinstance(right, int):
+                text, times = (right, left) if isinstance(left, int) else (left, right)
+                if isinstance(text, str | list | tuple):
+                    _check_length(len(text) * max(0, times))
+            case "%" if isinstance(left, str):
+                raise TemplateError("formatting with % is not allowed in a chat template")
+        return super().call_binop(context, operator, left, right)
+
+
+def _joined(*parts: Any) -> str:
+    texts = [str(part) for part in parts]
+    _check_length(sum(map(len, texts)))
+    return "".join(texts)
+
+
+def _check_length(length: int) -> None:
+    if length > LONGEST:
+        raise TemplateError(f"it computes a value of more than {LONGEST:,} characters")
+
+
+class ChatTemplate:
+    """A compiled chat template."""
+
+    def __init__(self, template: Template) -> None:
+        self._template = template
+
+    def render(self, **variables: Any) -> str:
+        """What the template writes.
+
+        Raises:
+            jinja2.TemplateError: it takes too long, or computes something too large; or whatever
+                else a program may raise.
+        """
+        return self._template.render(variables, **{STEP: _Steps(), JOINED: _joined})
+
+
+def compile_template(source: str) -> ChatTemplate:
     """The template, in the environment that transformers gives to chat templates.
 
     Raises:
@@ -66,13 +156,15 @@ def compile_template(source: str) -> Template:
     >>> compile_template(marked).render(messages=[{"content": "Hi"}])
     'Hi'
     """
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationMarks, loopcontrols]
     )
+    for name in FILLERS:
+        del environment.filters[name]
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     try:
-        return environment.from_string(source)
+        return ChatTemplate(environment.from_string(source))
     except RecursionError:
         raise TemplateSyntaxError("nested too deeply", 1) from None

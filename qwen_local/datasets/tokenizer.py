@@ -10,7 +10,11 @@ Masks are found by structure, never by searching for what was said:
 3. A turn begins with what a generation prompt of this template already holds: `assistant\\n`,
    with an empty think block where the template writes one. That is context. The rest of the turn
    and its `<|im_end|>` are trained.
-4. Each piece is encoded on its own, the data's `<|im_end|>` as the plain text that it is. Context
+4. A turn is trained where it stands as it would as the last one, behind the very text of its
+   generation prompt. Qwen3's hybrid template writes earlier turns without the think block of the
+   last: such a conversation becomes several rows, each up to one answer. With a template that
+   writes every turn in one way it stays one row.
+5. Each piece is encoded on its own, the data's `<|im_end|>` as the plain text that it is. Context
    and answer meet in training exactly where they meet in generation.
 """
 
@@ -19,25 +23,39 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from jinja2 import TemplateSyntaxError
 from tokenizers import Tokenizer
 
 from qwen_local.datasets.faults import unusable
-from qwen_local.datasets.template import Message, compile_template
-from qwen_local.errors import DatasetError, Fault, ModelError
+from qwen_local.datasets.template import Message, Tool, compile_template
+from qwen_local.datasets.tokenizer_files import TEMPLATE_HINT, read_files, special_tokens
+from qwen_local.datasets.turns import (
+    EMPTY_THINK,
+    END,
+    END_OF_TEXT,
+    HEADER,
+    START,
+    Cut,
+    Piece,
+    answers,
+    make_cut,
+)
+from qwen_local.errors import DatasetError, Fault, JobError, ModelError
 
-START, END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
-HEADER = "assistant\n"
-"""What follows START where an assistant turn begins."""
+FIRST_SURROGATE = 0xD800
 
-FIRST_SURROGATE, SURROGATES = 0xD800, 0x800
+TrainOn = Literal["assistant", "last"]
+Thinking = Literal["auto", "keep", "drop", "empty"]
+"""What becomes of the assistant's reasoning: docs/data.md defines it."""
 
-T = TypeVar("T")
+QUESTION: Message = {"role": "user", "content": "?"}
+"""The shortest conversation, to see what a template writes around it."""
+CHATML_HINT = "use a model whose template writes ChatML, as those of Qwen do"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +69,34 @@ class Tokenised:
     literals: int = 0
     """How often the data hold the text of a control token; it was encoded as plain text."""
     reasoning_left_out: int = 0
-    """Assistant messages whose reasoning the template did not write."""
+    """Trained turns whose reasoning the template did not write."""
+    opening: str = ""
+    """What a generation prompt holds of the last turn; nothing for plain text."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Encoded:
-    ids: list[int]
-    turns: list[range]
-    """Where in `ids` the trainable part of each complete assistant turn stands."""
-    words: list[str]
-    """The text of that part, without its end of turn."""
+class Draft:
+    """A row before its pieces are encoded."""
+
+    pieces: Sequence[Piece]
+    trained: frozenset[int]
+    """Which of the pieces are learned, each with the control token after it."""
+    literals: int
+    reasoning_left_out: int
+    opening: str
 
 
-QUESTION = {"role": "user", "content": "?"}
-"""The shortest conversation, to see what a template writes around it."""
+@dataclass(slots=True)
+class _Row:
+    """A row up to an answer, which earlier answers of the same conversation may join."""
+
+    pieces: list[Piece]
+    trained: list[int] = field(default_factory=list)
+    left_out: int = 0
+
+    def draft(self, literals: int) -> Draft:
+        opening = self.pieces[-2].text
+        return Draft(self.pieces, frozenset(self.trained), literals, self.left_out, opening)
 
 
 class ChatTokenizer:
@@ -96,36 +128,43 @@ class ChatTokenizer:
         self._literal = {ord(s): text for text, s in self._surrogate.items()}
         self._template = compile_template(template)
         self._variables = dict(variables or {})
-        self._heads = self._generation_heads()
+        self._prompted = self._openings()
+        longest_opening_first = sorted({HEADER, *self._prompted}, key=len, reverse=True)
+        self._cut, self._cut_bare = (
+            make_cut(self._control, longest_opening_first, self._restore, bare=bare)
+            for bare in (False, True)
+        )
+        self._short: dict[str, list[int]] = {}
         self.template_sha256 = hashlib.sha256(template.encode()).hexdigest()
+        self._made_of = tokenizer, template, self._variables
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ChatTokenizer, self._made_of
+
+    @property
+    def sha256(self) -> str:
+        """Of all that tokens depend on, in hex."""
+        tokenizer, template, variables = self._made_of
+        said = json.dumps([tokenizer.to_str(), template, variables], sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()
 
     @classmethod
     def load(cls, folder: Path) -> ChatTokenizer:
         """The tokenizer of a model folder.
 
-        Reads tokenizer.json, tokenizer_config.json and chat_template.jinja, which wins over the
-        template inside tokenizer_config.json.
-
         Raises:
             ModelError: a file is missing or cannot be used; all of them at once.
         """
-        faults: list[Fault] = []
-        tokenizer = _gather(faults, _read_tokenizer, folder / "tokenizer.json")
-        config = _gather(faults, _read_config, folder / "tokenizer_config.json")
-        named = None if config is None else _gather(faults, _read_template, folder, config)
-        if tokenizer is None or config is None or named is None:
-            raise ModelError(faults)
-        file, template = named
-        tokens = {key: _content(config.get(f"{key}_token")) for key in ("bos", "eos", "pad", "unk")}
-        variables = {f"{key}_token": text for key, text in tokens.items() if text is not None}
+        files = read_files(folder)
         try:
-            return cls(tokenizer, template, variables)
+            return cls(files.tokenizer, files.template, files.variables)
         except TemplateSyntaxError as error:
-            where, problem = f"{file}:{error.lineno}", f"not a Jinja template: {error.message}"
+            where = f"{files.template_file}:{error.lineno}"
+            problem = f"not a Jinja template: {error.message}"
             raise ModelError.at(where, problem, TEMPLATE_HINT) from None
         except DatasetError as error:
             problem = f"cannot render a single question: {error.faults[0].problem}"
-            raise ModelError.at(str(file), problem, TEMPLATE_HINT) from None
+            raise ModelError.at(str(files.template_file), problem, TEMPLATE_HINT) from None
 
     def check_fits(self, vocabulary: int, name: str) -> None:
         """Refuse a tokenizer whose ids go beyond the model's embedding.
@@ -141,12 +180,31 @@ class ChatTokenizer:
                 "take model and tokenizer from one place",
             )
 
+    def check_thinking(self, thinking: Thinking) -> None:
+        """Refuse what this template cannot do.
+
+        Raises:
+            JobError: no generation prompt of it begins the answer in this way.
+        """
+        wanted = {"drop": HEADER, "empty": HEADER + EMPTY_THINK}.get(thinking)
+        if wanted is None or wanted in self._prompted:
+            return
+        begins = " or ".join(repr(opening) for opening in self._prompted)
+        raise JobError.at(
+            "data.thinking",
+            f"{thinking} trains answers after {wanted!r}, and the prompts of this model's chat "
+            f"template begin them with {begins}",
+            "set it to auto, or to "
+            + ("empty" if HEADER + EMPTY_THINK in self._prompted else "drop"),
+        )
+
     # --- text ---
 
     def render(
         self,
         messages: Sequence[Message],
         *,
+        tools: Sequence[Tool] = (),
         add_generation_prompt: bool = False,
         enable_thinking: bool | None = None,
     ) -> str:
@@ -154,6 +212,7 @@ class ChatTokenizer:
 
         Args:
             messages: the conversation.
+            tools: the functions that it may call.
             add_generation_prompt: whether the text ends where the assistant is to go on.
             enable_thinking: handed to the template, unless None.
 
@@ -166,7 +225,7 @@ class ChatTokenizer:
         try:
             return self._template.render(
                 messages=[dict(message) for message in messages],
-                tools=None,
+                tools=list(tools) or None,
                 documents=None,
                 **self._variables,
                 **options,
@@ -197,49 +256,78 @@ class ChatTokenizer:
         return (self.end_of_turn, self.end_of_text)
 
     def encode_conversation(
-        self, messages: Sequence[Message], *, train_on: Literal["assistant", "last"]
-    ) -> Tokenised:
-        """The whole conversation, with what the assistant wrote marked as trained.
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        untrained: frozenset[int] = frozenset(),
+        train_on: TrainOn = "assistant",
+        thinking: Thinking = "auto",
+    ) -> list[Tokenised]:
+        """The rows of one conversation: see `draft_conversation`."""
+        drafts = self.draft_conversation(
+            messages, tools=tools, untrained=untrained, train_on=train_on, thinking=thinking
+        )
+        return self.encode(drafts)
+
+    def encode_text(self, text: str) -> Tokenised:
+        """Plain text and the end of text: see `draft_text`."""
+        return self.encode([self.draft_text(text)])[0]
+
+    def draft_conversation(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        untrained: frozenset[int] = frozenset(),
+        train_on: TrainOn = "assistant",
+        thinking: Thinking = "auto",
+    ) -> list[Draft]:
+        """The rows of a conversation, with what the assistant wrote marked as trained.
 
         Args:
             messages: the conversation, with at least one assistant message.
-            train_on: every assistant turn, or the last one alone.
+            tools: the functions that it may call.
+            untrained: places of assistant messages that are context only.
+            train_on: every other assistant turn, or the last one alone.
+            thinking: what becomes of the assistant's reasoning.
+
+        Returns:
+            Every trained turn once, the rows in the order of their last turns. Each ends with a
+            trained turn: what follows it teaches nothing.
 
         Raises:
             DatasetError: a text cannot be encoded, or the template not be masked exactly; `where`
                 is a field of the conversation.
         """
+        if thinking in ("drop", "empty"):
+            messages = [_without_reasoning(message) for message in messages]
         escaped, literals = self._escape(messages)
-        rendered = self.render(escaped)
-        encoded = self._encode(rendered)
-        answers = [message for message in messages if message["role"] == "assistant"]
-        if len(encoded.turns) != len(answers):
-            raise DatasetError.at(
-                "messages",
-                "this chat template cannot be masked exactly: it should write one turn from "
-                f"{START + HEADER!r} to {END!r} for each of {len(answers)} assistant messages; "
-                f"found {len(encoded.turns)} in {self._restore(rendered)[:200]!r}",
-                "use a model whose template writes ChatML, as those of Qwen do",
-            )
-        for index, (answer, words) in enumerate(zip(answers, encoded.words, strict=True)):
-            said = answer["content"].rpartition("</think>")[2].strip()
-            if said not in words:
+        functions, more = self._escape_tools(tools)
+        said = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        wanted = [index for index in said if index not in untrained]
+        cut = self._cut_bare if thinking == "drop" else self._cut
+        rows: list[_Row] = []
+        for index in reversed(wanted if train_on == "assistant" else wanted[-1:]):
+            count = said.index(index) + 1
+            turn = self._turn(escaped, index, functions, cut, messages[index], count)
+            answer = len(turn) - 1
+            left_out = bool(_reasoning(messages[index])) and "</think>" not in turn[answer].text
+            if left_out and thinking == "keep":
                 raise DatasetError.at(
-                    "messages",
-                    f"this chat template does not write what assistant message {index + 1} says: "
-                    f"expected {said[:80]!r}; found {words[:80]!r}",
-                    "use a model whose template writes answers as they are",
+                    f"messages[{index}]",
+                    "expected reasoning that the chat template writes (data.thinking: keep); "
+                    "this template leaves it out",
+                    "set data.thinking to drop, or use a model that reasons",
                 )
-        trained = [False] * len(encoded.ids)
-        for turn in encoded.turns if train_on == "assistant" else encoded.turns[-1:]:
-            trained[turn.start : turn.stop] = [True] * len(turn)
-        left_out = sum(
-            bool(_reasoning(answer)) and "</think>" not in words
-            for answer, words in zip(answers, encoded.words, strict=True)
-        )
-        return Tokenised(encoded.ids, trained, literals, left_out)
+            row = next((row for row in rows if row.pieces[: len(turn)] == turn), None)
+            if row is None:
+                rows.append(row := _Row(turn))
+            row.trained.append(answer)
+            row.left_out += left_out
+        return [row.draft(literals + more) for row in reversed(rows)]
 
-    def encode_text(self, text: str) -> Tokenised:
+    def draft_text(self, text: str) -> Draft:
         """Plain text and the end of text, all of it trained.
 
         Raises:
@@ -247,25 +335,70 @@ class ChatTokenizer:
         """
         if problem := unusable(text):
             raise DatasetError.at("text", problem)
-        ids = [*self._plain(text), self.end_of_text]
-        return Tokenised(ids, [True] * len(ids), literals=len(self._control.findall(text)))
+        piece = Piece(text, END_OF_TEXT, answer=True)
+        return Draft([piece], frozenset([0]), len(self._control.findall(text)), 0, "")
+
+    def encode(self, drafts: Sequence[Draft]) -> list[Tokenised]:
+        """Rows in tokens; many at once are quicker than one at a time."""
+        texts = {piece.text for draft in drafts for piece in draft.pieces}
+        texts -= self._short.keys()
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        ids_of = dict(zip(texts, (encoding.ids for encoding in encoded), strict=True))
+        if len(self._short) < MOST_KEPT:
+            self._short |= {text: ids for text, ids in ids_of.items() if len(text) < SHORT}
+        rows = []
+        for draft in drafts:
+            ids: list[int] = []
+            trained: list[bool] = []
+            for index, piece in enumerate(draft.pieces):
+                found = self._short.get(piece.text)
+                ids += ids_of[piece.text] if found is None else found
+                if piece.control:
+                    ids.append(self._special[piece.control])
+                trained += [index in draft.trained] * (len(ids) - len(trained))
+            rows.append(
+                Tokenised(ids, trained, draft.literals, draft.reasoning_left_out, draft.opening)
+            )
+        return rows
+
+    # --- prompts ---
 
     def encode_prompt(
-        self, messages: Sequence[Message], *, enable_thinking: bool | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        enable_thinking: bool | None = None,
     ) -> list[int]:
         """The prompt of generation: the conversation, up to where the assistant goes on.
 
         Raises:
-            DatasetError: as `encode_conversation`.
+            DatasetError: as `draft_conversation`.
         """
         escaped, _ = self._escape(messages)
-        rendered = self.render(escaped, add_generation_prompt=True, enable_thinking=enable_thinking)
-        return self._encode(rendered).ids
+        functions, _ = self._escape_tools(tools)
+        pieces = self._cut(
+            self.render(
+                escaped,
+                tools=functions,
+                add_generation_prompt=True,
+                enable_thinking=enable_thinking,
+            )
+        )
+        return self.encode([Draft(pieces, frozenset(), 0, 0, "")])[0].ids
 
     def begun(self, prompt: Sequence[int]) -> str:
         """What a prompt already holds of the assistant's turn, such as an open think block."""
         start = max((at for at, id in enumerate(prompt) if id == self._special[START]), default=0)
         return self.decode(prompt[start:]).removeprefix(HEADER)
+
+    def thinking_after(self, opening: str) -> bool | None:
+        """The `enable_thinking` whose prompt begins the answer in this way; None for the default.
+
+        Args:
+            opening: of trained rows.
+        """
+        return self._prompted.get(opening)
 
     def thinking_as_trained(self) -> bool | None:
         """The `enable_thinking` whose prompt is the one that plain answers are trained after.
@@ -274,75 +407,126 @@ class ChatTokenizer:
         and a prompt only where thinking is off: an adapter of plain answers wants it off. None
         leaves it to the template.
         """
-        rendered = self.render([QUESTION, {"role": "assistant", "content": "!"}])
-        for thinking in (None, False, True):
-            prompt = self.render([QUESTION], add_generation_prompt=True, enable_thinking=thinking)
-            if rendered.startswith(f"{prompt}!"):
-                return thinking
-        return None
+        pieces = self._cut(self.render([QUESTION, {"role": "assistant", "content": "!"}]))
+        said = answers(pieces)
+        return self.thinking_after(pieces[said[-1] - 1].text) if said else None
 
     # --- how ---
 
-    def _generation_heads(self) -> list[str]:
-        """Every way in which this template begins the assistant's turn, the longest first."""
-        prompts = [
-            self.render([QUESTION], add_generation_prompt=True, enable_thinking=thinking)
-            for thinking in (None, True, False)
-        ]
-        heads = {prompt.rpartition(START)[2] for prompt in prompts}
-        return sorted({HEADER, *(h for h in heads if h.startswith(HEADER))}, key=len, reverse=True)
+    def _openings(self) -> dict[str, bool | None]:
+        """Every way in which this template begins the assistant's turn, and how to ask for it."""
+        openings: dict[str, bool | None] = {}
+        for thinking in (None, True, False):  # the template's own way first
+            prompt = self.render([QUESTION], add_generation_prompt=True, enable_thinking=thinking)
+            opening = prompt.rpartition(START)[2]
+            if opening.startswith(HEADER):
+                openings.setdefault(opening, thinking)
+        return openings
 
-    def _escape(self, messages: Sequence[Message]) -> tuple[list[dict[str, str]], int]:
+    def _turn(
+        self,
+        escaped: Sequence[Message],
+        index: int,
+        tools: Sequence[Tool],
+        cut: Cut,
+        message: Message,
+        count: int,
+    ) -> list[Piece]:
+        """The conversation up to an assistant message, as the template writes it.
+
+        Args:
+            escaped: the messages.
+            index: of the assistant message.
+            tools: the functions that may be called.
+            cut: cuts the text that is rendered.
+            message: the assistant message as it is.
+            count: assistant messages up to this one.
+
+        Returns:
+            Pieces: the last is the answer, the others are its generation prompt.
+
+        Raises:
+            DatasetError: the template does not write the one behind the other.
+        """
+        rendered = self.render(escaped[: index + 1], tools=tools)
+        pieces = cut(rendered)
+        turns = answers(pieces)
+        if len(turns) != count:
+            raise DatasetError.at(
+                "messages",
+                "this chat template cannot be masked exactly: it should write one turn from "
+                f"{START + HEADER!r} to {END!r} for each of {count} assistant messages; "
+                f"found {len(turns)} in {self._restore(rendered)[:200]!r}",
+                CHATML_HINT,
+            )
+        turn = pieces[: turns[-1] + 1]
+        _check_said(message, turn[-1].text, index)
+        if index == 0:  # nothing precedes it, so it is nothing that could be asked for
+            return turn
+        prompt = self.render(
+            escaped[:index],
+            tools=tools,
+            add_generation_prompt=True,
+            enable_thinking=self.thinking_after(turn[-2].text),
+        )
+        if cut(prompt)[: len(turn) - 1] != turn[:-1]:
+            raise DatasetError.at(
+                f"messages[{index}]",
+                "this chat template cannot be masked exactly: it should write the answer behind "
+                f"its generation prompt, which ends with {self._restore(prompt)[-100:]!r}; found "
+                f"{self._restore(rendered)[-200:]!r}",
+                CHATML_HINT,
+            )
+        return turn
+
+    def _escape(self, messages: Sequence[Message]) -> tuple[list[dict[str, Any]], int]:
         """The messages without the text of any control token, and how many were replaced."""
-        faults, escaped, literals = [], [], 0
+        faults: list[Fault] = []
+        escaped, literals = [], 0
         for index, message in enumerate(messages):
-            escaped.append(dict(message))
-            for key, text in message.items():
-                if problem := unusable(text):
-                    faults.append(Fault(f"messages[{index}].{key}", problem))
-                    continue
-                escaped[-1][key], count = self._control.subn(
-                    lambda match: self._surrogate[match[0]], text
-                )
-                literals += count
+            plain, count = self._escaped(message, f"messages[{index}]", faults)
+            escaped.append(plain)
+            literals += count
         if faults:
             raise DatasetError(faults)
         return escaped, literals
 
+    def _escape_tools(self, tools: Sequence[Tool]) -> tuple[list[Any], int]:
+        """The same of the functions that a conversation may call."""
+        if not tools:
+            return [], 0
+        faults: list[Fault] = []
+        escaped, literals = self._escaped(list(tools), "tools", faults)
+        if faults:
+            raise DatasetError(faults)
+        return escaped, literals
+
+    def _escaped(self, value: Any, where: str, faults: list[Fault]) -> tuple[Any, int]:
+        """A JSON value without the text of any control token, and how many were replaced."""
+        if isinstance(value, str):
+            if problem := unusable(value):
+                faults.append(Fault(where, problem))
+                return value, 0
+            return self._control.subn(lambda match: self._surrogate[match[0]], value)
+        if isinstance(value, Mapping):
+            pairs = {
+                self._escaped(key, where, faults)[0]: self._escaped(item, f"{where}.{key}", faults)
+                for key, item in value.items()
+            }
+            return {key: item for key, (item, _) in pairs.items()}, sum(
+                count for _, count in pairs.values()
+            )
+        if isinstance(value, list):
+            items = [self._escaped(v, f"{where}[{i}]", faults) for i, v in enumerate(value)]
+            return [item for item, _ in items], sum(count for _, count in items)
+        return value, 0
+
     def _restore(self, text: str) -> str:
         return text.translate(self._literal)
 
-    def _plain(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
 
-    def _encode(self, rendered: str) -> _Encoded:
-        """Tokens of an escaped, rendered conversation, and where its assistant turns stand."""
-        ids: list[int] = []
-        turns: list[range] = []
-        words: list[str] = []
-        pieces = self._control.split(rendered)  # text, control token, text, ..., text
-        texts, controls = map(self._restore, pieces[::2]), pieces[1::2]
-        for before, text, after in zip(["", *controls], texts, [*controls, ""], strict=True):
-            if before == START and text.startswith(HEADER):
-                head = next(head for head in self._heads if text.startswith(head))
-                ids += self._plain(head)
-                answer = len(ids)
-                ids += self._plain(text[len(head) :])
-                if after == END:
-                    turns.append(range(answer, len(ids) + 1))
-                    words.append(text[len(head) :])
-            else:
-                ids += self._plain(text)
-            if after:
-                ids.append(self._special[after])
-        return _Encoded(ids, turns, words)
-
-
-def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
-    """The control tokens of a tokenizer (`<think>` and the like are words to it): text to id."""
-    added = tokenizer.get_added_tokens_decoder()
-    return {token.content: id for id, token in added.items() if token.special}
+SHORT, MOST_KEPT = 16, 1_000
+"""Characters of a text, and the number of texts, whose tokens are kept: new lines and headers."""
 
 
 def _reasoning(message: Message) -> str:
@@ -352,78 +536,39 @@ def _reasoning(message: Message) -> str:
     'hm'
     """
     if "reasoning_content" in message:
-        return message["reasoning_content"].strip()
+        return str(message["reasoning_content"]).strip()
     thought, mark, _ = message["content"].partition("</think>")
     return thought.rpartition("<think>")[2].strip() if mark else ""
 
 
-# --- the files of a model folder ---
+def _without_reasoning(message: Message) -> Message:
+    """The same message without what the assistant thought.
 
-FOLDER_HINT = "give the folder of a whole Qwen model, with its tokenizer"
-TEMPLATE_HINT = "take chat_template.jinja from the instruct model of the same family"
-
-
-def _gather(faults: list[Fault], read: Callable[..., T], *args: Any) -> T | None:
-    """What `read` returns, or None with its faults added to the list."""
-    try:
-        return read(*args)
-    except ModelError as error:
-        faults += error.faults
-        return None
+    >>> _without_reasoning({"role": "assistant", "content": "<think>\\nhm\\n</think>\\n\\nyes"})
+    {'role': 'assistant', 'content': 'yes'}
+    """
+    if message["role"] != "assistant":
+        return message
+    _, mark, answer = message["content"].partition("</think>")
+    kept = {key: value for key, value in message.items() if key != "reasoning_content"}
+    return kept | {"content": answer.lstrip("\n") if mark else message["content"]}
 
 
-def _read_tokenizer(file: Path) -> Tokenizer:
-    if not file.is_file():
-        raise ModelError.at(str(file), "no such file", FOLDER_HINT)
-    try:
-        tokenizer: Tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises nothing more precise
-        raise ModelError.at(str(file), f"not a tokenizer: {error}", FOLDER_HINT) from None
-    special = special_tokens(tokenizer)
-    if missing := [token for token in (START, END, END_OF_TEXT) if token not in special]:
-        problem = f"expected the special tokens of Qwen; missing: {', '.join(missing)}"
-        raise ModelError.at(str(file), problem, "use a Qwen model and its own tokenizer.json")
-    if len(special) > SURROGATES:
-        problem = f"expected at most {SURROGATES} special tokens; found {len(special)}"
-        raise ModelError.at(str(file), problem, "use a Qwen model and its own tokenizer.json")
-    return tokenizer
+def _check_said(message: Message, words: str, index: int) -> None:
+    """Refuse a template that does not write what an assistant message says.
 
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError.at(str(file), f"cannot be read: {error}", FOLDER_HINT) from None
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}  # everything in it that we use may also stand elsewhere, or be absent
-    try:
-        config = json.loads(_read_text(file))
-    except (ValueError, RecursionError) as error:
-        raise ModelError.at(str(file), f"not valid JSON: {error}", FOLDER_HINT) from None
-    if not isinstance(config, dict):
-        raise ModelError.at(str(file), "expected a JSON object", FOLDER_HINT)
-    return config
-
-
-def _read_template(folder: Path, config: Mapping[str, Any]) -> tuple[Path, str]:
-    """The file that holds the chat template, and the template."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file, _read_text(file)
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default")
-    if not isinstance(template, str):
-        problem = "no chat template: neither this file nor `chat_template` in tokenizer_config.json"
-        raise ModelError.at(str(file), problem, TEMPLATE_HINT)
-    return folder / "tokenizer_config.json", template
-
-
-def _content(token: object) -> str | None:
-    """A token of tokenizer_config.json, which is written as text or as an object."""
-    content = token.get("content") if isinstance(token, Mapping) else token
-    return content if isinstance(content, str) else None
+    Args:
+        message: what it says.
+        words: what the template makes of it.
+        index: of the message.
+    """
+    said = [message["content"].rpartition("</think>")[2].strip()]
+    said += [call["function"]["name"] for call in message.get("tool_calls") or ()]
+    missing = next((part for part in said if part not in words), None)
+    if missing is not None:
+        raise DatasetError.at(
+            f"messages[{index}]",
+            "this chat template does not write what the assistant says: "
+            f"expected {missing[:80]!r}; found {words[:80]!r}",
+            "use a model whose template writes answers as they are",
+        )

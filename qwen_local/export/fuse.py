@@ -18,7 +18,8 @@ import numpy as np
 from safetensors import SafetensorError
 
 from qwen_local.adapters.lora import Adapter, Origin
-from qwen_local.adapters.store import base_of, load_adapter, named_base
+from qwen_local.adapters.prompt import thinking_of
+from qwen_local.adapters.store import ORIGIN, base_of, load_adapter, named_base
 from qwen_local.backends.base import Backend, Setup
 from qwen_local.backends.quantisation import check_quantization, choose_for, who_asks
 from qwen_local.backends.select import (
@@ -169,6 +170,7 @@ def fuse(
             proof=proof,
         )
         write_json(new / PROOF, {**result.to_json(), "adapter": str(adapter)})
+        write_json(new / ORIGIN, asdict(trained.origin))
     log.info("%s", proof.describe())
     log.info("next: qwen-local chat --model %s", shlex.quote(str(output)))
     return result
@@ -261,7 +263,8 @@ def _ask_live(
 ) -> tuple[Samples, Readings, Readings]:
     """(what to measure on, what the live adapter says of it, what the bare base says)."""
     engine = _open(files, choice, adapter, held)
-    samples = make_samples(engine, tokenizer, rows)
+    thinking = thinking_of(adapter.origin, tokenizer)
+    samples = make_samples(engine, tokenizer, rows, thinking=thinking)
     live = read(engine, samples)
     engine.load_adapter({name: np.zeros_like(array) for name, array in adapter.arrays.items()})
     return samples, live, read(engine, samples)

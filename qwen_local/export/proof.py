@@ -99,15 +99,17 @@ class Proof:
         return f", {self.merge_logit_difference:.2g} before rounding"
 
 
-def make_samples(live: Backend, tokenizer: ChatTokenizer, extra: Rows | None) -> Samples:
+def make_samples(
+    live: Backend, tokenizer: ChatTokenizer, extra: Rows | None, *, thinking: bool | None
+) -> Samples:
     """Ask the live adapter the fixed prompts.
 
     Args:
         live: the engine with the adapter.
         tokenizer: of the model.
         extra: rows of the run's data, if they are at hand.
+        thinking: `enable_thinking` of the prompts.
     """
-    thinking = tokenizer.thinking_as_trained()
     prompts = [
         tokenizer.encode_prompt([{"role": "user", "content": text}], enable_thinking=thinking)
         for text in PROMPTS

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qwen_local.adapters.lora import Origin
-from qwen_local.adapters.store import base_of, load_adapter
+from qwen_local.adapters.prompt import thinking_of
+from qwen_local.adapters.store import base_of, load_adapter, origin_in
 from qwen_local.backends.base import Completion, Sampling, Session, Setup
 from qwen_local.backends.quantisation import check_quantization, choose_for, who_asks
 from qwen_local.backends.select import (
@@ -96,8 +97,7 @@ class Answerer:
             quantization: what its blocks' linear layers are held in; None as the adapter was
                 trained.
             thinking: for templates that know it; None begins an adapter's answer, merged or not,
-                where the training of plain answers began it, and leaves the bare model to its
-                template.
+                where most of its training began, and leaves the bare model to its template.
             wishes: how answers are drawn where they come one at a time.
 
         Raises:
@@ -126,9 +126,13 @@ class Answerer:
         """The longest conversation that the model was made for, in tokens."""
         self._tokenizer = ChatTokenizer.load(files.folder)
         self._tokenizer.check_fits(architecture.vocabulary, source.name)
+        merged = (files.folder / PROOF).is_file()
+        learned = origin_in(files.folder) if loaded is None and merged else origin
+        self.trained_length = learned.max_length
+        """Tokens of the longest row that the adapter could learn, where it is known."""
         self._thinking = thinking
-        if thinking is None and (adapter is not None or (files.folder / PROOF).is_file()):
-            self._thinking = self._tokenizer.thinking_as_trained()
+        if thinking is None and (loaded is not None or merged):
+            self._thinking = thinking_of(learned, self._tokenizer)
         self._engine = open_backend(
             choice,
             Setup(

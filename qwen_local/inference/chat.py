@@ -42,6 +42,11 @@ class Model(Protocol):
         """Tokens that a conversation can have."""
         ...
 
+    @property
+    def trained_length(self) -> int | None:
+        """Tokens that an adapter has seen together, where that is known."""
+        ...
+
     def session(self) -> Session:
         """See `Answerer.session`."""
         ...
@@ -114,6 +119,7 @@ class Chat:
         self._asked: tuple[list[Turn], str] | None = None  # the last question and what came before
         self._answers = 0
         self._refused = 0
+        self._beyond = False  # that it was told: longer than the adapter was trained on
 
     def run(self) -> int:
         """Read and answer until the end of the input.
@@ -263,6 +269,13 @@ class Chat:
                 + ("/clear forgets what was said before" if fits else "shorten the question")
             )
             return
+        trained = self._model.trained_length
+        if trained is not None and len(prompt.ids) > trained and not self._beyond:
+            self._beyond = True
+            say(
+                f"(the conversation has {len(prompt.ids)} tokens, and the adapter was trained on "
+                f"at most {trained} together: it may lose its way; /clear begins again)"
+            )
         view = _View(self._screen, thinking=bool(prompt.opening), hidden=self._hide_thinking)
         view.show(prompt.opening)
         said: list[str] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qwen_local.datasets.plan import epoch_order, micro_batches
-from qwen_local.rows import Rows
+from qwen_local.rows import AnyRows, Rows
 from qwen_local.training.schedule import EVALUATION_COST, Schedule
 
 STEPS_LOOKED_AT = 500
@@ -39,7 +39,7 @@ class Forecast:
 
 def forecast(
     schedule: Schedule,
-    train: Rows,
+    train: AnyRows,
     evaluation: Rows | None,
     *,
     batch_size: int,

@@ -16,7 +16,7 @@ from qwen_local.backends.base import Backend, RowTooLargeError
 from qwen_local.datasets.plan import epoch_order
 from qwen_local.errors import OutOfMemoryError, QwenLocalError
 from qwen_local.job import EarlyStopping
-from qwen_local.rows import Rows
+from qwen_local.rows import AnyRows, Rows
 from qwen_local.signals import Stopped, Stops
 from qwen_local.training import stopping
 from qwen_local.training.health import Concern, Health
@@ -49,7 +49,7 @@ class DivergedError(QwenLocalError):
 class Data:
     """What is learned and what is held out, each row with the place that a message names."""
 
-    train: Rows
+    train: AnyRows
     evaluation: Rows | None
     train_places: Sequence[str]
     eval_places: Sequence[str]
@@ -207,6 +207,7 @@ def train_loop(
             grad_norm=result.grad_norm,
             tokens=rows.tokens,
             supervised_tokens=rows.supervised,
+            computed_tokens=result.positions,
             seconds=took,
             peak_memory_bytes=backend.peak_memory_bytes(),
         )

@@ -233,12 +233,11 @@ def make_plan(draft: Draft, *, backend: str, device: str, elsewhere: str | None 
             train=train,
             eval=evaluation,
             eval_fraction=job.data.eval_fraction,
-            format=job.data.format,
-            limit=job.data.limit,
             seed=job.train.seed,
         )
         rows, eval_rows = counted.train, counted.eval
-        data = f"{job.data.train}: {rows:,} rows to train on, {eval_rows:,} to evaluate on"
+        names = ", ".join(source.name for source in train)
+        data = f"{names}: {rows:,} rows to train on, {eval_rows:,} to evaluate on"
     else:
         prepared = prepare_data(job, tokenizer)
         rows = len(prepared.train)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 
 from qwen_local.backends.base import Setup, peak_resident_bytes
 from qwen_local.backends.probe import in_a_line
 from qwen_local.backends.select import Choice, DType, Machine
+from qwen_local.datasets.columns import settle
+from qwen_local.datasets.plan import choose_widths
 from qwen_local.datasets.prepare import Prepared, prepare
+from qwen_local.datasets.sources import Wanted
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.embedded import SAMPLE_DATA, TINY_MODEL, sample_data_path
 from qwen_local.errors import JobError
-from qwen_local.job import Draft, Job
+from qwen_local.job import DataSpec, Draft, EvalSource, Job, TrainSource
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.source import ModelFiles
 from qwen_local.training.fitting import Fit, fit
@@ -78,6 +82,7 @@ def make_setup(
         seed=job.train.seed,
         weight_decay=job.train.weight_decay,
         max_grad_norm=job.train.max_grad_norm,
+        widths=choose_widths(workload.lengths_R) if choice.backend == "mlx" else (),
     )
     return fit(
         setup,
@@ -137,25 +142,52 @@ def check_data_given(draft: Draft, job: Job) -> None:
         )
 
 
-def data_sources(job: Job) -> tuple[str, str | None]:
-    """(train, eval) as the reader knows them: the sample data by its file."""
+def data_sources(job: Job) -> tuple[list[Wanted], list[Wanted]]:
+    """(train, eval) as the reader knows them: the sample data by its file.
+
+    A source that says neither format nor columns has those of the section.
+    """
+    return _wanted(job.data, job.data.train), _wanted(job.data, job.data.eval)
+
+
+def _wanted(data: DataSpec, said: str | Sequence[EvalSource] | None) -> list[Wanted]:
     sample = {SAMPLE_DATA: str(sample_data_path() / "train.jsonl")}
-    train, evaluation = job.data.train, job.data.eval
-    return sample.get(train, train), evaluation and sample.get(evaluation, evaluation)
+    several = [EvalSource(name=said)] if isinstance(said, str) else said or ()
+    wanted = []
+    for source in several:
+        own = source if source.format is not None or source.columns is not None else data
+        columns = own.columns or {}
+        limits = [limit for limit in (source.limit, data.limit) if limit is not None]
+        wanted.append(
+            Wanted(
+                name=sample.get(source.name, source.name),
+                weight=source.weight if isinstance(source, TrainSource) else 1.0,
+                format=settle(columns, own.format or "auto"),
+                columns=columns,
+                limit=min(limits, default=None),
+            )
+        )
+    return wanted
 
 
-def prepare_data(job: Job, tokenizer: ChatTokenizer) -> Prepared:
-    """The rows of a job."""
+def prepare_data(job: Job, tokenizer: ChatTokenizer, *, quiet: bool = True) -> Prepared:
+    """The rows of a job.
+
+    Args:
+        job: complete.
+        tokenizer: of its model.
+        quiet: show no progress.
+    """
     train, evaluation = data_sources(job)
     return prepare(
         tokenizer,
         train=train,
         eval=evaluation,
         eval_fraction=job.data.eval_fraction,
-        format=job.data.format,
         max_length=job.data.max_length,
         overlong=job.data.overlong,
-        limit=job.data.limit,
         train_on=job.data.train_on,
+        thinking=job.data.thinking,
         seed=job.train.seed,
+        quiet=quiet,
     )

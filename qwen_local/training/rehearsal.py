@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwen_local.backends.base import Backend
-from qwen_local.rows import Rows
+from qwen_local.rows import AnyRows, Rows
 from qwen_local.training.loop import Data, budget_told, rows_named
 from qwen_local.training.metrics import Metrics
 
@@ -43,7 +43,9 @@ def rehearse(
         OutOfMemoryError: memory does not hold the longest row.
     """
 
-    def tried(rows: Rows, places: Sequence[str], most: int, work: Callable[[Rows], object]) -> int:
+    def tried(
+        rows: AnyRows, places: Sequence[str], most: int, work: Callable[[Rows], object]
+    ) -> int:
         with budget_told(backend, metrics, step):
             for chosen in (_first, _largest):
                 indices = chosen(rows.lengths_R, most, backend.micro_batch_tokens)

@@ -335,8 +335,15 @@ def _train(ready: _Ready, engine: Backend, *, quiet: bool) -> Summary:
     job, setup, prepared, schedule = ready.job, ready.setup, ready.prepared, ready.schedule
     start, output, choice = ready.start, ready.output, ready.choice
     _say_start(ready)
+    report = prepared.report
     origin = Origin(
-        commit=setup.model.commit, backend=choice.backend, quantization=setup.quantization
+        commit=setup.model.commit,
+        backend=choice.backend,
+        quantization=setup.quantization,
+        template_sha256=report.template_sha256,
+        thinking=report.thinking,
+        enable_thinking=report.enable_thinking,
+        max_length=report.max_length,
     )
     layers = setup.model.architecture.layers
 

@@ -30,7 +30,7 @@ def test_a_budget_cuts_and_a_row_beyond_it_stands_alone() -> None:
 
 def test_widths_are_rounded_up_and_padding_is_not_supervised() -> None:
     rows = Rows.from_pairs([([1, 2, 3], [2, 3, 4])])
-    (batch,) = cut(rows, budget=100, multiple=4)
+    (batch,) = cut(rows, budget=100, widths=(4,))
     assert batch.ids_BW.tolist() == [[1, 2, 3, 0]]
     assert batch.positions_N.tolist() == [0, 1, 2]
 
@@ -47,14 +47,14 @@ POSITION = st.tuples(st.integers(1, 50), st.integers(1, 50) | st.just(N))
 @given(
     rows=st.lists(st.lists(POSITION, min_size=1, max_size=12), max_size=9),
     budget=st.integers(1, 40),
-    multiple=st.sampled_from([1, 4]),
+    widths=st.sampled_from([(), (4, 8, 12)]),
 )
 def test_every_supervised_position_is_there_once_with_its_token_and_target(
-    rows: list[list[tuple[int, int]]], budget: int, multiple: int
+    rows: list[list[tuple[int, int]]], budget: int, widths: tuple[int, ...]
 ) -> None:
     ragged = Rows.from_pairs(([i for i, _ in row], [t for _, t in row]) for row in rows)
     found = []
-    for batch in cut(ragged, budget=budget, multiple=multiple):
+    for batch in cut(ragged, budget=budget, widths=widths):
         height, width = batch.ids_BW.shape
         assert height * width <= budget or height == 1
         tokens = batch.ids_BW.reshape(-1)[batch.positions_N]

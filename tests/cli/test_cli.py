@@ -25,7 +25,7 @@ from qwen_local.training.metrics import read_metrics
 
 Cli = Callable[..., Any]
 
-COMMANDS = ("train", "plan", "generate", "chat", "fuse", "demo", "doctor")
+COMMANDS = ("train", "plan", "data", "generate", "chat", "fuse", "demo", "doctor")
 TINY = "qwen-local/tiny"
 
 
@@ -179,7 +179,8 @@ BAD_INPUT = {
     "an unknown role": (
         {"rows.jsonl": '{"messages": [{"role": "bot", "content": "Hi."}]}\n'},
         ("--data", "rows.jsonl"),
-        "rows.jsonl:1: messages[0].role: expected system, user or assistant; found 'bot'\n\n"
+        "rows.jsonl:1: messages[0].role: expected system, user, assistant or tool; found "
+        "'bot'\n\n"
         'hint: change "bot" to "assistant"',
     ),
     "data that are not there": (

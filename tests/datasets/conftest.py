@@ -12,6 +12,16 @@ from transformers import PreTrainedTokenizerFast
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.embedded import tiny_model_path
 
+STOCK = (
+    "qwen2_5",
+    "qwen3",
+    "qwen3_instruct_2507",
+    "qwen3_5_think",
+    "qwen3_5_nothink",
+    "qwen3_6",
+)
+"""Qwen2.5-Coder has the template of Qwen2.5."""
+
 
 @pytest.fixture(scope="session")
 def tokenizer_file() -> Path:
@@ -35,7 +45,7 @@ def qwen(tokenizer_file: Path, trl_templates: Path) -> dict[str, ChatTokenizer]:
             file.read_text(encoding="utf-8"),
             {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
         )
-        for name in ("qwen2_5", "qwen3", "qwen3_instruct_2507")
+        for name in STOCK
         for file in (trl_templates / f"{name}.jinja", trl_templates / f"{name}_training.jinja")
     }
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
+import os
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from qwen_local.datasets import files
 from qwen_local.datasets.files import Record, read
+from qwen_local.datasets.formats import Example, examples
 from qwen_local.errors import Fault
 
 
@@ -152,6 +160,60 @@ def test_deep_nesting_is_a_fault_and_no_crash(depth: int) -> None:
     assert said("a.json", f"\n[{deep}]") == ["a.json:2: expected at most 64 levels of nesting"]
 
 
+def test_a_list_is_read_a_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the pieces, the records, their lines and the faults are the same."""
+    text = (
+        '[\n{"text": "é\\n\\u00e9"},\r\n  {"n": [12.5e+3, -0, true], "text": "2"}\n\n,'
+        '{"text":\n"3"}\n{"text": "4"}]'
+    )
+    whole = said("a.json", "\ufeff" + text)
+    assert whole == [
+        ("a.json:2", {"text": "é\né"}),
+        ("a.json:3", {"n": [12500.0, 0, True], "text": "2"}),
+        ("a.json:5", {"text": "3"}),
+        "a.json:7: not valid JSON: Expecting ']' at column 1; found '{\"text\": \"4\"}]'"
+        + FILE_HINT,
+    ]
+    for size in (1, 2, 3, 7, 16, 50):
+        monkeypatch.setattr(files, "PIECE", size)
+        assert said("a.json", "\ufeff" + text) == whole
+
+
+def test_a_record_of_a_list_without_end_does_not_fill_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(files, "LONGEST_LINE", 30)
+    monkeypatch.setattr(files, "PIECE", 8)
+    assert said("a.json", '[{"text": "1"},\n{"text": "' + "x" * 900 + '"}]') == [
+        ("a.json:1", {"text": "1"}),
+        "a.json:2: expected at most 30 characters in a record",
+    ]
+    assert said("a.json", '[{"text": "1"},\n' + " " * 900 + '{"text": "2"}]') == [
+        ("a.json:1", {"text": "1"}),
+        ("a.json:2", {"text": "2"}),
+    ]
+
+
+def test_a_row_of_a_table_without_end_does_not_fill_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(files, "LONGEST_LINE", 30)
+    many = "\n".join(["text", "1", *['"']] + ["x"] * 90)
+    assert said("a.csv", many) == [
+        ("a.csv:2", {"text": "1"}),
+        "a.csv:3: expected at most 30 bytes in a row\n\n"
+        "hint: look for a double quote that is not closed",
+    ]
+    assert len(said("a.csv", "text\n" + "123456789\n" * 50)) == 50
+
+
+def test_a_carriage_return_ends_a_line_of_a_table() -> None:
+    assert said("a.csv", "text\r1\r2\r") == [
+        ("a.csv:2", {"text": "1"}),
+        ("a.csv:3", {"text": "2"}),
+    ]
+
+
 def test_a_line_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "LONGEST_LINE", 20)
     lines = ['{"text": "1"}', '{"text": "' + "x" * 90 + '"}', '{"text": "3"}']
@@ -250,3 +312,201 @@ def test_a_parquet_file_with_two_columns_of_one_name_is_refused(tmp_path: Path) 
         f"{path}: expected each column once; found several named prompt\n\n"
         "hint: rename or remove all but one"
     ]
+
+
+# --- compressed files ---
+
+ROWS = b'{"text": "1"}\n{"text": "2"}\n'
+
+
+def zstd(data: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    packed: bytes = sink.getvalue().to_pybytes()
+    return packed
+
+
+PACK = {"gz": gzip.compress, "zst": zstd}
+PROGRAM = {"gz": "gzip", "zst": "zstd"}
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_compressed_files_of_text_are_read_like_others(suffix: str) -> None:
+    pack = PACK[suffix]
+    assert said(f"a.jsonl.{suffix}", pack(ROWS)) == [
+        (f"a.jsonl.{suffix}:1", {"text": "1"}),
+        (f"a.jsonl.{suffix}:2", {"text": "2"}),
+    ]
+    assert said(f"a.JSON.{suffix}", pack(b'[{"text": "1"}]')) == [
+        (f"a.JSON.{suffix}:1", {"text": "1"})
+    ]
+    assert said(f"a.csv.{suffix}", pack(b"text\n1\n")) == [(f"a.csv.{suffix}:2", {"text": "1"})]
+    assert said(f"two.jsonl.{suffix}", pack(ROWS) + pack(ROWS))[-1] == (
+        f"two.jsonl.{suffix}:4",
+        {"text": "2"},
+    )
+    assert said(f"a.jsonl.{suffix}", pack(b"")) == said(f"a.jsonl.{suffix}", b"") == []
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
+@pytest.mark.parametrize("suffix", PACK)
+def test_a_compressed_file_that_is_cut_short_is_told(suffix: str, kind: str) -> None:
+    name = f"a.{kind}.{suffix}"
+    packed = PACK[suffix](ROWS)[:-6]
+    *_, last = said(name, packed)
+    place, _, problem = str(last).partition(": ")
+    assert place.rpartition(":")[0] == name
+    assert problem == (
+        "cannot be unpacked: the file is cut short\n\n"
+        f"hint: copy the file again; `{PROGRAM[suffix]} -t FILE` tests it"
+    )
+
+
+def test_a_cut_stream_is_told_at_the_line_that_was_reached() -> None:
+    lines = b"".join(b'{"text": "%d %s"}\n' % (n, random(n)) for n in range(20_000))
+    packed = gzip.compress(lines)
+    *good, last = said("a.jsonl.gz", packed[: len(packed) // 2])
+    assert str(last).startswith(f"a.jsonl.gz:{len(good) + 1}: cannot be unpacked")
+    assert 5_000 < len(good) < 15_000
+
+
+def random(seed: int) -> bytes:
+    """Hexadecimal digits that do not compress well."""
+    return hashlib.sha256(b"%d" % seed).hexdigest().encode()
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_what_is_not_compressed_or_damaged_is_told(suffix: str) -> None:
+    hint = f"hint: copy the file again; `{PROGRAM[suffix]} -t FILE` tests it"
+    [plain] = said(f"a.jsonl.{suffix}", ROWS)
+    assert str(plain).startswith(
+        f"a.jsonl.{suffix}:1: cannot be unpacked: damaged, or not compressed: "
+    )
+    assert str(plain).endswith(hint)
+    packed = bytearray(PACK[suffix](ROWS * 50))
+    packed[len(packed) // 2] ^= 0xFF
+    assert "cannot be unpacked" in str(said(f"a.jsonl.{suffix}", bytes(packed))[-1])
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_a_file_that_unpacks_without_end_stays_within_the_line(
+    suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "LONGEST_LINE", 2**16)
+    packed = PACK[suffix](b'{"text": "1"}\n{"text": "' + b"x" * 2**24)
+    tracemalloc.start()
+    found = said(f"a.jsonl.{suffix}", packed)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found == [
+        (f"a.jsonl.{suffix}:1", {"text": "1"}),
+        f"a.jsonl.{suffix}:2: expected at most 65536 bytes on a line" + LINE_HINT,
+    ]
+    assert peak < 2**20
+
+
+def test_another_encoding_within_a_compressed_file_is_named() -> None:
+    assert said("a.jsonl.gz", gzip.compress('{"text": "1"}'.encode("utf-16"))) == [
+        "a.jsonl.gz:1: expected UTF-8; found UTF-16 (its mark is at byte 0)\n\n"
+        "hint: convert it: gzip -dc a.jsonl.gz | iconv -f UTF-16 -t UTF-8 > a.utf8.jsonl"
+    ]
+
+
+def test_a_pipe_is_not_waited_for() -> None:
+    os.mkfifo("a.jsonl")
+    [item] = read(Path("a.jsonl"))
+    hint = "write the data to a file, and name that"
+    assert item == (Fault("a.jsonl", "expected a regular file; found a pipe", hint),)
+
+
+# --- anything at all ---
+
+KINDS = [*(f"a{kind}" for kind in files.READERS), *(f"a.jsonl.{suffix}" for suffix in PACK)]
+
+
+def read_to_the_end(name: str, content: bytes) -> None:
+    """Reads what may be anything: every item is an example, or faults with words."""
+    for item in examples(read(write(name, content))):
+        assert isinstance(item, Example) or all(fault.where and fault.problem for fault in item)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary() | st.text().map(lambda text: text.encode("utf-8", "surrogatepass")))
+def test_random_bytes_are_no_crash(name: str, content: bytes) -> None:
+    read_to_the_end(name, content)
+
+
+NAMES = """
+messages conversations role content from value tools functions tool_calls function_call function
+name arguments type text prompt completion instruction input output history system weight thinking
+user assistant gpt human tool observation
+"""
+WORDS = st.sampled_from(NAMES.split())
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(WORDS | st.text(), inner),
+    max_leaves=20,
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(records=st.lists(st.dictionaries(WORDS, JSON | WORDS), max_size=5), at=st.integers(0, 10**6))
+def test_records_of_any_shape_are_no_crash(records: list[dict[str, Any]], at: int) -> None:
+    """As they are, and with the file cut or broken anywhere."""
+    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    whole = json.dumps(records).encode()
+    for name, content in (("a.jsonl", lines), ("a.json", whole)):
+        at %= len(content) + 1
+        for broken in (content, content[:at], content[:at] + b"\xff" + content[at:]):
+            read_to_the_end(name, broken)
+    for suffix, pack in PACK.items():
+        packed = pack(lines)
+        read_to_the_end(f"a.jsonl.{suffix}", packed[: at % (len(packed) + 1)])
+
+
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "role": st.sampled_from(["user", "assistant", "tool", "system", "bot"]),
+            "content": st.text() | JSON,
+            "tool_calls": JSON | st.lists(st.fixed_dictionaries({"name": JSON, "arguments": JSON})),
+            "weight": JSON,
+            "reasoning": JSON,
+        },
+    )
+    | JSON,
+    max_size=5,
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(messages=MESSAGES, tools=JSON | JSON.map(json.dumps))
+def test_conversations_of_any_shape_are_no_crash(messages: list[Any], tools: Any) -> None:
+    record = {"messages": messages, "tools": tools}
+    read_to_the_end("a.jsonl", json.dumps(record).encode())
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.integers(0, 10**6), byte=st.integers(1, 255), cut=st.booleans())
+def test_a_damaged_parquet_file_is_no_crash(at: int, byte: int, cut: bool) -> None:
+    table = pa.Table.from_pylist([{"text": str(n), "tools": [{"name": "x"}]} for n in range(50)])
+    pq.write_table(table, "whole.parquet")
+    content = bytearray(Path("whole.parquet").read_bytes())
+    at %= len(content)
+    content[at] ^= byte
+    read_to_the_end("a.parquet", bytes(content[:at] if cut else content))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_a_line_of_ten_megabytes_is_read(name: str) -> None:
+    long = "x" * 10 * 2**20
+    content = {
+        "a.jsonl": f'{{"text": "{long}"}}',
+        "a.json": f'[{{"text": "{long}"}}]',
+        "a.csv": f"text\n{long}\n",
+    }
+    [item] = said(name, content[name])
+    assert item[1] == {"text": long}

@@ -32,6 +32,7 @@ def turn(role: str, content: object, **more: object) -> dict[str, object]:
 
 PAIR = [turn("user", "1?"), turn("assistant", "2.")]
 SYSTEM = turn("system", "Be brief.")
+ROLES = "expected system, user, assistant or tool; found"
 
 
 # --- one conversation, five formats ---
@@ -108,8 +109,8 @@ def test_reasoning_is_kept_where_it_is_given() -> None:
 
 def test_keys_without_a_meaning_are_ignored_and_named() -> None:
     named = [
-        turn("user", "1?", name="Ada", reasoning_content="x"),
-        turn("assistant", "2.", weight=0),
+        turn("user", "1?", name="Ada", reasoning_content="x", weight=1),
+        turn("assistant", "2.", refusal="No.", audio=None),
     ]
     [example] = read({"messages": named, "id": 7, "prompt": "x", "empty": None})
     assert example.content == PAIR
@@ -119,6 +120,7 @@ def test_keys_without_a_meaning_are_ignored_and_named() -> None:
         "messages[].name",
         "messages[].reasoning_content",
         "messages[].weight",
+        "messages[].refusal",
     )
 
 
@@ -160,28 +162,30 @@ def test_unusual_turns_are_allowed_and_noted(roles: str, notes: tuple[str, ...])
         ),
         (
             {"messages": [*PAIR, turn("bot", "x")]},
-            "train.jsonl:1: messages[2].role: expected system, user or assistant; found 'bot'\n\n"
+            f"train.jsonl:1: messages[2].role: {ROLES} 'bot'\n\n"
             'hint: change "bot" to "assistant"',
         ),
         (
             {"messages": [turn("User", "x"), PAIR[1]]},
-            "train.jsonl:1: messages[0].role: expected system, user or assistant; found 'User'\n\n"
-            'hint: change "User" to "user"',
+            f'train.jsonl:1: messages[0].role: {ROLES} \'User\'\n\nhint: change "User" to "user"',
         ),
         (
             {"messages": [turn("narrator", "x"), PAIR[1]]},
-            "train.jsonl:1: messages[0].role: expected system, user or assistant; found 'narrator'"
-            "\n\nhint: say who speaks",
+            f"train.jsonl:1: messages[0].role: {ROLES} 'narrator'\n\nhint: say who speaks",
         ),
         (
             {"messages": [*PAIR, turn("tool", "x")]},
-            "train.jsonl:1: messages[2].role: expected system, user or assistant; found 'tool'\n\n"
-            "hint: leave out conversations that call tools, or retell the result in a user message",
+            "train.jsonl:1: messages[2].role: expected a message that calls a tool before its "
+            "result\n\nhint: add the call, or remove the row",
+        ),
+        (
+            {"messages": [*PAIR, turn("function_call", "x")]},
+            f"train.jsonl:1: messages[2].role: {ROLES} 'function_call'\n\n"
+            'hint: write the call into "tool_calls" of an assistant message',
         ),
         (
             {"messages": [{"content": "x"}, PAIR[1]]},
-            "train.jsonl:1: messages[0].role: expected system, user or assistant; found nothing"
-            "\n\nhint: say who speaks",
+            f"train.jsonl:1: messages[0].role: {ROLES} nothing\n\nhint: say who speaks",
         ),
         (
             {"messages": [*PAIR, SYSTEM]},
@@ -199,9 +203,22 @@ def test_unusual_turns_are_allowed_and_noted(roles: str, notes: tuple[str, ...])
             "hint: write a string in quotes",
         ),
         (
-            {"messages": [turn("user", [{"type": "text", "text": "1?"}]), PAIR[1]]},
-            "train.jsonl:1: messages[0].content: expected a string; found a list\n\n"
-            "hint: join the parts into one string",
+            {"messages": [turn("user", [{"type": "image_url"}, "x", {}]), PAIR[1]]},
+            "train.jsonl:1: messages[0].content[0].type: expected text; found 'image_url'\n\n"
+            "hint: leave out rows with pictures, sound or files\n\n"
+            "train.jsonl:1: messages[0].content[1]: expected an object; found 'x'\n\n"
+            "train.jsonl:1: messages[0].content[2].type: expected text; found nothing\n\n"
+            "hint: leave out rows with pictures, sound or files",
+        ),
+        (
+            {"messages": [turn("user", [{"type": "text", "text": None}]), PAIR[1]]},
+            "train.jsonl:1: messages[0].content[0].text: expected a string; found null\n\n"
+            "hint: write a string in quotes",
+        ),
+        (
+            {"messages": [PAIR[0], turn("assistant", "2.", weight=0.5)]},
+            "train.jsonl:1: messages[1].weight: expected 0 or 1; found 0.5\n\n"
+            "hint: 0 leaves the message out of what is learned",
         ),
         (
             {"messages": [{"role": "user", "contents": "1?"}, PAIR[1]]},
@@ -232,9 +249,16 @@ def test_unusual_turns_are_allowed_and_noted(roles: str, notes: tuple[str, ...])
         ),
         (
             {"conversations": [{"from": "observation", "value": "1?"}]},
-            "train.jsonl:1: conversations[0].from: expected human, user, gpt, assistant or system; "
-            "found 'observation'\n\n"
-            "hint: leave out conversations that call tools, or retell the result in a user message",
+            "train.jsonl:1: conversations[0].from: expected a message that calls a tool before its "
+            "result\n\nhint: add the call, or remove the row\n\n"
+            "train.jsonl:1: conversations: expected at least one assistant message; found tool\n\n"
+            "hint: add the answer that is to be learned, or remove the row",
+        ),
+        (
+            {"conversations": [{"from": "bot", "value": "1?"}]},
+            "train.jsonl:1: conversations[0].from: expected human, gpt, system, function_call or "
+            "observation; found 'bot'\n\n"
+            'hint: change "bot" to "gpt"',
         ),
         (
             {
@@ -248,7 +272,7 @@ def test_unusual_turns_are_allowed_and_noted(roles: str, notes: tuple[str, ...])
             {"question": "1?", "answer": "2."},
             "train.jsonl:1: expected the keys of one format (messages; prompt and completion; "
             "instruction and output; conversations; text); found question, answer\n\n"
-            "hint: rename the keys",
+            "hint: rename the keys, or name the columns in data.columns",
         ),
         (
             {"role": "user", "content": "1?"},
@@ -264,7 +288,7 @@ def test_each_rule_has_its_message(record: dict[str, Any], message: str) -> None
 
 def test_every_fault_of_a_row_is_told() -> None:
     assert message_of({"messages": [turn("bot", 1), turn("assistant", "")]}) == (
-        "train.jsonl:1: messages[0].role: expected system, user or assistant; found 'bot'\n\n"
+        f"train.jsonl:1: messages[0].role: {ROLES} 'bot'\n\n"
         'hint: change "bot" to "assistant"\n\n'
         "train.jsonl:1: messages[0].content: expected a string; found 1\n\n"
         "hint: write a string in quotes"

@@ -14,6 +14,7 @@ import pytest
 
 from qwen_local.datasets import prepare as module
 from qwen_local.datasets.prepare import Prepared, prepare
+from qwen_local.datasets.sources import Wanted
 from qwen_local.datasets.template import compile_template
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import DatasetError
@@ -37,14 +38,14 @@ def pair(question: str, answer: str) -> dict[str, str]:
 
 
 def run(tokenizer: ChatTokenizer, train: str, **changes: Any) -> Prepared:
+    how = {key: changes.pop(key) for key in ("format", "limit") if key in changes}
+    evaluation = changes.pop("eval", None)
     settings: dict[str, Any] = {
-        "train": train,
-        "eval": None,
+        "train": [Wanted(name=train, **how)],
+        "eval": [Wanted(name=evaluation, **how)] if evaluation else [],
         "eval_fraction": 0.0,
-        "format": "auto",
         "max_length": 64,
         "overlong": "drop",
-        "limit": None,
         "train_on": "assistant",
         "seed": 0,
     }
@@ -233,6 +234,8 @@ def test_the_report_says_what_became_of_the_data(tiny: ChatTokenizer) -> None:
             "reasoning_left_out": 1,
         },
         "duplicates": 1,
+        "weight": 1.0,
+        "limit": None,
     }
     one = {"rows": 1, "tokens": lengths[0], "supervised_tokens": no}
     assert report == json.loads(json.dumps(report)) == {
@@ -257,8 +260,9 @@ def test_the_report_says_what_became_of_the_data(tiny: ChatTokenizer) -> None:
         "shared": 1,
         "max_length": 64,
         "overlong": "drop",
-        "limit": None,
         "train_on": "assistant",
+        "thinking": "auto",
+        "enable_thinking": tiny.thinking_as_trained(),
         "template_sha256": tiny.template_sha256,
     }  # fmt: skip
 
@@ -286,7 +290,7 @@ def test_all_faults_of_all_sources_are_told_at_once(tiny: ChatTokenizer) -> None
     assert message_of(tiny, train, eval=valid) == (
         "train.jsonl:2: not valid JSON: Expecting value at column 15; found the end\n\n"
         'hint: write one object a line, such as {"prompt": "Hi", "completion": "Hello."}\n\n'
-        "train.jsonl:3: messages[1].role: expected system, user or assistant; found 'bot'\n\n"
+        "train.jsonl:3: messages[1].role: expected system, user, assistant or tool; found 'bot'\n\n"
         'hint: change "bot" to "assistant"\n\n'
         "train.jsonl:4: messages: expected at least one assistant message; found user\n\n"
         "hint: add the answer that is to be learned, or remove the row\n\n"
@@ -323,7 +327,7 @@ def test_reading_stops_where_everything_is_wrong(
 def test_no_framework_is_loaded_for_the_data() -> None:
     code = (
         "import sys, qwen_local.datasets.plan, qwen_local.datasets.prepare\n"
-        "heavy = {'torch', 'mlx', 'transformers', 'datasets', 'pyarrow', 'huggingface_hub'}\n"
+        "heavy = {'torch', 'mlx', 'transformers', 'datasets', 'huggingface_hub'}\n"
         "print(sorted(heavy & sys.modules.keys()))"
     )
     root = Path(__file__).parents[2]
@@ -334,5 +338,6 @@ def test_no_framework_is_loaded_for_the_data() -> None:
 def test_a_data_set_that_is_no_file_is_not_waited_for(tiny: ChatTokenizer, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
     assert message_of(tiny, str(tmp_path / "pipe.jsonl")) == (
-        f"{tmp_path / 'pipe.jsonl'}: expected a file or a folder; found neither of them"
+        f"{tmp_path / 'pipe.jsonl'}: expected a regular file; found a pipe\n\n"
+        "hint: write the data to a file, and name that"
     )

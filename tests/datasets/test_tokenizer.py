@@ -44,7 +44,7 @@ def marked(tokenizer: ChatTokenizer, row: Tokenised) -> str:
 
 
 def test_qwen2_5_trains_every_answer_and_its_end(qwen: dict[str, ChatTokenizer]) -> None:
-    row = qwen["qwen2_5"].encode_conversation(
+    [row] = qwen["qwen2_5"].encode_conversation(
         [
             {"role": "system", "content": "Be brief."},
             user("1?"),
@@ -57,17 +57,16 @@ def test_qwen2_5_trains_every_answer_and_its_end(qwen: dict[str, ChatTokenizer])
     assert marked(qwen["qwen2_5"], row) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n"
         "<|im_start|>user\n1?<|im_end|>\n<|im_start|>assistant\n«2.<|im_end|>»\n"
-        "<|im_start|>user\n3?<|im_end|>\n<|im_start|>assistant\n«4.<|im_end|>»\n"
+        "<|im_start|>user\n3?<|im_end|>\n<|im_start|>assistant\n«4.<|im_end|>»"
     )
 
 
 def test_train_on_last_trains_the_last_answer_alone(qwen: dict[str, ChatTokenizer]) -> None:
     messages = [user("1?"), assistant("2."), user("3?"), assistant("4."), user("5?")]
-    row = qwen["qwen3_instruct_2507"].encode_conversation(messages, train_on="last")
+    [row] = qwen["qwen3_instruct_2507"].encode_conversation(messages, train_on="last")
     assert marked(qwen["qwen3_instruct_2507"], row) == (
         "<|im_start|>user\n1?<|im_end|>\n<|im_start|>assistant\n2.<|im_end|>\n"
-        "<|im_start|>user\n3?<|im_end|>\n<|im_start|>assistant\n«4.<|im_end|>»\n"
-        "<|im_start|>user\n5?<|im_end|>\n"
+        "<|im_start|>user\n3?<|im_end|>\n<|im_start|>assistant\n«4.<|im_end|>»"
     )
 
 
@@ -75,19 +74,19 @@ def test_an_empty_think_block_is_context_and_reasoning_is_trained(
     qwen: dict[str, ChatTokenizer],
 ) -> None:
     qwen3 = qwen["qwen3"]
-    silent = qwen3.encode_conversation([user("1?"), assistant("2.")], train_on="assistant")
+    [silent] = qwen3.encode_conversation([user("1?"), assistant("2.")], train_on="assistant")
     assert marked(qwen3, silent) == (
         "<|im_start|>user\n1?<|im_end|>\n"
-        "<|im_start|>assistant\n<think>\n\n</think>\n\n«2.<|im_end|>»\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n«2.<|im_end|>»"
     )
     for message in (
         assistant("2.", reasoning_content="After 1 comes 2."),
         assistant("<think>\nAfter 1 comes 2.\n</think>\n\n2."),
     ):
-        spoken = qwen3.encode_conversation([user("1?"), message], train_on="assistant")
+        [spoken] = qwen3.encode_conversation([user("1?"), message], train_on="assistant")
         assert marked(qwen3, spoken) == (
             "<|im_start|>user\n1?<|im_end|>\n"
-            "<|im_start|>assistant\n«<think>\nAfter 1 comes 2.\n</think>\n\n2.<|im_end|>»\n"
+            "<|im_start|>assistant\n«<think>\nAfter 1 comes 2.\n</think>\n\n2.<|im_end|>»"
         )
         assert spoken.reasoning_left_out == 0
 
@@ -100,10 +99,10 @@ def test_what_a_thinking_model_is_prompted_with_is_not_trained(tokenizer_file: P
     )
     thinker = ChatTokenizer(Tokenizer.from_file(str(tokenizer_file)), template)
     messages = [user("1?"), assistant("<think>\nHm.\n</think>\n\n2.")]
-    row = thinker.encode_conversation(messages, train_on="assistant")
+    [row] = thinker.encode_conversation(messages, train_on="assistant")
     assert marked(thinker, row) == (
         "<|im_start|>user\n1?<|im_end|>\n"
-        "<|im_start|>assistant\n<think>\n«Hm.\n</think>\n\n2.<|im_end|>»\n"
+        "<|im_start|>assistant\n<think>\n«Hm.\n</think>\n\n2.<|im_end|>»"
     )
 
 
@@ -111,9 +110,9 @@ def test_reasoning_that_the_template_does_not_write_is_counted(
     qwen: dict[str, ChatTokenizer],
 ) -> None:
     early = [user("1?"), assistant("2.", reasoning_content="Hm."), user("3?"), assistant("4.")]
-    for name, left_out in (("qwen3", 1), ("qwen3_training", 0), ("qwen2_5", 1)):
-        row = qwen[name].encode_conversation(early, train_on="assistant")
-        assert (name, row.reasoning_left_out) == (name, left_out)
+    for name, left_out in (("qwen3", 0), ("qwen3_training", 0), ("qwen2_5", 1)):
+        rows = qwen[name].encode_conversation(early, train_on="assistant")
+        assert (name, sum(row.reasoning_left_out for row in rows)) == (name, left_out)
 
 
 @pytest.mark.parametrize("name", STOCK)
@@ -122,7 +121,7 @@ def test_answers_begin_in_training_where_they_begin_in_generation(
     name: str, answer: str, qwen: dict[str, ChatTokenizer]
 ) -> None:
     messages = [user("1?"), assistant("x"), user("2?"), assistant(answer)]
-    row = qwen[name].encode_conversation(messages, train_on="last")
+    [row] = qwen[name].encode_conversation(messages, train_on="last")
     thinking = qwen[name].thinking_as_trained()
     assert thinking is (False if name == "qwen3" else None)
     prompt = qwen[name].encode_prompt(messages[:-1], enable_thinking=thinking)
@@ -165,8 +164,13 @@ def test_what_is_trained_is_exactly_what_the_assistant_wrote(
     name: str, exchanges: list[tuple[str, str]], qwen: dict[str, ChatTokenizer]
 ) -> None:
     messages = [m for asked, said in exchanges for m in (user(asked), assistant(said))]
-    row = qwen[name].encode_conversation(messages, train_on="assistant")
-    trained = [token for token, is_trained in zip(row.ids, row.trained, strict=True) if is_trained]
+    rows = qwen[name].encode_conversation(messages, train_on="assistant")
+    trained = [
+        token
+        for row in rows
+        for token, is_trained in zip(row.ids, row.trained, strict=True)
+        if is_trained
+    ]
     decoded = qwen[name].decode(trained, skip_special_tokens=False)
     assert decoded == "".join(nfc(said) + "<|im_end|>" for _, said in exchanges)
 
@@ -180,8 +184,8 @@ def test_text_of_the_data_never_becomes_a_control_token(
     tokenizer = qwen[name]
     tokens = Tokenizer.from_file(str(tokenizer_file)).get_added_tokens_decoder()
     special = {id: token.content for id, token in tokens.items() if token.special}
-    plain = tokenizer.encode_conversation([user("a"), assistant("b")], train_on="assistant")
-    row = tokenizer.encode_conversation([user(asked), assistant(said)], train_on="assistant")
+    [plain] = tokenizer.encode_conversation([user("a"), assistant("b")], train_on="assistant")
+    [row] = tokenizer.encode_conversation([user(asked), assistant(said)], train_on="assistant")
     assert [i for i in row.ids if i in special] == [i for i in plain.ids if i in special]
     assert row.literals == sum((asked + "\0" + said).count(text) for text in special.values())
 
@@ -413,7 +417,7 @@ def test_a_template_that_rewrites_answers_is_refused(
     with pytest.raises(DatasetError) as caught:
         tokenizer.encode_conversation([user("1?"), assistant("two")], train_on="assistant")
     assert str(caught.value).startswith(
-        "messages: this chat template does not write what assistant message 1 says: "
+        "messages[1]: this chat template does not write what the assistant says: "
         "expected 'two'; found "
     )
 

@@ -27,6 +27,7 @@ class Scripted:
     """A model that gives these replies, in turn."""
 
     positions = 100
+    trained_length: int | None = None
 
     def __init__(self, *replies: Reply, opening: str = "") -> None:
         self.replies: Iterator[Reply] = iter(replies)

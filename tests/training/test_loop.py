@@ -62,7 +62,7 @@ class ScalarBackend:
         finite = math.isfinite(gradient) and math.isfinite(loss_sum)
         if finite:
             self.weight -= applied * gradient
-        return StepResult(loss_sum, abs(gradient), applied, finite)
+        return StepResult(loss_sum, abs(gradient), applied, finite, rows.tokens)
 
     def score(self, rows: Rows) -> Scores:
         self.scored.append(rows.targets_T.tolist())
@@ -379,7 +379,10 @@ def test_every_step_and_evaluation_is_an_event_with_all_of_its_fields_in_order(
     seconds = [event.pop("seconds") for event in done.events]
     assert all(taken >= 0 for taken in seconds)
     same = {"learning_rate": 0.25, "peak_memory_bytes": 8}
-    counts = {"tokens": 2, "supervised_tokens": 2}, {"tokens": 1, "supervised_tokens": 1}
+    counts = (
+        {"tokens": 2, "supervised_tokens": 2, "computed_tokens": 2},
+        {"tokens": 1, "supervised_tokens": 1, "computed_tokens": 1},
+    )
     w = 0.0, 2.0, 3.0  # half of the way to 4 at each step
     loss = [(4 - w[0]) ** 2, (4 - w[1]) ** 2]
     norm = [2 * (4 - w[0]), 2 * (4 - w[1])]
@@ -489,7 +492,7 @@ class Overflowing(ScalarBackend):
     """Its gradient alone is not finite."""
 
     def step(self, rows: Rows, *, lr: float, tokens: int) -> StepResult:
-        return StepResult(1.0, math.inf, lr, False)
+        return StepResult(1.0, math.inf, lr, False, rows.tokens)
 
 
 def test_where_every_row_has_a_finite_loss_all_rows_of_the_step_are_named(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ class TorchBackend:
             with self._budget.once():
                 self._optimizer.step()
             self._steps += 1
-        return StepResult(loss_sum, grad_norm, applied, finite)
+        return StepResult(loss_sum, grad_norm, applied, finite, self._budget.positions)
 
     def rehearse(self, rows: Rows) -> None:
         """See `Backend.rehearse`."""

@@ -45,6 +45,7 @@ from qwen_local.backends.mlx.head import loss_and_gradient, losses
 from qwen_local.backends.mlx.quantised import back, quantise
 from qwen_local.backends.mlx.session import MlxSession
 from qwen_local.backends.within_memory import Budget
+from qwen_local.datasets.plan import SIZES
 from qwen_local.models.architecture import block_path
 from qwen_local.models.config import engine_config
 from qwen_local.rows import Rows
@@ -87,7 +88,8 @@ class MlxBackend:
         self._few_shapes = few_shapes
         self._dtype = getattr(mx, setup.dtype)
         self._steps = 0
-        self._budget = Budget(setup.micro_batch_tokens, ran_out=ran_out_of_memory)
+        widths = setup.widths if few_shapes else ()
+        self._budget = Budget(setup.micro_batch_tokens, ran_out=ran_out_of_memory, widths=widths)
         self._adapter: Tree = {}
         self._dropout = DropoutKeys()
         # mlx-lm's qwen2 reads `rope_theta` only, and transformers 5 writes `rope_parameters`: left
@@ -142,7 +144,7 @@ class MlxBackend:
                 self._adapter = self._optimizer.apply_gradients(mean, self._adapter)
                 mx.eval(self._adapter, self._optimizer.state)
             self._steps += 1
-        return StepResult(loss_sum, grad_norm, applied, finite)
+        return StepResult(loss_sum, grad_norm, applied, finite, self._budget.positions)
 
     def rehearse(self, rows: Rows) -> None:
         """See `Backend.rehearse`."""
@@ -331,7 +333,9 @@ class MlxBackend:
         """(ids [B, W], positions [N], targets [N]); N padded with target -1."""
         ids, positions, targets = batch.ids_BW, batch.positions_N, batch.targets_N
         if self._few_shapes:
-            ids, positions, targets = with_few_shapes(ids, positions, targets)
+            ids, positions, targets = with_few_shapes(
+                ids, positions, targets, widths=self._setup.widths
+            )
         return (
             mx.array(ids),
             mx.array(positions.astype(np.int32)),
@@ -355,21 +359,27 @@ def _let_go() -> None:
 
 
 def with_few_shapes(
-    ids_BW: np.ndarray, positions_N: np.ndarray, targets_N: np.ndarray
+    ids_BW: np.ndarray,
+    positions_N: np.ndarray,
+    targets_N: np.ndarray,
+    *,
+    widths: Sequence[int] = (),
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The same micro-batch, padded to one of few shapes.
 
-    Rows and supervised positions go up to a power of two, widths to one of four sizes an octave
-    (at most a fourth more). Padded rows hold token 0 and nothing to predict, padded positions the
-    target -1.
+    Supervised positions go up to a power of two, rows to one of two sizes an octave and widths, but
+    for those that were chosen, to one of four (at most a fourth more). Padded rows hold token 0 and
+    nothing to predict, padded positions the target -1.
     """
     rows, width = ids_BW.shape
-    wide = _among(width, smallest=SMALLEST_SHAPE, an_octave=4)
+    wide = width if width in widths else _among(width, smallest=SMALLEST_SHAPE, an_octave=4)
     many = _among(len(targets_N), smallest=SMALLEST_SHAPE, an_octave=1)
     row_N, column_N = np.divmod(positions_N, width)
     pad = (0, many - len(targets_N))
     return (
-        np.pad(ids_BW, ((0, _among(rows, smallest=1, an_octave=1) - rows), (0, wide - width))),
+        np.pad(
+            ids_BW, ((0, next(size for size in SIZES if size >= rows) - rows), (0, wide - width))
+        ),
         np.pad(row_N * wide + column_N, pad),
         np.pad(targets_N, pad, constant_values=-1),
     )

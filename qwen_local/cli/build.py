@@ -1,0 +1,165 @@
+"""`qwen-local data build`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qwen_local.cli.options import json_option, print_json, quiet_option
+
+if TYPE_CHECKING:
+    from qwen_local.recipes.output import Summary
+
+Command = Callable[..., Any]
+
+
+@click.group()
+def build() -> None:
+    """Make rows to train on from published data."""
+
+
+def recipe_options(command: Command) -> Command:
+    """What every recipe has."""
+    decorators = [
+        click.option(
+            "--output",
+            required=True,
+            type=click.Path(path_type=Path),
+            help="Folder for train.jsonl and valid.jsonl.",
+        ),
+        click.option("--overwrite", is_flag=True, help="Replace these two files in it."),
+        click.option(
+            "--seed", type=int, default=0, show_default=True, help="Another one draws other rows."
+        ),
+        quiet_option,
+        json_option,
+    ]
+    for decorator in reversed(decorators):
+        command = decorator(command)
+    return command
+
+
+fraction_option = click.option(
+    "--eval-fraction",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.1,
+    show_default=True,
+    help="Share of the rows for valid.jsonl.",
+)
+
+
+@build.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--train",
+    type=click.IntRange(min=1),
+    default=78_271,
+    show_default=True,
+    help="Rows of train.jsonl.",
+)
+@click.option(
+    "--eval",
+    type=click.IntRange(min=0),
+    default=4_450,
+    show_default=True,
+    help="Rows of valid.jsonl.",
+)
+@click.option(
+    "--history",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Most ratings shown.",
+)
+@click.option(
+    "--min-history",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Fewest earlier ratings of a user.",
+)
+@click.option(
+    "--like-from",
+    type=click.FloatRange(0.5, 5),
+    default=4.0,
+    show_default=True,
+    help="Stars that mean Yes.",
+)
+@click.option("--balance", is_flag=True, help="As many Yes as No.")
+@recipe_options
+def movielens(folder: Path, **options: Any) -> None:
+    """Would this user like this film, given these ratings? Yes or No.
+
+    FOLDER holds ratings.csv and movies.csv of MovieLens 25M, 32M or latest-small.
+    """
+    from qwen_local.recipes.movielens import Wishes, build
+
+    _run(build, folder, Wishes, **options)
+
+
+@build.command()
+@click.argument("source")
+@click.option("--rows", type=click.IntRange(min=1), help="Of both files together; default all.")
+@click.option("--sample", is_flag=True, help="Draw them; without it, the first ones.")
+@fraction_option
+@recipe_options
+def code_alpaca(source: str, **options: Any) -> None:
+    """Coding questions whose answers have their code in fences.
+
+    SOURCE is CodeAlpaca's published JSON, or a data set on the hub.
+    """
+    if options["sample"] and options["rows"] is None:
+        raise click.UsageError("--sample draws --rows of them: say how many.")
+    from qwen_local.recipes.code_alpaca import Wishes, build
+
+    _run(build, source, Wishes, **options)
+
+
+@build.command()
+@click.argument("source")
+@click.option("--text-column", default="text", show_default=True, help="Column of the texts.")
+@click.option("--label-column", default="label", show_default=True, help="Column of the labels.")
+@click.option(
+    "--per-category",
+    type=click.IntRange(min=1),
+    default=150,
+    show_default=True,
+    help="Most rows of a label.",
+)
+@click.option("--instruction", help="Goes before the text; {categories} becomes the labels.")
+@fraction_option
+@recipe_options
+def classification(source: str, instruction: str | None, **options: Any) -> None:
+    """Texts that ask for their label.
+
+    SOURCE is a .csv file with a column of texts and one of labels.
+    """
+    from qwen_local.recipes.classification import INSTRUCTION, Wishes, build
+
+    _run(build, source, Wishes, instruction=instruction or INSTRUCTION, **options)
+
+
+def _run(
+    build: Callable[..., Summary],
+    source: Path | str,
+    wishes: Callable[..., Any],
+    *,
+    output: Path,
+    overwrite: bool,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    from qwen_local.talk import log, talk
+
+    with talk(quiet=quiet):
+        summary = build(source, output, overwrite=overwrite, wishes=wishes(**options))
+        for note in summary.notes:
+            log.warning("%s", note)
+    if as_json:
+        print_json(summary.to_json())
+    else:
+        click.echo(str(summary))

@@ -1,0 +1,136 @@
+"""`qwen-local data`: what is in the data, before anything is trained on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qwen_local.cli.build import build
+from qwen_local.cli.canvas import canvas_of_stdout, print_text
+from qwen_local.cli.options import json_option, print_json, quiet_option
+
+if TYPE_CHECKING:
+    from qwen_local.datasets.draw import Canvas
+    from qwen_local.job import Job
+
+REFUSED = 2
+"""Exit code of a check of data that training would refuse."""
+FORMATS = ["auto", "messages", "prompt", "alpaca", "sharegpt", "text"]
+OVERLONG = ["drop", "cut", "error"]
+TRAIN_ON = ["assistant", "last"]
+
+
+@click.group()
+def data() -> None:
+    """Look at data, and make them, before anything is trained."""
+
+
+data.add_command(build)
+
+
+def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """FILE and what becomes of it: the keys of a job's data section."""
+    decorators = [
+        click.argument("file", required=False),
+        click.option(
+            "--job",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="Take model and data from a job; options here win.",
+        ),
+        click.option("--model", help="Whose tokens are counted; default qwen-local/tiny."),
+        click.option("--format", type=click.Choice(FORMATS), help="Of the records."),
+        click.option("--max-length", type=int, help="Longest row in tokens."),
+        click.option(
+            "--overlong", type=click.Choice(OVERLONG), help="What becomes of longer rows."
+        ),
+        click.option("--train-on", type=click.Choice(TRAIN_ON), help="Which turns are learned."),
+        click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of a job."),
+    ]
+    for decorator in reversed(decorators):
+        command = decorator(command)
+    return command
+
+
+@data.command()
+@data_options
+@click.option("--eval-data", help="File or hub id to evaluate on.")
+@click.option("--limit", type=int, help="Read only so many records of each source.")
+@click.option(
+    "--fix",
+    "output",
+    type=click.Path(path_type=Path),
+    help="Write a repaired copy: a new .jsonl file.",
+)
+@quiet_option
+@json_option
+def check(output: Path | None, quiet: bool, as_json: bool, **options: Any) -> int:
+    """Find every fault in FILE, and say what of it will be learned.
+
+    FILE is anything that `train` takes. Exit code 2 where training would refuse it; with --fix,
+    where no repaired copy could be written.
+    """
+    from qwen_local.datasets.check_page import describe
+    from qwen_local.datasets.fix import check_free
+    from qwen_local.inference.text import visible
+    from qwen_local.training.inspection import check_job, fix_job, read_making
+
+    if output is not None:
+        check_free(output)
+    job = _job(options, quiet=quiet)
+    making = read_making(job)
+    found = check_job(job, making, quiet=quiet)
+    fixed = None if output is None else fix_job(job, making, output)
+    if as_json:
+        print_json({**found.to_json(), "fixed": fixed and fixed.to_json()})
+    else:
+        print_text(visible(describe(found, canvas_of_stdout())))
+        if fixed is not None:
+            print_text(visible(f"\n{fixed.describe()}"))
+    return 0 if found.accepted or fixed is not None else REFUSED
+
+
+@data.command()
+@data_options
+@click.option("--row", type=click.IntRange(min=1), help="Its line or number; default the first.")
+@click.option("--ids", is_flag=True, help="Token by token, with ids.")
+@json_option
+def show(row: int | None, ids: bool, as_json: bool, **options: Any) -> None:
+    """Show a record of FILE as it is learned: context, what is trained, what is cut off."""
+    from qwen_local.training.inspection import read_making, show_job
+
+    job = _job(options, quiet=as_json)
+    shown = show_job(job, read_making(job), row)
+    if as_json:
+        print_json(shown.to_json(ids=ids))
+    else:
+        canvas = canvas_of_stdout()
+        print_text(shown.describe(canvas, ids=ids))
+        click.echo(_legend(canvas), err=True)
+
+
+def _job(options: dict[str, Any], *, quiet: bool) -> Job:
+    """The job of a command line, in which only model and data matter."""
+    from qwen_local.cli.options import read_draft
+
+    if options["file"] is None and options["job"] is None:
+        raise click.UsageError("Name a FILE, or a job with --job.")
+    flags = {"data": options["file"]}
+    flags |= {key: options.get(key) for key in ("model", "eval_data", "max_length")}
+    keys = ("format", "overlong", "train_on", "limit")
+    given = {key: options[key] for key in keys if options.get(key) is not None}
+    sets = (*options["sets"], *(f"data.{key}={value}" for key, value in given.items()))
+    draft = read_draft(options["job"], sets=sets, preset="none", flags=flags)
+    if not quiet and not draft.sets("model.name"):
+        words = f"Lengths are counted in the tokens of {draft.model.name}: name yours with --model."
+        click.echo(words, err=True)
+    return draft.job
+
+
+def _legend(canvas: Canvas) -> str:
+    from qwen_local.datasets.draw import marked
+
+    said = [marked("context", "context", canvas), marked("trained", "trained", canvas)]
+    return f"({', '.join([*said, marked('cut', 'left away', canvas)])})"

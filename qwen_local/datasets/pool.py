@@ -1,0 +1,90 @@
+"""Work on blocks by all cores, its results in the order of the blocks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from qwen_local.errors import QwenLocalError
+
+B = TypeVar("B")
+R = TypeVar("R")
+
+ALONE = 4
+"""So many blocks are done here first: to start processes takes about as long."""
+AHEAD = 2
+"""Blocks that wait for each process."""
+
+_work: Callable[[Any], Any]
+
+
+def in_order(
+    work: Callable[[B], R], blocks: Iterable[B], *, processes: int | None = None
+) -> Iterator[R]:
+    """`work` of every block, in their order.
+
+    Args:
+        work: can be pickled; it is, once for each process.
+        blocks: taken as they are needed, a few ahead.
+        processes: None for one for each core.
+
+    Raises:
+        QwenLocalError: a process was killed, as where memory runs out.
+    """
+    blocks = iter(blocks)
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processes = processes or count or 1
+    for done, block in enumerate(blocks, 1):
+        yield work(block)
+        if done == ALONE and processes > 1:
+            break
+    else:
+        return
+    # Spawned, not forked: threads of PyTorch, MLX or Arrow may hold locks at this moment.
+    pool = ProcessPoolExecutor(
+        processes,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin,
+        initargs=(work,),
+    )
+    waiting: deque[Future[R]] = deque()
+    try:
+        for block in blocks:
+            waiting.append(pool.submit(_done, block))
+            if len(waiting) > AHEAD * processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise QwenLocalError(
+            "a process that prepared the data was killed; the memory may have been full"
+        ) from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin(work: Callable[[Any], Any]) -> None:
+    """In a process of the pool: before its first block."""
+    global _work
+    _work = work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the parent to answer
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core each
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _done(block: Any) -> Any:
+    return _work(block)

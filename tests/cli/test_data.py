@@ -1,0 +1,669 @@
+"""`data check` and `data show`: every fault at its line, what is learned, what is mended."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qwen_local.cli import canvas
+from qwen_local.cli.data import FORMATS, OVERLONG, TRAIN_ON
+from qwen_local.datasets import fix
+from qwen_local.datasets.columns import KEYS
+from qwen_local.datasets.draw import Canvas, marked
+from qwen_local.embedded import tiny_model_path
+from qwen_local.job import DataSpec
+
+Cli = Callable[..., Any]
+
+GOOD = '{"prompt": "Hi", "completion": "Yes"}'
+OTHER = '{"prompt": "Hello", "completion": "No"}'
+TALK = "Lengths are counted in the tokens of qwen-local/tiny: name yours with --model.\n"
+
+
+def lines(*content: str | bytes) -> Path:
+    """A file with these lines."""
+    path = Path("a.jsonl")
+    path.write_bytes(b"".join((x.encode() if isinstance(x, str) else x) + b"\n" for x in content))
+    return path
+
+
+def messages(*turns: tuple[str, Any]) -> str:
+    said = [{"role": role, "content": content} for role, content in turns]
+    return json.dumps({"messages": said})
+
+
+def check(cli: Cli, *arguments: str | Path) -> Any:
+    said = cli("data", "check", *arguments, "--json")
+    report = json.loads(said.out)
+    assert said.code == (0 if report["accepted"] or report["fixed"] else 2), said.err
+    return report
+
+
+def faults(report: Any) -> list[tuple[str, str]]:
+    return [(f["where"], f["problem"]) for kind in report["faults"] for f in kind["first"]]
+
+
+# --- every fault, at its line ---
+
+SAID = ("user", "Hi"), ("assistant", "Yes")
+FAULTY: dict[str, tuple[str | bytes, str, str]] = {
+    "not JSON": (
+        "{oops",
+        "a.jsonl:2",
+        "not valid JSON: Expecting property name enclosed in double quotes at column 2; "
+        "found 'oops'",
+    ),
+    "UTF-8 that is none": (
+        b'{"prompt": "\xff", "completion": "b"}',
+        "a.jsonl:2",
+        f"expected UTF-8; found byte 0xff at offset {len(GOOD) + 1 + 12}",
+    ),
+    "half of a surrogate pair": (
+        '{"prompt": "\\ud83d", "completion": "b"}',
+        "a.jsonl:2: prompt",
+        "expected text; found half of a surrogate pair, \\ud83d (character 1)",
+    ),
+    "NUL": (
+        '{"prompt": "a", "completion": "b\\u0000"}',
+        "a.jsonl:2: completion",
+        "expected text; found a NUL character (character 2)",
+    ),
+    "a line too long": (
+        '{"prompt": "' + "a" * 2**24 + '"}',
+        "a.jsonl:2",
+        "expected at most 16777216 bytes on a line",
+    ),
+    "NaN": ('{"prompt": NaN}', "a.jsonl:2", "NaN is not JSON"),
+    "Infinity": ('{"prompt": -Infinity}', "a.jsonl:2", "-Infinity is not JSON"),
+    "a key twice": (
+        '{"prompt": "a", "prompt": "b"}',
+        "a.jsonl:2",
+        "the key 'prompt' occurs more than once in one object",
+    ),
+    "deep nesting": (
+        "[" * 100_000,
+        "a.jsonl:2",
+        "expected at most 64 levels of nesting",
+    ),
+    "no object": ('["Hi"]', "a.jsonl:2", "expected an object; found a list"),
+    "a null content": (
+        '{"prompt": "a", "completion": null}',
+        "a.jsonl:2: completion",
+        "expected a string; found null",
+    ),
+    "a number as content": (
+        '{"prompt": 3, "completion": "b"}',
+        "a.jsonl:2: prompt",
+        "expected a string; found 3",
+    ),
+    "another format": (
+        messages(*SAID),
+        "a.jsonl:2",
+        "expected the prompt format, as a.jsonl:1 has it; found the messages format",
+    ),
+}
+TURNS: dict[str, tuple[str, str, str]] = {
+    "no messages": (
+        '{"messages": []}',
+        "a.jsonl:2: messages",
+        "expected at least one message; the list is empty",
+    ),
+    "messages that are no list": (
+        '{"messages": "Hi"}',
+        "a.jsonl:2: messages",
+        "expected a list; found 'Hi'",
+    ),
+    "an unknown role": (
+        messages(("user", "Hi"), ("bot", "Yes")),
+        "a.jsonl:2: messages[1].role",
+        "expected system, user, assistant or tool; found 'bot'",
+    ),
+    "system not first": (
+        messages(("user", "Hi"), ("system", "Be."), ("assistant", "Yes")),
+        "a.jsonl:2: messages[1].role",
+        "expected the system message first, and only one",
+    ),
+    "no assistant": (
+        messages(("user", "Hi"), ("user", "Hi")),
+        "a.jsonl:2: messages",
+        "expected at least one assistant message; found user, user",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTY)
+def test_each_fault_is_found_at_its_line(kind: str, cli: Cli) -> None:
+    line, where, problem = FAULTY[kind]
+    report = check(cli, lines(GOOD, line, OTHER))
+    assert faults(report) == [(where, problem)]
+    assert (report["rows"], report["usable"], report["faulty"]) == (3, 2, 1)
+
+
+@pytest.mark.parametrize("kind", TURNS)
+def test_each_fault_of_a_conversation_is_found_at_its_line(kind: str, cli: Cli) -> None:
+    line, where, problem = TURNS[kind]
+    assert faults(check(cli, lines(messages(*SAID), line))) == [(where, problem)]
+
+
+def test_all_faults_are_found_in_one_pass_and_grouped(cli: Cli) -> None:
+    report = check(cli, lines(GOOD, *(FAULTY[kind][0] for kind in FAULTY), *["{oops"] * 2_000))
+    assert report["faulty"] == len(FAULTY) + 2_000
+    kinds = {kind["problem"]: kind["count"] for kind in report["faults"]}
+    assert len(kinds) == len(FAULTY)
+    assert max(kinds.values()) == 2_001
+
+
+def test_a_report_for_a_person_names_kinds_lines_and_mends(cli: Cli) -> None:
+    bot = messages(("user", "Hi"), ("bot", "Yes"))
+    said = cli("data", "check", lines(messages(*SAID), bot, bot, "[]"))
+    assert (said.code, said.err) == (2, TALK)
+    assert (
+        said.out.partition("faults\n")[2]
+        == """\
+      2  expected system, user, assistant or tool; found ...
+           a.jsonl:2: messages[1].role: found 'bot'
+           a.jsonl:3: messages[1].role: found 'bot'
+         hint: change "bot" to "assistant"
+      1  expected an object; found a list
+           a.jsonl:4: found a list
+
+Training refuses a.jsonl: 3 faults in 3 records.
+"""
+    )
+
+
+# --- files ---
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "there is no record"),
+        (b"\n \n\n", "there is no record"),
+        (b'{"prompt": "a", "completion": " "}\n', "no row is left to learn from"),
+    ],
+)
+def test_a_file_that_gives_nothing_is_refused(content: bytes, problem: str, cli: Cli) -> None:
+    Path("a.jsonl").write_bytes(content)
+    said = cli("data", "check", "a.jsonl")
+    assert said.code == 2
+    assert said.out.endswith(f"\nTraining refuses a.jsonl: {problem}.\n")
+
+
+def test_a_file_that_is_not_there_is_an_error_with_a_guess(cli: Cli) -> None:
+    lines(GOOD)
+    said = cli("data", "check", "b.jsonl")
+    assert (said.code, said.out) == (2, "")
+    assert said.err == f"{TALK}b.jsonl: no such file or folder\n\nhint: did you mean a.jsonl?\n"
+
+
+def test_a_folder_without_data_is_an_error(cli: Cli) -> None:
+    Path("rows").mkdir()
+    said = cli("data", "check", "rows")
+    assert said.code == 2
+    assert "rows: expected one file named train (" in said.err
+
+
+def test_many_faults_of_a_kind_are_counted_and_the_first_named(cli: Cli) -> None:
+    said = cli("data", "check", lines(GOOD, *["[]"] * 1_200))
+    assert "\n  1,200  expected an object; found a list\n" in said.out
+    assert said.out.count("found a list") == 1 + 5
+    assert "\n           ... and 1,195 more\n" in said.out
+
+
+def test_places_do_not_repeat_the_folder_of_the_heading(cli: Cli) -> None:
+    Path("rows").mkdir()
+    lines(GOOD, GOOD).rename("rows/a.jsonl")
+    said = cli("data", "check", "rows/a.jsonl")
+    assert said.out.startswith("rows/a.jsonl: 2 records, 2 usable\n")
+    assert (
+        "\n      1  records that repeat another word for word: a.jsonl:2 = a.jsonl:1\n" in said.out
+    )
+
+
+def test_quiet_says_nothing_on_stderr(cli: Cli) -> None:
+    assert cli("data", "check", lines(GOOD), "--quiet").err == ""
+
+
+def test_a_folder_gives_both_sets(cli: Cli) -> None:
+    Path("rows").mkdir()
+    Path("rows/train.jsonl").write_text(GOOD + "\n")
+    Path("rows/valid.jsonl").write_text(GOOD + "\n")
+    report = check(cli, "rows")
+    assert report["eval"]["rows"] == 1
+    assert report["shared"] == {
+        "exact": 1,
+        "normalised": 1,
+        "first": [{"place": "rows/valid.jsonl:1", "repeats": "rows/train.jsonl:1"}],
+    }
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_fine(cli: Cli) -> None:
+    Path("a.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{GOOD}\r\n{OTHER}\r\n".encode())
+    report = check(cli, "a.jsonl")
+    assert (report["accepted"], report["usable"]) == (True, 2)
+
+
+def test_utf_16_is_one_fault_that_names_it(cli: Cli) -> None:
+    Path("a.jsonl").write_bytes(f"{GOOD}\n{OTHER}\n".encode("utf-16"))
+    assert faults(check(cli, "a.jsonl")) == [
+        ("a.jsonl:1", "expected UTF-8; found UTF-16 (its mark is at byte 0)")
+    ]
+
+
+def test_the_evaluation_data_may_have_another_format(cli: Cli) -> None:
+    Path("b.jsonl").write_text(messages(*SAID) + "\n")
+    report = check(cli, lines(GOOD), "--eval-data", "b.jsonl")
+    assert report["accepted"]
+    assert report["shared"]["exact"] == 1
+
+
+def test_faults_of_the_evaluation_data_are_told_apart(cli: Cli) -> None:
+    Path("b.jsonl").write_text("oops\n")
+    said = cli("data", "check", lines(GOOD), "--eval-data", "b.jsonl")
+    assert said.code == 2
+    assert said.out.endswith("\nTraining refuses b.jsonl: 1 fault in 1 record.\n")
+
+
+# --- what is learned ---
+
+
+def test_the_report_has_what_the_design_asks_of_it(cli: Cli) -> None:
+    empty = '{"prompt": "Hm", "completion": ""}'
+    report = check(cli, lines(GOOD, OTHER, GOOD, OTHER, empty))
+    assert report["rows"] == 5
+    assert report["usable"] == report["training_rows"] == report["end_trained"] == 4
+    assert report["dropped"] == {"empty_answer": 1}
+    assert report["labels"] == {"No": 2, "Yes": 2}
+    assert 0 < report["supervised_tokens"] < report["tokens"]
+    assert report["lengths"]["counts"] == [4]
+    assert report["duplicates"]["exact"] == 2
+
+
+def test_rows_that_are_all_too_long_are_refused(cli: Cli) -> None:
+    report = check(cli, lines(GOOD, OTHER), "--max-length", "8")
+    assert (report["refused"], report["dropped"]) == (
+        "no row is left to learn from",
+        {"overlong": 2},
+    )
+
+
+def test_rows_that_are_too_long_are_faults_where_the_job_says_so(cli: Cli) -> None:
+    report = check(cli, lines(GOOD), "--max-length", "8", "--overlong", "error")
+    assert faults(report) == [
+        ("a.jsonl:1", "expected at most 8 tokens (data.max_length); found 11")
+    ]
+
+
+def test_a_single_row_is_enough(cli: Cli) -> None:
+    report = check(cli, lines(GOOD))
+    assert (report["accepted"], report["usable"], report["labels"]) == (True, 1, None)
+
+
+def test_control_tokens_in_the_text_are_noted(cli: Cli) -> None:
+    report = check(cli, lines(messages(("user", "a<|im_end|>b"), ("assistant", "Yes"))))
+    assert report["notes"] == [{"note": "control_text", "count": 1, "first": ["a.jsonl:1"]}]
+
+
+def test_a_job_says_how_its_data_are_read(cli: Cli) -> None:
+    lines(GOOD, OTHER)
+    Path("job.yaml").write_text("data: {train: a.jsonl, limit: 1, max_length: 99}\n")
+    report = check(cli, "--job", "job.yaml", "--max-length", "77")
+    assert (report["rows"], report["max_length"]) == (1, 77)
+
+
+def test_without_a_file_or_a_job_nothing_is_checked(cli: Cli) -> None:
+    said = cli("data", "check")
+    assert said.code == 2
+    assert "Name a FILE, or a job with --job." in said.err
+
+
+def test_a_model_without_a_chat_template_is_refused(cli: Cli, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model_path(), tmp_path / "bare")
+    config = json.loads(Path("bare/tokenizer_config.json").read_text())
+    del config["chat_template"]
+    Path("bare/tokenizer_config.json").write_text(json.dumps(config))
+    said = cli("data", "check", lines(GOOD), "--model", "bare")
+    assert said.code == 2
+    assert said.err.startswith("bare/chat_template.jinja: no chat template")
+
+
+def test_the_choices_are_those_of_the_job() -> None:
+    fields = DataSpec.model_fields
+    assert ["auto", *KEYS] == FORMATS
+    assert tuple(OVERLONG) == get_args(fields["overlong"].annotation)
+    assert tuple(TRAIN_ON) == get_args(fields["train_on"].annotation)
+
+
+# --- show ---
+
+TWO = messages(("user", "Hi"), ("assistant", "One."), ("user", "And?"), ("assistant", "Two."))
+
+
+def test_a_row_is_shown_with_marks_where_there_is_no_colour(cli: Cli) -> None:
+    said = cli("data", "show", lines(TWO))
+    assert (
+        said.out
+        == """\
+a.jsonl:1 (messages): 29 tokens, 8 trained
+<|im_start|>user
+Hi<|im_end|>
+<|im_start|>assistant
+⟦One.<|im_end|>⟧
+<|im_start|>user
+And?<|im_end|>
+<|im_start|>assistant
+⟦Two.<|im_end|>⟧
+"""
+    )
+    assert said.err == f"{TALK}(context, ⟦trained⟧, ⟦cut: left away⟧)\n"
+
+
+def test_what_is_cut_off_is_shown(cli: Cli) -> None:
+    said = cli("data", "show", lines(TWO), "--max-length", "27", "--overlong", "cut")
+    assert said.out.endswith("⟦Two⟧⟦cut: .<|im_end|>⟧\n")
+
+
+def test_a_dropped_row_says_why(cli: Cli) -> None:
+    said = cli("data", "show", lines(TWO), "--max-length", "10")
+    assert said.out.splitlines()[1] == "dropped: longer than 10 tokens"
+
+
+def test_a_row_that_says_nothing_says_why(cli: Cli) -> None:
+    said = cli("data", "show", lines('{"prompt": "Hi", "completion": ""}'))
+    assert said.out.splitlines()[1] == "dropped: an answer is empty or white space"
+
+
+def test_a_question_that_leaves_no_room_is_shown_cut(cli: Cli) -> None:
+    said = cli("data", "show", lines(GOOD), "--max-length", "8", "--overlong", "cut")
+    first, why, *_ = said.out.splitlines()
+    assert first.endswith("11 tokens, 0 trained, 3 cut off")
+    assert why == "dropped: no trained token is left"
+
+
+def test_the_last_turn_alone_can_be_trained(cli: Cli) -> None:
+    said = cli("data", "show", lines(TWO), "--train-on", "last")
+    assert "\nOne.<|im_end|>\n" in said.out and "⟦Two.<|im_end|>⟧" in said.out
+
+
+def test_a_row_is_found_by_its_line(cli: Cli) -> None:
+    said = cli("data", "show", lines(GOOD, "", OTHER), "--row", "3")
+    assert said.out.startswith("a.jsonl:3 (prompt): ")
+    assert "⟦No<|im_end|>⟧" in said.out
+
+
+def test_a_line_without_a_record_is_an_error(cli: Cli) -> None:
+    said = cli("data", "show", lines(GOOD, "", OTHER, GOOD), "--row", "2")
+    assert said.code == 2
+    assert said.err == (
+        f"{TALK}--row: expected the line of a record; found 2\n\n"
+        "hint: the nearest one looked at is at 3\n"
+    )
+
+
+def test_a_faulty_record_is_shown_as_its_faults(cli: Cli) -> None:
+    said = cli("data", "show", lines(GOOD, '{"prompt": "a"}'), "--row", "2")
+    assert said.code == 2
+    assert "a.jsonl:2: completion: expected a string; it is missing" in said.err
+
+
+def test_ids_are_listed_token_by_token(cli: Cli) -> None:
+    said = cli("data", "show", lines(GOOD), "--ids")
+    listed = [line.split(maxsplit=2) for line in said.out.splitlines()[1:]]
+    assert [(part, text) for _, part, text in listed if part == "trained"] == [
+        ("trained", "'Yes'"),
+        ("trained", "'<|im_end|>'"),
+    ]
+    assert all(id.isdigit() for id, _, _ in listed)
+
+
+def test_a_row_in_json_has_its_parts_and_ids(cli: Cli) -> None:
+    said = cli("data", "show", lines(GOOD), "--ids", "--json")
+    shown = json.loads(said.out)
+    [row] = shown["rows"]
+    assert [part["text"] for part in row["text"] if part["part"] == "trained"] == ["Yes<|im_end|>"]
+    assert len(row["ids"]) == len(row["parts"]) == row["tokens"]
+    assert (row["trained"], row["cut"], row["dropped"]) == (2, 0, None)
+
+
+def test_data_cannot_drive_the_terminal(cli: Cli) -> None:
+    wild = messages(("user", "\x1b]0;owned\x07"), ("assistant", "\x9b31m\x08"))
+    lines(wild, '{"messages": [], "\\u001b": 1}')
+    for arguments in (["show"], ["show", "--ids"], ["check"]):
+        said = cli("data", *arguments, "a.jsonl")
+        assert said.out
+        assert not [c for c in said.out if (ord(c) < 32 and c != "\n") or 0x7F <= ord(c) < 0xA0]
+
+
+def test_a_terminal_that_has_no_unicode_gets_ascii(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(canvas, "takes", lambda text, encoding: False)
+    assert "[[Yes<|im_end|>]]" in cli("data", "show", lines(GOOD)).out
+    assert " #####" in cli("data", "check", "a.jsonl").out
+
+
+def test_characters_that_stdout_cannot_take_become_their_codes(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(messages(("user", "é"), ("assistant", "日")))
+    done = subprocess.run(
+        [sys.executable, "-m", "qwen_local", "data", "show", "a.jsonl"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=True,
+    )
+    assert b"\\xe9<|im_end|>" in done.stdout
+    assert b"[[\\u65e5<|im_end|>]]" in done.stdout
+
+
+def test_colours_tell_the_parts_apart_on_a_terminal() -> None:
+    canvas = Canvas(colour=True)
+    assert marked("context", "a\nb", canvas) == "\x1b[2ma\x1b[22m\n\x1b[2mb\x1b[22m"
+    assert marked("trained", "a", canvas) == "\x1b[32ma\x1b[39m"
+    assert marked("cut", "a", canvas) == "\x1b[31;9ma\x1b[39;29m"
+
+
+@pytest.mark.parametrize(
+    ("environment", "colour"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+)
+def test_no_color_and_dumb_terminals_are_obeyed(
+    environment: dict[str, str], colour: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"TERM": "xterm", "NO_COLOR": "", **environment}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert canvas.canvas_of_stdout().colour is colour
+
+
+# --- fix ---
+
+
+def test_what_can_be_mended_is_mended_and_told(cli: Cli) -> None:
+    content = "\r\n".join(
+        [
+            "\ufeff" + messages(*SAID),
+            messages(("user", "Hi"), ("bot", "No")),
+            messages(*SAID),
+            messages(("user", "a\0b"), ("assistant", "c")),
+            '{"messages": [{"role": "user", "content": "x"}, '
+            '{"role": "assistant", "content": "y\\ud83d"}], "n": NaN}',
+            messages(("user", "Hi"), ("assistant", "")),
+            "oops",
+        ]
+    )
+    Path("a.jsonl").write_bytes(content.encode())
+    before = Path("a.jsonl").read_bytes()
+    said = cli("data", "check", "a.jsonl", "--fix", "b.jsonl")
+    assert said.code == 0
+    assert (
+        said.out.partition("records.\n\n")[2]
+        == """\
+b.jsonl: 4 records written
+      6  mended: lines that ended as Windows ends them: a.jsonl:1, a.jsonl:2, a.jsonl:3, ...
+      1  mended: NUL characters removed: a.jsonl:4
+      1  mended: NaN and Infinity made null: a.jsonl:5
+      1  mended: byte order mark removed: a.jsonl
+      1  mended: halves of surrogate pairs removed: a.jsonl:5
+      1  mended: roles renamed: a.jsonl:2
+      1  left out: an answer is empty or white space: a.jsonl:6
+      1  left out: not valid JSON: Expecting value at column ...; found ...: a.jsonl:7
+      1  left out: repeats an earlier record word for word: a.jsonl:3
+"""
+    )
+    assert Path("a.jsonl").read_bytes() == before
+    written = [json.loads(line) for line in Path("b.jsonl").read_text("utf-8").splitlines()]
+    assert [row["messages"][1] for row in written] == [
+        {"role": "assistant", "content": text} for text in ("Yes", "No", "c", "y")
+    ]
+    assert written[3]["n"] is None
+    assert check(cli, "b.jsonl")["accepted"]
+
+
+def test_nothing_is_ever_written_over(cli: Cli) -> None:
+    lines("oops", GOOD)
+    said = cli("data", "check", "a.jsonl", "--fix", "a.jsonl")
+    assert (said.code, said.out) == (2, "")
+    assert said.err == "--fix: expected a file that is not there yet; found a.jsonl\n"
+    assert Path("a.jsonl").read_text() == f"oops\n{GOOD}\n"
+
+
+@pytest.mark.parametrize(
+    ("output", "problem"),
+    [
+        ("link.jsonl", "expected a file that is not there yet; found link.jsonl"),
+        ("b.json", "expected a .jsonl file; found b.json"),
+        ("nowhere/b.jsonl", "there is no folder nowhere"),
+    ],
+)
+def test_a_copy_has_a_place_of_its_own(output: str, problem: str, cli: Cli) -> None:
+    lines(GOOD)
+    Path("link.jsonl").symlink_to("not-there")
+    said = cli("data", "check", "a.jsonl", "--fix", output)
+    assert (said.code, said.err) == (2, f"--fix: {problem}\n")
+    assert sorted(path.name for path in Path().iterdir()) == ["a.jsonl", "link.jsonl"]
+
+
+def test_a_copy_that_was_interrupted_is_not_there(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(fix, "sync_folder", full)
+    assert cli("data", "check", lines(GOOD), "--fix", "b.jsonl").code == 1
+    assert [path.name for path in Path().iterdir()] == ["a.jsonl"]
+
+
+def test_roles_are_renamed_as_the_format_has_them(cli: Cli) -> None:
+    said = [{"from": "human", "value": "Hi"}, {"from": "bot", "value": "Yes"}]
+    lines(json.dumps({"conversations": said}))
+    assert check(cli, "a.jsonl", "--fix", "b.jsonl")["fixed"]["mended"] == {"roles renamed": 1}
+    [row] = [json.loads(line) for line in Path("b.jsonl").read_text().splitlines()]
+    assert row["conversations"][1] == {"from": "gpt", "value": "Yes"}
+
+
+def test_where_nothing_is_left_no_file_is_written(cli: Cli) -> None:
+    said = cli("data", "check", lines("oops"), "--fix", "b.jsonl")
+    assert said.code == 2
+    assert said.err.endswith("--fix: no record is left that could be written\n")
+    assert sorted(path.name for path in Path().iterdir()) == ["a.jsonl"]
+
+
+def test_what_could_be_meant_in_two_ways_is_left_out(cli: Cli) -> None:
+    twice = '{"prompt": "a", "prompt": "b", "completion": "c"}'
+    fixed = check(cli, lines(GOOD, twice), "--fix", "b.jsonl")["fixed"]
+    assert (fixed["rows"], fixed["mended"]) == (1, {})
+    assert sum(fixed["left_out"].values()) == 1
+
+
+def test_what_is_left_out_all_the_same_does_not_count_as_mended(cli: Cli) -> None:
+    null = '{"messages": [{"role": "bot", "content": null}]}'
+    again = messages(("user", "H\0i"), ("assistant", "Yes"))
+    fixed = check(cli, lines(messages(*SAID), null, again), "--fix", "b.jsonl")["fixed"]
+    assert (fixed["rows"], fixed["mended"]) == (1, {})
+    assert sum(fixed["left_out"].values()) == 2
+
+
+def test_lines_are_mended_wherever_they_stand(cli: Cli) -> None:
+    first = '\ufeff{"prompt": "a", "completion": "b", "n": NaN}'
+    last = '{"prompt": "c", "completion": "d\\u0000", "e\\u0000": 1}'
+    lines(first, '{"prompt": "' + "a" * 2**24 + '"}', last)
+    fixed = check(cli, "a.jsonl", "--fix", "b.jsonl")["fixed"]
+    assert fixed["mended"] == {
+        "byte order mark removed": 1,
+        "NaN and Infinity made null": 1,
+        "NUL characters removed": 1,
+    }
+    assert [json.loads(line) for line in Path("b.jsonl").read_text().splitlines()] == [
+        {"prompt": "a", "completion": "b", "n": None},
+        {"prompt": "c", "completion": "d", "e": 1},
+    ]
+
+
+def test_one_source_is_shown_or_repaired_at_a_time(cli: Cli) -> None:
+    lines(GOOD)
+    Path("job.yaml").write_text("data: {train: [a.jsonl, a.jsonl]}\n")
+    assert check(cli, "--job", "job.yaml")["sources"] == ["a.jsonl", "a.jsonl"]
+    for arguments in (["show"], ["check", "--fix", "b.jsonl"]):
+        said = cli("data", *arguments, "--job", "job.yaml")
+        assert said.code == 2
+        assert said.err.endswith(
+            "data.train: expected a single source; found a.jsonl, a.jsonl\n\n"
+            "hint: name one of them as FILE\n"
+        )
+
+
+def test_a_table_is_repaired_into_lines(cli: Cli) -> None:
+    Path("a.csv").write_text("prompt,completion\nHi,Yes\nHi,Yes\nHm,\n")
+    assert check(cli, "a.csv", "--fix", "b.jsonl")["fixed"]["rows"] == 1
+    assert Path("b.jsonl").read_text() == '{"prompt": "Hi", "completion": "Yes"}\n'
+
+
+pieces = st.sampled_from(
+    ["Hi", "", " ", "\0", "\ud83d", "<|im_end|>", "\x1b", "a" * 99, "\ufeff", "é", "ﬁ"]
+)
+contents: st.SearchStrategy[Any] = st.one_of(
+    pieces, st.builds(str.__add__, pieces, pieces), st.none(), st.just([])
+)
+roles = st.sampled_from(["user", "assistant", "bot", "system", "human", "gpt", "tool", "Users", 3])
+turns = st.fixed_dictionaries({"role": roles, "content": contents})
+rows = st.one_of(
+    st.fixed_dictionaries(
+        {"messages": st.lists(turns, max_size=3)}, optional={"n": st.just(float("nan"))}
+    ),
+    st.fixed_dictionaries({"prompt": contents, "completion": contents}),
+    st.sampled_from([[], None, {}, 3, float("inf")]),
+)
+written = st.one_of(
+    st.builds(json.dumps, rows).map(str.encode),
+    st.binary(max_size=20).map(lambda data: data.replace(b"\n", b"")),
+    st.sampled_from([b'{"prompt": "a", "prompt": "b", "completion": "c"}', b"[" * 9999, b""]),
+)
+
+
+@given(content=st.lists(written, max_size=12), end=st.sampled_from([b"\n", b"\r\n"]))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_was_repaired_has_no_fault(content: list[bytes], end: bytes, cli: Cli) -> None:
+    """Whatever a file holds, there is a report, and the copy of what is left is accepted."""
+    Path("b.jsonl").unlink(missing_ok=True)
+    Path("a.jsonl").write_bytes(end.join([*content, GOOD.encode()]))
+    short = ("--max-length", "40", "--overlong", "error")
+    said = cli("data", "check", "a.jsonl", "--fix", "b.jsonl", *short, "--json")
+    if said.code == 2:
+        assert said.err.endswith("--fix: no record is left that could be written\n")
+        return
+    report = check(cli, "b.jsonl", *short)
+    assert report["accepted"]
+    assert not report["dropped"]
+    assert report["duplicates"]["exact"] == 0
+    assert report["rows"] == json.loads(said.out)["fixed"]["rows"]

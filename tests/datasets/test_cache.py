@@ -1,0 +1,228 @@
+"""Rows that are made once: by one core or several, in one go or in two, they are the same rows."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qwen_local.datasets import making, pool
+from qwen_local.datasets import prepare as module
+from qwen_local.datasets.cache import COMPLETE, cache_folder
+from qwen_local.datasets.pool import in_order
+from qwen_local.datasets.prepare import Prepared, prepare
+from qwen_local.datasets.sources import Wanted
+from qwen_local.datasets.tokenizer import ChatTokenizer
+from qwen_local.errors import DatasetError, QwenLocalError
+
+RECORDS, BLOCK, PART = 47, 5, 3
+FIRST_PART = BLOCK * PART
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "BLOCK", BLOCK)
+    monkeypatch.setattr(module, "PART", PART)
+    write(RECORDS)
+
+
+def write(records: int, *more: dict[str, Any]) -> None:
+    rows = [
+        {"prompt": f"{n}?", "completion": f"{n}, <|im_end|>." * (n % 7)} for n in range(records)
+    ]
+    lines = [json.dumps(row) for row in [*rows, *more]]
+    Path("train.jsonl").write_text("\n".join(lines), encoding="utf-8")
+
+
+def run(tokenizer: ChatTokenizer, **changes: Any) -> Prepared:
+    settings: dict[str, Any] = {
+        "train": [Wanted(name="train.jsonl")],
+        "eval": [],
+        "eval_fraction": 0.1,
+        "max_length": 64,
+        "overlong": "drop",
+        "train_on": "assistant",
+        "seed": 0,
+    }
+    return prepare(tokenizer, **settings | changes)
+
+
+def assert_the_same(a: Prepared, b: Prepared) -> None:
+    assert a.report == b.report
+    assert list(a.train_places) == list(b.train_places)
+    assert list(a.eval_places) == list(b.eval_places)
+    assert a.train.sha256 == b.train.sha256
+    for r in range(len(a.train)):
+        for mine, theirs in zip(a.train.row(r), b.train.row(r), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The records of every block that was made from here on."""
+    blocks: list[int] = []
+    make = making.make
+
+    def counted(how: making.Making, block: making.Block) -> Any:
+        blocks.append(len(block))
+        return make(how, block)
+
+    monkeypatch.setattr(module, "make", counted)
+    monkeypatch.setattr(pool, "ALONE", 10**6)
+    return blocks
+
+
+def test_a_second_time_nothing_is_made(tiny: ChatTokenizer, made: list[int]) -> None:
+    first = run(tiny)
+    assert sum(made) == RECORDS
+    made.clear()
+    assert_the_same(run(tiny), first)
+    assert made == []
+
+
+def test_rows_are_the_same_without_a_cache(
+    tiny: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = run(tiny)
+    monkeypatch.setattr(module, "PART", 10**6)
+    monkeypatch.setenv("HF_DATASETS_CACHE", "elsewhere")
+    assert_the_same(run(tiny), cached)
+    assert not Path("elsewhere").exists()
+
+
+def test_what_was_interrupted_is_gone_on_with(
+    tiny: ChatTokenizer, made: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = vars(module)["make"]
+
+    def killed(how: making.Making, block: making.Block) -> Any:
+        if len(made) == 2 * PART + 1:
+            raise KeyboardInterrupt
+        return counted(how, block)
+
+    monkeypatch.setattr(module, "make", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny)
+    monkeypatch.setattr(module, "make", counted)
+    made.clear()
+    again = run(tiny)
+    assert sum(made) == RECORDS - 2 * FIRST_PART
+    monkeypatch.setenv("HF_DATASETS_CACHE", "elsewhere")
+    assert_the_same(run(tiny), again)
+
+
+@pytest.mark.parametrize("damage", [b"", b"no arrow"])
+def test_a_damaged_part_is_made_again(damage: bytes, tiny: ChatTokenizer, made: list[int]) -> None:
+    first = run(tiny)
+    parts = sorted(cache_folder().glob("*/*.arrow"))
+    assert len(parts) == -(-RECORDS // FIRST_PART)
+    parts[1].unlink()  # the rows of the first time are paged in from it
+    parts[1].write_bytes(damage)
+    made.clear()
+    assert_the_same(run(tiny), first)
+    assert sum(made) == RECORDS - FIRST_PART
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_length": 63},
+        {"overlong": "cut"},
+        {"train_on": "last"},
+        {"thinking": "drop"},
+        {"train": [Wanted(name="train.jsonl", limit=46)]},
+        {"train": [Wanted(name="train.jsonl", format="prompt")]},
+    ],
+)
+def test_another_way_of_making_rows_is_another_cache(
+    changes: dict[str, Any], tiny: ChatTokenizer, made: list[int]
+) -> None:
+    run(tiny)
+    made.clear()
+    run(tiny, **changes)
+    assert sum(made) in (RECORDS, RECORDS - 1)
+
+
+def test_other_content_is_another_cache_and_another_name_is_not(
+    tiny: ChatTokenizer, made: list[int]
+) -> None:
+    run(tiny)
+    made.clear()
+    Path("moved.jsonl").write_bytes(Path("train.jsonl").read_bytes())
+    moved = run(tiny, train=[Wanted(name="moved.jsonl")])
+    assert made == []
+    assert moved.train_places[0].startswith("moved.jsonl:")
+    write(RECORDS + 1)
+    run(tiny)
+    assert sum(made) == RECORDS + 1
+
+
+def test_another_seed_or_share_makes_nothing_anew(tiny: ChatTokenizer, made: list[int]) -> None:
+    run(tiny)
+    made.clear()
+    run(tiny, seed=1, eval_fraction=0.3)
+    assert made == []
+
+
+def test_data_with_a_fault_are_told_and_not_kept(tiny: ChatTokenizer) -> None:
+    write(RECORDS, {"prompt": "?", "completion": 1})
+    for _ in range(2):
+        with pytest.raises(DatasetError, match=f"train.jsonl:{RECORDS + 1}: completion: expected"):
+            run(tiny)
+    assert not list(cache_folder().glob(f"*/{COMPLETE}"))
+
+
+def test_a_few_rows_are_not_worth_a_file(tiny: ChatTokenizer) -> None:
+    write(FIRST_PART - BLOCK)
+    run(tiny)
+    assert not cache_folder().exists()
+
+
+def test_hugging_face_reads_a_part(tiny: ChatTokenizer) -> None:
+    run(tiny)
+    part = sorted(cache_folder().glob("*/*.arrow"))[0]
+    columns = importlib.import_module("datasets").Dataset.from_file(str(part))
+    assert columns.column_names == ["ids", "spans", "content", "tokens", "number"]
+    assert columns["number"][:3] == [2, 3, 4]  # the first answer is empty
+
+
+# --- several processes ---
+
+
+@pytest.fixture
+def several(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """`in_order` with two processes from the second block on."""
+    monkeypatch.setattr(pool, "ALONE", 1)
+    yield functools.partial(in_order, processes=2)
+
+
+def test_several_processes_make_the_same_rows(
+    tiny: ChatTokenizer, several: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = run(tiny)
+    monkeypatch.setattr(module, "in_order", several)
+    monkeypatch.setenv("HF_DATASETS_CACHE", "elsewhere")
+    assert_the_same(run(tiny), alone)
+
+
+def test_a_process_that_is_killed_is_told(several: Callable[..., Any]) -> None:
+    with pytest.raises(QwenLocalError) as caught:
+        list(several(functools.partial(_killed_unless, os.getpid()), range(9)))
+    assert str(caught.value) == (
+        "a process that prepared the data was killed; the memory may have been full"
+    )
+
+
+def _killed_unless(parent: int, _: int) -> None:
+    if os.getpid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
