@@ -11,6 +11,7 @@ Shapes: R = rows, N = supervised positions, D = hidden size, V = vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -333,5 +334,10 @@ def peak_resident_bytes() -> int:
     import resource
     import sys
 
+    # On Linux `ru_maxrss` of a process begins with that of the one which started it, however large.
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text("ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)  # Linux counts KiB

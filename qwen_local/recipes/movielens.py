@@ -26,7 +26,7 @@ from qwen_local.recipes.sampling import draws, smallest
 from qwen_local.talk import log
 
 BLOCK = 1 << 20
-"""Ratings that are drawn from at once."""
+"""Ratings that are looked at at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,19 +149,30 @@ def by_time(ratings: Ratings) -> tuple[Histories, int]:
     the answer. Equal moments are in the order of their films, so the file's order is no matter.
     """
     r = ratings.take(np.lexsort((ratings.halves_N, ratings.film_N, ratings.time_N, ratings.user_N)))
-    by_film = np.lexsort((r.film_N, r.user_N))  # keeps the order of time
-    again = np.zeros(len(r), bool)
-    again[by_film[1:]] = ~(_new(r.user_N[by_film]) | _new(r.film_N[by_film]))[1:]
-    del by_film
-    if again.any():
-        r = r.take(~again)
+    again_N = _again(r)
+    if again_N.any():
+        r = r.take(~again_N)
     new_user = _new(r.user_N)
     starts = Histories(
         ratings=r,
         user_start_N=_latest(new_user),
         time_start_N=_latest(new_user | _new(r.time_N)),
     )
-    return starts, int(again.sum())
+    return starts, int(again_N.sum())
+
+
+def _again(r: Ratings) -> np.ndarray:
+    """bool [N]: where a user rates a film again. The ratings are by user and time."""
+    again_N = np.zeros(len(r), bool)
+    start = 0
+    while start < len(r):  # some users at a time, to spare the memory
+        last = r.user_N[min(start + BLOCK, len(r)) - 1]
+        end = int(np.searchsorted(r.user_N, last, side="right"))
+        user, film = r.user_N[start:end], r.film_N[start:end]
+        by_film = np.lexsort((film, user))  # keeps the order of time
+        again_N[start + by_film] = ~(_new(user[by_film]) | _new(film[by_film]))
+        start = end
+    return again_N
 
 
 def _new(column_N: np.ndarray) -> np.ndarray:

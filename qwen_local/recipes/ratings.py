@@ -1,6 +1,6 @@
 """MovieLens as GroupLens publishes it: `ratings.csv` as columns, `movies.csv` as titles.
 
-Shapes: N = ratings. 32 million of them take 13 bytes each here, and about 30 while they are sorted.
+Shapes: N = ratings. Each takes 13 bytes here.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ COLUMNS = {"userId": "int32", "movieId": "int32", "rating": "float32", "timestam
 TITLES = ("movieId", "title")
 KINDS = {"user_N": "int32", "film_N": "int32", "halves_N": "uint8", "time_N": "uint32"}
 """As they are held."""
+SHORTEST_LINE = len("1,1,1,1\n")
 
 LONGEST_HEADER = 1 << 16
+"""Bytes."""
 LAST_ID = 2**31 - 1
 LATEST = 2**32 - 1
 """Seconds; in the year 2106."""
@@ -143,12 +145,12 @@ def read_ratings(path: Path) -> tuple[Ratings, list[Fault]]:
     """All ratings, in the order of the file, and what is wrong with it (then no ratings)."""
     import pyarrow as pa  # type: ignore[import-untyped]
 
-    none = _joined([])
+    none = Ratings(**{name: np.zeros(0, kind) for name, kind in KINDS.items()})
     try:
         columns = _header(path)
         if missing := column_faults(f"{path}:1", columns, COLUMNS):
             return none, missing
-        return _joined(list(_batches(path))), []
+        return _read(path), []
     except UnicodeDecodeError as error:
         byte = f"byte 0x{error.object[error.start]:02x} at offset {error.start}"
         return none, [Fault(f"{path}:1", f"expected UTF-8; found {byte}", "save the file as UTF-8")]
@@ -167,8 +169,11 @@ def _header(path: Path) -> list[str]:
     return next(csv.reader([line.rstrip("\r\n")]), [])
 
 
-def _batches(path: Path) -> Iterator[Ratings]:
-    """The ratings, about a megabyte of text at a time.
+def _read(path: Path) -> Ratings:
+    """The ratings, read about a megabyte of text at a time.
+
+    The columns are as long as the file could ever need: memory is taken only where they are
+    written to, and is nowhere taken twice, as it would be to join pieces.
 
     Raises:
         pyarrow.ArrowException: a line has more or fewer fields, or one that is no number.
@@ -176,6 +181,9 @@ def _batches(path: Path) -> Iterator[Ratings]:
     """
     import pyarrow.csv as arrow_csv  # type: ignore[import-untyped]
 
+    most = path.stat().st_size // SHORTEST_LINE + 1
+    columns = {name: np.empty(most, kind) for name, kind in KINDS.items()}
+    rows = 0
     options = arrow_csv.ConvertOptions(column_types=COLUMNS, include_columns=list(COLUMNS))
     with arrow_csv.open_csv(path, convert_options=options) as batches:
         for batch in batches:
@@ -186,22 +194,11 @@ def _batches(path: Path) -> Iterator[Ratings]:
             right &= (user >= 0) & (film >= 0) & (time >= 0) & (time <= LATEST)
             if not right.all():
                 raise ValueError("a number is out of its range")
-            yield Ratings(
-                user_N=user.copy(),  # Arrow's own memory goes with the batch
-                film_N=film.copy(),
-                halves_N=halves.astype(np.uint8),
-                time_N=time.astype(np.uint32),
-            )
-
-
-def _joined(parts: list[Ratings]) -> Ratings:
-    """One table; the parts are dropped column by column, so that they are not in memory twice."""
-    columns: dict[str, list[np.ndarray]] = {
-        name: [np.zeros(0, kind), *(getattr(part, name) for part in parts)]
-        for name, kind in KINDS.items()
-    }
-    parts.clear()
-    return Ratings(**{name: np.concatenate(columns.pop(name)) for name in KINDS})
+            end = rows + len(user)
+            for column, values in zip(columns.values(), (user, film, halves, time), strict=True):
+                column[rows:end] = values
+            rows = end
+    return Ratings(**{name: column[:rows] for name, column in columns.items()})
 
 
 def _faults(path: Path) -> Iterator[Fault]:

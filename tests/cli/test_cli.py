@@ -87,6 +87,7 @@ def test_every_command_is_told_in_one_line_that_is_not_cut(cli: Cli) -> None:
     commands = cli("--help").out.partition("Commands:\n")[2]
     assert commands == (
         "  chat      Talk with a model, turn by turn.\n"
+        "  data      Look at data, and make them, before anything is trained.\n"
         "  demo      The whole story on the embedded model, on every engine here.\n"
         "  doctor    Say what is here, which engine auto takes, and what is missing.\n"
         "  fuse      Merge an adapter into its base model, and prove the result.\n"

@@ -164,10 +164,15 @@ def test_a_smaller_sample_is_the_start_of_a_larger_one() -> None:
     assert large[TRAIN][:100] == small[TRAIN]
 
 
-def test_drawing_block_by_block_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = sides(table(some()), Wishes(train=100, eval=10))
+def test_working_block_by_block_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    twice = table(some() + [(user, film, 9, 200) for user, film, _, _ in some()])
+    histories, again = by_time(twice)
+    made = sides(twice, Wishes(train=100, eval=10))
     monkeypatch.setattr("qwen_local.recipes.movielens.BLOCK", 7)
-    assert sides(table(some()), Wishes(train=100, eval=10)) == whole
+    in_blocks, again_in_blocks = by_time(twice)
+    assert again == again_in_blocks == 40 * 30
+    assert in_blocks.ratings.time_N.tolist() == histories.ratings.time_N.tolist()
+    assert sides(twice, Wishes(train=100, eval=10)) == made
 
 
 # --- from files ---

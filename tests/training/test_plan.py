@@ -226,13 +226,13 @@ def test_the_reason_of_the_chosen_memory_is_the_same_in_train(cli: Cli) -> None:
 
 
 def test_an_evaluation_dearer_than_training_is_spoken_of(cli: Cli, tmp_path: Path) -> None:
-    """8 rows evaluated before the first of 11 steps and after each; 42 rows trained."""
+    """11 rows evaluated before the first of 10 steps and after each; 39 rows trained."""
     job = ("--data", generated_rows(tmp_path, 50), "--batch-size", "4", "--epochs", "1")
     every = ("--set", "train.eval_every=1", "--set", "data.eval_fraction=0.2")
     assert (
-        "\nevaluation  12 times, every 1 steps: about 53 % of the time\n"
-        "  evaluation would take about 1.1 times as long as training; train.eval_every=auto "
-        "evaluates every 11 steps, about 16 % of the time\n"
+        "\nevaluation  11 times, every 1 steps: about 61 % of the time\n"
+        "  evaluation would take about 1.6 times as long as training; train.eval_every=auto "
+        "evaluates every 10 steps, about 22 % of the time\n"
     ) in cli("plan", *job, *every).out
     assert planned(cli, *job)["evaluation_advice"] is None
 

@@ -63,6 +63,7 @@ def test_the_curves_of_a_run_are_those_of_its_metrics(engine: Engine, cli: Cli) 
         "eval/perplexity",
         "eval/seconds",
         "eval/supervised_tokens",
+        "train/computed_tokens",
         "train/epoch",
         "train/grad_norm",
         "train/learning_rate",
