@@ -128,6 +128,7 @@ def try_all(engine: str, sample: int | None) -> dict[str, Any]:
 
 def load(engine: str) -> None:
     """Import what the engine needs, and compute nothing, which would start threads."""
+    os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # Arrow's allocator has one
     import_module("qwen_local.cli")
     import_module("qwen_local.training.run")
     import_module(f"qwen_local.backends.{engine}.engine")

@@ -239,7 +239,7 @@ def make_plan(draft: Draft, *, backend: str, device: str, elsewhere: str | None 
         names = ", ".join(source.name for source in train)
         data = f"{names}: {rows:,} rows to train on, {eval_rows:,} to evaluate on"
     else:
-        prepared = prepare_data(job, tokenizer)
+        prepared = prepare_data(job, tokenizer, quiet=False)
         rows = len(prepared.train)
         eval_rows = 0 if prepared.eval is None else len(prepared.eval)
         data = prepared.report.describe()

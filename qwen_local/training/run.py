@@ -43,7 +43,7 @@ from qwen_local.training.health import Health
 from qwen_local.training.keeper import Keeper
 from qwen_local.training.loop import ALL_STEPS, Data, Saving, train_loop
 from qwen_local.training.memory import Memory, estimate_memory
-from qwen_local.training.metrics import METRICS, Metrics, cut_metrics, how_it_ended
+from qwen_local.training.metrics import METRICS, Metrics, cut_metrics, how_it_ended, read_metrics
 from qwen_local.training.preparation import (
     check_data_given,
     check_length,
@@ -146,7 +146,7 @@ def train(
             output = run.folder
             stack.enter_context(locked(output))
             taken_up = take_up(run)
-        ready = _prepare(draft, machine, backend, device, output, taken_up)
+        ready = _prepare(draft, machine, backend, device, output, taken_up, quiet=quiet)
         if taken_up is not None and (done := _finished(ready)) is not None:
             log.info(
                 "%s is finished already, after %d steps: %s",
@@ -199,6 +199,8 @@ def _prepare(
     device: str,
     resumed: Path | None,
     taken_up: TakenUp | None,
+    *,
+    quiet: bool,
 ) -> _Ready:
     """Check a job and read its data; nothing is written and no weight is loaded.
 
@@ -209,6 +211,7 @@ def _prepare(
         device: as `--device`.
         resumed: the folder of the run that is gone on with, None for a new one.
         taken_up: what it is gone on from, None for its beginning.
+        quiet: show no progress.
 
     Raises:
         InputError: something cannot be used, or makes it another run.
@@ -238,7 +241,7 @@ def _prepare(
     model = fetch(source)
     tokenizer = ChatTokenizer.load(model.folder)
     tokenizer.check_fits(architecture.vocabulary, job.model.name)
-    prepared = prepare_data(job, tokenizer)
+    prepared = prepare_data(job, tokenizer, quiet=quiet)
     identity = Identity(
         job=job.model_dump(mode="json"),
         rows=prepared.train.sha256,
@@ -419,6 +422,7 @@ def _train(ready: _Ready, engine: Backend, *, quiet: bool) -> Summary:
             raise Stopped(stops.signum)
     if coming is not None and now.step > start.step:
         _say_how_far_off(ready, coming, now, peak)
+        _say_padding(output)
     _say_outcome(now, because, output)
     return summary
 
@@ -592,6 +596,20 @@ def _say_how_far_off(ready: _Ready, coming: Forecast, now: Standing, peak: int) 
         peak_bytes=peak,
     )
     log.info("%s", said)
+
+
+def _say_padding(output: Path) -> None:
+    """How much of what the whole run computed was padding, and how much of the rest was learned."""
+    tokens, supervised, computed = 0, 0, 0
+    for event in read_metrics(output / METRICS, "train"):
+        tokens += event["tokens"]
+        supervised += event["supervised_tokens"]
+        computed += event["computed_tokens"]
+    log.info(
+        "padding: %.1f %% of the positions computed; %.0f %% of the tokens were supervised",
+        100 * (1 - tokens / computed),
+        100 * supervised / tokens,
+    )
 
 
 def _log_file(path: Path, before: list[logging.LogRecord]) -> AbstractContextManager[None]:

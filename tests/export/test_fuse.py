@@ -138,6 +138,7 @@ def test_the_folder_holds_all_that_other_programs_need(trained: Trained, tmp_pat
         "generation_config.json",
         "model.safetensors",
         "proof.json",
+        "qwen_local.json",
         "tokenizer.json",
         "tokenizer_config.json",
     }
