@@ -94,15 +94,18 @@ def check(output: Path | None, quiet: bool, as_json: bool, **options: Any) -> in
 
 @data.command()
 @data_options
-@click.option("--row", type=click.IntRange(min=1), help="Its line or number; default the first.")
+@click.option("--row", type=click.IntRange(min=1), help="Its number; default 1.")
+@click.option("--line", type=click.IntRange(min=1), help="Its line, as places name it.")
 @click.option("--ids", is_flag=True, help="Token by token, with ids.")
 @json_option
-def show(row: int | None, ids: bool, as_json: bool, **options: Any) -> None:
+def show(row: int | None, line: int | None, ids: bool, as_json: bool, **options: Any) -> None:
     """Show a record of FILE as it is learned: context, what is trained, what is cut off."""
     from qwen_local.training.inspection import read_making, show_job
 
+    if row is not None and line is not None:
+        raise click.UsageError("Name a record by --row or by --line, not by both.")
     job = _job(options, quiet=as_json)
-    shown = show_job(job, read_making(job), row)
+    shown = show_job(job, read_making(job), row=row, line=line)
     if as_json:
         print_json(shown.to_json(ids=ids))
     else:

@@ -118,30 +118,34 @@ def show(
     return Shown(place=example.where, format=example.format, rows=shown, max_length=max_length)
 
 
-def pick(examples: Iterable[Example | Faults], row: int | None) -> Example:
-    """The record that stands at a line, or the first.
+def pick(
+    examples: Iterable[Example | Faults], *, row: int | None = None, line: int | None = None
+) -> Example:
+    """One record: by its number, by its line, or the first.
 
     Args:
         examples: of one source.
-        row: the number behind the colon of its place; None for the first record.
+        row: counted from 1, records with faults among them.
+        line: the number behind the colon of its place; it wins.
 
     Raises:
         DatasetError: the record has faults, or none is there.
     """
-    number = None
-    for item in examples:
-        where = item[0].where if isinstance(item, tuple) else item.where
-        number = _number(where)
-        if row is None or number == row:
+    number, at = 0, None
+    for number, item in enumerate(examples, 1):
+        at = _number(item[0].where if isinstance(item, tuple) else item.where)
+        if at == line if line is not None else number == (row or 1):
             if isinstance(item, tuple):
                 raise DatasetError(item)
             return item
-        if number is not None and number > row:
+        if line is not None and at is not None and at > line:
             break
-    if number is None:
+    if number == 0:
         raise DatasetError.at("--row", "expected at least one record; found none")
-    problem = f"expected the line of a record; found {row}"
-    raise DatasetError.at("--row", problem, f"the nearest one looked at is at {number}")
+    if line is not None:
+        problem = f"expected the line of a record; found {line}"
+        raise DatasetError.at("--line", problem, f"the nearest one looked at is at {at}")
+    raise DatasetError.at("--row", f"expected at most {number}, the last record; found {row}")
 
 
 def _number(where: str) -> int | None:

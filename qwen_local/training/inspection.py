@@ -69,18 +69,19 @@ def check_job(job: Job, making: Making, *, quiet: bool) -> Check:
     )
 
 
-def show_job(job: Job, making: Making, row: int | None) -> Shown:
+def show_job(job: Job, making: Making, *, row: int | None = None, line: int | None = None) -> Shown:
     """One training record of a job.
 
     Args:
         job: whose data are read.
         making: how they become rows.
-        row: the number behind the colon of the record's place; None for the first.
+        row: the record's number, counted from 1.
+        line: the number behind the colon of its place; it wins.
 
     Raises:
         DatasetError: no such record, or it has faults.
     """
-    example = pick(_only_source(job).examples(), row)
+    example = pick(_only_source(job).examples(), row=row, line=line)
     rows = tokenise(making.tokenizer, example, train_on=making.train_on, thinking=making.thinking)
     decode = partial(making.tokenizer.decode, skip_special_tokens=False)
     return show(example, rows, decode, max_length=making.max_length, overlong=making.overlong)

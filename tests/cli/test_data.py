@@ -396,19 +396,32 @@ def test_the_last_turn_alone_can_be_trained(cli: Cli) -> None:
     assert "\nOne.<|im_end|>\n" in said.out and "⟦Two.<|im_end|>⟧" in said.out
 
 
-def test_a_row_is_found_by_its_line(cli: Cli) -> None:
-    said = cli("data", "show", lines(GOOD, "", OTHER), "--row", "3")
-    assert said.out.startswith("a.jsonl:3 (prompt): ")
-    assert "⟦No<|im_end|>⟧" in said.out
+def test_a_row_is_found_by_its_number_and_by_its_line(cli: Cli) -> None:
+    for which in (("--line", "3"), ("--row", "2")):
+        said = cli("data", "show", lines(GOOD, "", OTHER), *which)
+        assert said.out.startswith("a.jsonl:3 (prompt): ")
+        assert "⟦No<|im_end|>⟧" in said.out
 
 
 def test_a_line_without_a_record_is_an_error(cli: Cli) -> None:
-    said = cli("data", "show", lines(GOOD, "", OTHER, GOOD), "--row", "2")
+    said = cli("data", "show", lines(GOOD, "", OTHER, GOOD), "--line", "2")
     assert said.code == 2
     assert said.err == (
-        f"{TALK}--row: expected the line of a record; found 2\n\n"
+        f"{TALK}--line: expected the line of a record; found 2\n\n"
         "hint: the nearest one looked at is at 3\n"
     )
+
+
+def test_a_number_beyond_the_last_record_is_an_error(cli: Cli) -> None:
+    said = cli("data", "show", lines(GOOD, "", OTHER), "--row", "3")
+    assert said.code == 2
+    assert said.err == f"{TALK}--row: expected at most 2, the last record; found 3\n"
+
+
+def test_number_and_line_are_not_given_together(cli: Cli) -> None:
+    said = cli("data", "show", lines(GOOD), "--row", "1", "--line", "1")
+    assert said.code == 2
+    assert "Name a record by --row or by --line, not by both." in said.err
 
 
 def test_a_faulty_record_is_shown_as_its_faults(cli: Cli) -> None:

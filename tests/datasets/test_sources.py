@@ -299,6 +299,12 @@ def test_with_a_limit_a_data_set_is_streamed(monkeypatch: pytest.MonkeyPatch) ->
     assert (source.name, source.commit, fetched) == ("owner/name[train]", "c0ffee", 3)
 
 
+def test_a_weight_is_of_the_training_split_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub(monkeypatch, train=[{"text": "1"}], validation=[{"text": "2"}])
+    [train], [evaluation] = locate([Wanted(name="owner/name", weight=3)])
+    assert (train.weight, evaluation.weight) == (3, 1)
+
+
 def test_a_stream_that_breaks_off_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     def rows() -> Any:
         yield {"text": "1"}
