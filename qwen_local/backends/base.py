@@ -205,10 +205,14 @@ class Backend(Protocol):
         """
         ...
 
-    def rehearse(self, rows: Rows) -> None:
+    def rehearse(self, rows: Rows) -> int:
         """Everything that `step` does with these rows but the update.
 
-        Afterwards the optimizer's arrays are there, so that the peak of memory is that of a step.
+        They are one micro-batch, where the budget holds them. Afterwards the optimizer's arrays are
+        there, so that the peak of memory is that of a step.
+
+        Returns:
+            Positions computed, padding among them.
 
         Raises:
             RowTooLargeError: as `step`.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwen_local.backends.base import Scores
-from qwen_local.datasets.plan import micro_batches, padded
+from qwen_local.datasets.plan import MOST, micro_batches, padded
 from qwen_local.rows import IGNORE, Rows
 
 
@@ -29,14 +29,17 @@ class MicroBatch:
     """int64 [N]: the row that each position belongs to, as numbered in the `Rows` given."""
 
 
-def cut(rows: Rows, *, budget: int, widths: Sequence[int] = ()) -> Iterator[MicroBatch]:
+def cut(
+    rows: Rows, *, budget: int, widths: Sequence[int] = (), most: int = MOST
+) -> Iterator[MicroBatch]:
     """The micro-batches of `rows`, each within `budget` padded positions (a longer row is alone).
 
     Args:
         budget: B * W at most.
         widths: see `micro_batches`.
+        most: see `micro_batches`.
     """
-    for indices in micro_batches(rows.lengths_R.tolist(), budget=budget, widths=widths):
+    for indices in micro_batches(rows.lengths_R.tolist(), budget=budget, widths=widths, most=most):
         ids_BW, _, targets_BW = padded(rows, indices, widths=widths)
         row, column = np.nonzero(targets_BW != IGNORE)
         yield MicroBatch(

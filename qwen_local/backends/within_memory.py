@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from qwen_local.backends.base import RowTooLargeError
 from qwen_local.backends.batches import MicroBatch, cut
-from qwen_local.datasets.plan import micro_batches, widths_of
+from qwen_local.datasets.plan import MOST, micro_batches, widths_of
 from qwen_local.errors import OutOfMemoryError
 from qwen_local.rows import Rows
 
@@ -44,6 +44,7 @@ class Budget:
         work: Callable[[Iterator[MicroBatch]], T],
         *,
         let_go: Callable[[], None],
+        most: int = MOST,
     ) -> T:
         """What `work` makes of the micro-batches of these rows.
 
@@ -52,13 +53,14 @@ class Budget:
             work: called with the micro-batches, the longest rows first. It may be called again,
                 and must then begin from nothing. What it returns must be computed by then: an
                 error that comes later is nobody's.
+            most: micro-batches, where memory would hold the rows in fewer.
             let_go: frees what the engine itself still holds of work that failed.
 
         Raises:
             RowTooLargeError: memory ran out over a row that is alone already.
         """
         while True:
-            batches = _Counted(cut(rows, budget=self.tokens, widths=self._widths))
+            batches = _Counted(cut(rows, budget=self.tokens, widths=self._widths, most=most))
             try:
                 done = work(batches)
                 self.positions = batches.positions
@@ -69,7 +71,7 @@ class Budget:
             # Only here is the error gone, and with its traceback the frames that hold the
             # activations of the failed work: begun again inside `except`, it would find no room.
             let_go()
-            self._halve(rows, begun=max(1, batches.count))
+            self._halve(rows, begun=max(1, batches.count), most=most)
 
     @contextmanager
     def once(self) -> Iterator[None]:
@@ -89,14 +91,14 @@ class Budget:
                 "with a lower lora.rank"
             ) from error
 
-    def _halve(self, rows: Rows, *, begun: int) -> None:
+    def _halve(self, rows: Rows, *, begun: int, most: int) -> None:
         """Halve the budget until the largest of the micro-batches begun becomes smaller.
 
         The largest decides, not the last, over which memory ran out: what the largest left behind
         may be why a smaller one found no room.
         """
         lengths = rows.lengths_R.tolist()
-        groups = micro_batches(lengths, budget=self.tokens, widths=self._widths)[:begun]
+        groups = micro_batches(lengths, budget=self.tokens, widths=self._widths, most=most)[:begun]
         width_R = widths_of(rows.lengths_R, self._widths).tolist()
         last = groups[-1]
         size = width_R[last[0]]  # the first row of a group is its longest

@@ -10,16 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
 
-from qwen_local.datasets import faults, files, formats, stored, template, tokenizer, trim, turns
+from qwen_local.datasets import stored
 from qwen_local.datasets.making import Made, Making
-from qwen_local.files import json_bytes, replace_file, room_for
+from qwen_local.files import json_bytes, room_for, write_durably
 
 COMPLETE = "COMPLETE.json"
 MADE = b"qwen_local"
@@ -44,8 +44,6 @@ def cache_key(making: Making, **more: Any) -> str:
         making: how rows are made.
         more: the rest, in JSON's types: the content of the source, its format, its limit.
     """
-    from qwen_local.datasets import making as made_by
-
     digest = hashlib.sha256(
         json_bytes(
             more
@@ -55,13 +53,12 @@ def cache_key(making: Making, **more: Any) -> str:
                 "overlong": making.overlong,
                 "train_on": making.train_on,
                 "thinking": making.thinking,
+                "libraries": [metadata.version(name) for name in ("tokenizers", "jinja2")],
             }
         )
     )
-    modules = (faults, files, formats, made_by, stored, template, tokenizer, trim, turns)
-    for module in modules:
-        assert module.__file__ is not None
-        digest.update(Path(module.__file__).read_bytes())
+    for module in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(module.read_bytes())
     return digest.hexdigest()[:32]
 
 
@@ -94,6 +91,7 @@ class Cache:
 
         Raises:
             DiskFullError: there is no room for it.
+            OSError: it cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         schema = stored.SCHEMA.with_metadata({MADE: json.dumps(made.to_json()).encode()})
@@ -102,17 +100,18 @@ class Cache:
         with pa.ipc.new_stream(sink, schema) as stream:
             stream.write_table(table.replace_schema_metadata(schema.metadata))
         content = sink.getvalue()
-        with room_for(self._path(index), content.size):
-            replace_file(self._path(index), content.to_pybytes())
-        return read_part(self._path(index))
+        path = self._path(index)
+        new = path.with_name(f".new-{os.getpid()}-{path.name}")  # another process may make it too
+        with room_for(path, content.size):
+            write_durably(new, content.to_pybytes())
+            new.replace(path)
+        return read_part(path)
 
     def complete(self, parts: int) -> None:
         """Say that no more come."""
-        replace_file(self.folder / COMPLETE, json_bytes({"parts": parts}))
-
-    def remove(self) -> None:
-        """Forget all of it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        new = self.folder / f".new-{os.getpid()}-{COMPLETE}"
+        write_durably(new, json_bytes({"parts": parts}))
+        new.replace(self.folder / COMPLETE)
 
     def _path(self, index: int) -> Path:
         return self.folder / f"rows-{index:05d}.arrow"

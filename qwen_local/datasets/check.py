@@ -21,13 +21,22 @@ class SetCheck:
     names: tuple[str, ...]
     """Of the sources."""
     found: Findings
+    without_rows: tuple[str, ...]
+    """Those of them that no row is left of."""
     duplicates: Duplicates
     """Usable records that repeat an earlier one."""
 
     @classmethod
-    def of(cls, names: Iterable[str], found: Findings) -> SetCheck:
+    def of(
+        cls, names: Iterable[str], found: Findings, without_rows: Iterable[str] = ()
+    ) -> SetCheck:
         """Compare the records with each other."""
-        return cls(names=tuple(names), found=found, duplicates=within(hashes(found)))
+        return cls(
+            names=tuple(names),
+            found=found,
+            without_rows=tuple(without_rows),
+            duplicates=within(hashes(found)),
+        )
 
     @property
     def refused(self) -> str | None:
@@ -39,6 +48,8 @@ class SetCheck:
             return "there is no record"
         if self.found.rows == 0:
             return "no row is left to learn from"
+        if self.without_rows:
+            return f"no row is left of {', '.join(self.without_rows)}"
         return None
 
     @property

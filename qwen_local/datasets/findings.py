@@ -15,7 +15,7 @@ from typing import Self
 from qwen_local.datasets.files import Faults
 from qwen_local.datasets.formats import Example
 from qwen_local.datasets.kinds import kind_of
-from qwen_local.datasets.making import Block, Making, content_digest, tokenised_block
+from qwen_local.datasets.making import Block, Making, content_digest, noted, tokenised_block
 from qwen_local.datasets.scan import control_characters, normalised, secrets, text_of
 from qwen_local.datasets.tally import Places, Tally
 from qwen_local.datasets.tokenizer import Tokenised
@@ -122,13 +122,8 @@ class Findings:
                 too_long.append(overlong_fault(example.where, kept.whole, self.max_length))
             elif kept.dropped:
                 self.dropped.add(kept.dropped, example.where)
-        for note, holds in (
-            ("control_text", any(row.literals for row in rows)),
-            ("reasoning_left_out", any(row.reasoning_left_out for row in rows)),
-            ("several_rows", len(rows) > 1),
-        ):
-            if holds:
-                self.notes.add(note, example.where)
+        for note in noted(rows):
+            self.notes.add(note, example.where)
         if too_long:
             self._fault(too_long)
         if self.rows > before:

@@ -8,7 +8,6 @@ nothing and records that repeat an earlier one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -24,6 +23,7 @@ from qwen_local.datasets.check import many
 from qwen_local.datasets.files import LONGEST_LINE, MARK, Faults, Record, checked
 from qwen_local.datasets.formats import Example
 from qwen_local.datasets.kinds import kind_of
+from qwen_local.datasets.making import content_digest
 from qwen_local.datasets.tally import Tally
 from qwen_local.errors import DatasetError
 from qwen_local.files import sync_folder
@@ -134,7 +134,7 @@ class _Mending:
         self.left_out: Tally[str] = Tally()
         self._lines = lines
         self._read = read
-        self._seen: set[bytes] = set()
+        self._seen: set[int] = set()
 
     def good(self, records: Iterable[Record | Faults]) -> Iterator[Any]:
         """The values of all records that are left, mended."""
@@ -197,8 +197,7 @@ class _Mending:
         if read.says_nothing:
             self.left_out.add(EMPTY, record.where)
             return None
-        said = json.dumps([read.content, read.tools], sort_keys=True)
-        digest = hashlib.blake2b(said.encode(), digest_size=16).digest()
+        digest = content_digest(read)
         if digest in self._seen:
             self.left_out.add(REPEATED, record.where)
             return None

@@ -13,6 +13,7 @@ from qwen_local.datasets.columns import KEYS, TOOLS, Format
 from qwen_local.datasets.columns import FormatName as FormatName  # its home is here for others
 from qwen_local.datasets.faults import found, meant, some
 from qwen_local.datasets.files import Faults, Record
+from qwen_local.datasets.reasoning import split
 from qwen_local.errors import Fault
 
 Message = dict[str, Any]
@@ -350,7 +351,12 @@ def _message(
     }
     thought = next((key for key in REASONING if item.get(key) is not None), REASONING[0])
     if item.get(thought) is not None:
-        message["reasoning_content"] = reading.text(item, thought, f"{field}.{thought}")
+        reasoning = reading.text(item, thought, f"{field}.{thought}")
+        if reasoning.strip() and split(message).reasoning:
+            problem = "expected the reasoning once; found it in the text, too"
+            reading.fault(f"{field}.{thought}", problem, "keep one of the two")
+        if reasoning.strip():
+            message["reasoning_content"] = reasoning
     if given:
         message["tool_calls"] = called
     return message, (*known, thought, *CALLS)
@@ -381,7 +387,7 @@ def _weigh(
     if weight == 0:
         reading.untrained.add(index)
     elif not message.get("tool_calls"):
-        reading.says_nothing |= not message["content"].strip()
+        reading.says_nothing |= not split(message).words.strip()
 
 
 def _is_called(messages: list[Message]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -89,6 +89,29 @@ class Made:
 
 Block = Sequence[Example | Faults]
 
+BLOCK, BLOCK_SIZE = 1_000, 4 * 2**20
+"""Records that a process works on at a time, or characters, whichever is reached first."""
+
+
+def blocks(examples: Iterable[Example | Faults]) -> Iterator[Block]:
+    """All records of a source, in blocks."""
+    block: list[Example | Faults] = []
+    size = 0
+    for example in examples:
+        block.append(example)
+        size += 0 if isinstance(example, tuple) else _size(example)
+        if len(block) == BLOCK or size >= BLOCK_SIZE:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
+
+
+def _size(example: Example) -> int:
+    if isinstance(example.content, str):
+        return len(example.content)
+    return sum(len(message["content"]) for message in example.content)
+
 
 def drafts_of(making: Making, example: Example) -> list[Draft]:
     """The rows of an example before they are encoded.
@@ -129,7 +152,7 @@ def make(making: Making, block: Block) -> tuple[Made, pa.RecordBatch]:
             continue
         if not tokenised:
             made.dropped["nothing_trained"] += 1
-        made.notes.update(_noted(tokenised))
+        made.notes.update(noted(tokenised))
         before = len(rows.number)
         for row in tokenised:
             _add(made, rows, example, row, making)
@@ -164,7 +187,8 @@ def content_digest(example: Example) -> int:
     return int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:8])
 
 
-def _noted(tokenised: Sequence[Tokenised]) -> list[str]:
+def noted(tokenised: Sequence[Tokenised]) -> list[str]:
+    """What is worth a word about the rows of a record."""
     notes = [
         ("control_text", any(row.literals for row in tokenised)),
         ("reasoning_left_out", any(row.reasoning_left_out for row in tokenised)),

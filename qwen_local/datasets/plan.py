@@ -33,12 +33,12 @@ SIZES = tuple(sorted(m * 2**n for n in range(20) for m in (1, 3) if m * 2**n > 2
 
 
 def micro_batches(
-    lengths: Sequence[int], *, budget: int, widths: Sequence[int] = ()
+    lengths: Sequence[int], *, budget: int, widths: Sequence[int] = (), most: int = MOST
 ) -> list[list[int]]:
     """The rows of one optimizer step in groups that fit into memory together.
 
     Sorted by length, the rows are cut where it leaves the least padding, into no more groups than
-    `MOST` or than memory asks for. The longest come first, so that a budget which is too large
+    `most` or than memory asks for. The longest come first, so that a budget which is too large
     fails at once; rows of one length keep their order.
 
     Args:
@@ -47,6 +47,7 @@ def micro_batches(
             larger by itself makes a group of its own.
         widths: the widths that groups may have, rising, and of `SIZES` rows; none for any width
             and any number of rows. A row beyond the widest has its own.
+        most: groups, where memory would hold the rows in fewer.
 
     Returns:
         Indices into `lengths`, every one of them once.
@@ -60,7 +61,7 @@ def micro_batches(
     width_R = widths_of(np.array([lengths[i] for i in order], np.int64), widths)
     counts = _filled(width_R, budget, few=bool(widths))
     if 1 < len(order) <= LARGE:
-        counts = _best(width_R, budget, most=max(MOST, len(counts)), few=bool(widths))
+        counts = _best(width_R, budget, most=max(most, len(counts)), few=bool(widths))
     ends = np.cumsum(counts)
     return [order[end - n : end] for n, end in zip(counts, ends.tolist(), strict=True)]
 

@@ -17,8 +17,10 @@ from qwen_local.errors import QwenLocalError
 B = TypeVar("B")
 R = TypeVar("R")
 
-ALONE = 4
+ALONE = 2
 """So many blocks are done here first: to start processes takes about as long."""
+MOST_PROCESSES = 16
+"""One reads for all of them, and each holds some blocks."""
 AHEAD = 2
 """Blocks that wait for each process."""
 
@@ -40,7 +42,7 @@ def in_order(
     """
     blocks = iter(blocks)
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    processes = processes or count or 1
+    processes = processes or min(count or 1, MOST_PROCESSES)
     for done, block in enumerate(blocks, 1):
         yield work(block)
         if done == ALONE and processes > 1:
@@ -64,7 +66,8 @@ def in_order(
             yield waiting.popleft().result()
     except BrokenProcessPool:
         raise QwenLocalError(
-            "a process that prepared the data was killed; the memory may have been full"
+            "a process that prepared the data has ended; the memory may have been full (or a "
+            'program of your own begins its work outside of `if __name__ == "__main__":`)'
         ) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from qwen_local.datasets.cache import Cache, cache_folder, cache_key
 from qwen_local.datasets.faults import FAULTS_KEPT
-from qwen_local.datasets.formats import Example
-from qwen_local.datasets.making import Made, Making, drafts_of, make
+from qwen_local.datasets.files import kind_of_file
+from qwen_local.datasets.making import Made, Making, blocks, make
 from qwen_local.datasets.pool import in_order
 from qwen_local.datasets.progress import Progress
 from qwen_local.datasets.report import DataReport, SetReport, SourceReport
 from qwen_local.datasets.sources import Source, Wanted, locate
 from qwen_local.datasets.split import evaluation_rows, repeated
 from qwen_local.datasets.stored import StoredRows, Table
-from qwen_local.datasets.tokenizer import ChatTokenizer, Thinking, Tokenised, TrainOn
+from qwen_local.datasets.tokenizer import ChatTokenizer, Thinking, TrainOn
 from qwen_local.datasets.trim import Overlong
-from qwen_local.errors import DatasetError, Fault
+from qwen_local.errors import DatasetError, DiskFullError, Fault
 from qwen_local.rows import Rows
 
-BLOCK = 1_000
-"""Records that a process works on at a time."""
-PART = 16
-"""Blocks of a file of the cache. Less than that is not worth one."""
+PART, PART_BYTES = 16, 64 * 2**20
+"""Blocks of a file of the cache, or bytes, whichever is reached first. Less is not worth one."""
 
-T = TypeVar("T")
+log = logging.getLogger("qwen_local")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,20 +142,6 @@ def _commonest_opening(parts: Sequence[SourceRows]) -> str:
     return max(openings, key=lambda opening: (openings[opening], opening), default="")
 
 
-def tokenise(
-    tokenizer: ChatTokenizer, example: Example, *, train_on: TrainOn, thinking: Thinking = "auto"
-) -> list[Tokenised]:
-    """The rows of an example in tokens, however long.
-
-    Raises:
-        DatasetError: with the place of the example and the field in it.
-    """
-    making = Making(
-        tokenizer=tokenizer, max_length=0, overlong="drop", train_on=train_on, thinking=thinking
-    )
-    return tokenizer.encode(drafts_of(making, example))
-
-
 # --- one source ---
 
 
@@ -193,17 +177,17 @@ class SourceRows:
 
 def read_source(source: Source, making: Making, *, quiet: bool) -> SourceRows:
     """All rows of a source, from the cache or for it; or all of its faults."""
-    identity = source.sha256 or source.commit
     cache = None
-    if identity is not None:
+    if (source.sha256 or source.commit) and not making.tokenizer.tells_time:
         key = cache_key(
             making,
-            source=identity,
+            # A file may be moved; of a data set on the hub, every split has the same commit.
+            source=source.sha256 or [source.commit, source.name],
+            kind=kind_of_file(Path(source.name)) if source.sha256 else None,
             format=source.format,
             columns=dict(source.columns),
             turns=None if source.turns is None else asdict(source.turns),
             limit=source.limit,
-            kind=Path(source.name).suffix,
         )
         cache = Cache(cache_folder() / key)
     parts = [] if cache is None else list(cache.parts())
@@ -241,35 +225,51 @@ def _make(
     pending: list[pa.RecordBatch] = []
     records = islice(source.examples(), total.records, None)
     with Progress(source.name, total.records, quiet=quiet) as progress:
-        for made, batch in in_order(partial(make, making), _blocks(records, BLOCK)):
+        for made, batch in in_order(partial(make, making), blocks(records)):
             begun.merge(made)
-            pending.append(batch)
             progress.add(made.records)
-            if begun.faults:
-                cache = None  # nobody will ask for it
-                if len(begun.faults) >= FAULTS_KEPT:
+            if begun.faults:  # nobody will ask for the rows
+                cache, pending = None, []
+                if len(begun.faults) > FAULTS_KEPT:
                     problem = f"reading stopped after {FAULTS_KEPT} faults"
                     begun.faults[FAULTS_KEPT:] = [Fault(source.name, problem)]
                     break
-            if cache is not None and len(pending) == PART:
-                _, batch = cache.add(parts, begun, pending)
+                continue
+            pending.append(batch)
+            size = sum(batch.nbytes for batch in pending)
+            if cache is not None and (len(pending) == PART or size >= PART_BYTES):
+                source.check_unchanged()
+                kept = _kept(cache, parts, begun, pending)
+                if kept is None:
+                    cache = None
+                    continue
                 parts += 1
-                batches.append(batch)
+                batches.append(kept)
                 total.merge(begun)
                 begun, pending = Made(), []
+    source.check_unchanged()
     if cache is not None and parts:
-        if pending:
-            _, batch = cache.add(parts, begun, pending)
-            parts, pending = parts + 1, [batch]
-        cache.complete(parts)
+        kept = _kept(cache, parts, begun, pending) if pending else None
+        if kept is not None:
+            parts, pending = parts + 1, [kept]
+        if kept is not None or not pending:
+            cache.complete(parts)
     total.merge(begun)
     return total, batches + pending
 
 
-def _blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    items = iter(items)
-    while block := list(islice(items, size)):
-        yield block
+def _kept(
+    cache: Cache, index: int, made: Made, batches: Sequence[pa.RecordBatch]
+) -> pa.RecordBatch | None:
+    """A part of the cache as it is paged in, or None where it cannot be written.
+
+    It only saves time.
+    """
+    try:
+        return cache.add(index, made, batches)[1]
+    except (OSError, DiskFullError) as error:
+        log.warning("rows are not kept for the next time: %s", str(error).partition("\n")[0])
+        return None
 
 
 def _without_rows(source: Source, made: Made) -> Fault:

@@ -72,6 +72,9 @@ class Shown:
             canvas: where it is shown.
             ids: each token on a line of its own, instead of the text.
         """
+        if not self.rows:
+            said = "nothing of it is learned (every answer has weight 0)"
+            return visible(f"{self.place} ({self.format}): {said}")
         return "\n\n".join("\n".join(self._row(number, canvas, ids)) for number in self._numbers)
 
     @property

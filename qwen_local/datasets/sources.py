@@ -78,6 +78,20 @@ class Source:
     turns: Turns | None = None
     """How its conversations are written, where a list of data sets says so."""
     limit: int | None = None
+    state: tuple[int, int] | None = None
+    """Size and time of change of the file when it was hashed."""
+
+    def check_unchanged(self) -> None:
+        """Refuse a file that is no longer what was hashed.
+
+        Raises:
+            DatasetError: it has changed, or is gone.
+        """
+        with contextlib.suppress(OSError):
+            if self.state is None or _state(Path(self.name)) == self.state:
+                return
+        problem = "it was changed while it was read"
+        raise DatasetError.at(self.name, problem, "run the command again when it is complete")
 
     def read(self) -> Iterator[Record | Faults]:
         """The records, at most `limit` of them, and the faults among them.
@@ -212,9 +226,16 @@ def _file(wanted: Wanted, path: Path, **how: Any) -> Source:
         kinds = ", ".join(READERS)
         hint = 'write one JSON object a line into a .jsonl file, such as {"text": "..."}'
         raise DatasetError.at(str(path), f"expected a file of a known kind ({kinds})", hint)
+    state = _state(path)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return _source(wanted, str(path), partial(read, path), sha256=sha256, commit=None, **how)
+    of = {"sha256": sha256, "commit": None, "state": state}
+    return _source(wanted, str(path), partial(read, path), **of, **how)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _in_folder(

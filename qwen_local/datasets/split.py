@@ -52,7 +52,7 @@ def repeated(content_R: np.ndarray, *, weight: float, seed: int) -> np.ndarray:
         seed: of the choice of that half.
 
     Returns:
-        int64: indices into the rows, in their order, copy after copy.
+        int64: indices into the rows, in their order, copy after copy; one at least.
 
     >>> rows = np.arange(4, dtype=np.uint64)
     >>> repeated(rows, weight=2, seed=0).tolist(), len(repeated(rows, weight=1.5, seed=0))
@@ -61,7 +61,10 @@ def repeated(content_R: np.ndarray, *, weight: float, seed: int) -> np.ndarray:
     whole = np.arange(len(content_R))
     full, part = divmod(weight, 1)
     draws = _draws(content_R, "weight", seed)
-    some = np.sort(np.argsort(draws, kind="stable")[: round(part * len(whole))])
+    count = round(part * len(whole))
+    if not full and len(whole):
+        count = max(1, count)  # a source is never left out altogether
+    some = np.sort(np.argsort(draws, kind="stable")[:count])
     return np.concatenate([np.tile(whole, int(full)), some])
 
 

@@ -32,6 +32,7 @@ from jinja2 import TemplateSyntaxError
 from tokenizers import Tokenizer
 
 from qwen_local.datasets.faults import unusable
+from qwen_local.datasets.reasoning import split, without
 from qwen_local.datasets.template import Message, Tool, compile_template
 from qwen_local.datasets.tokenizer_files import TEMPLATE_HINT, read_files, special_tokens
 from qwen_local.datasets.turns import (
@@ -55,6 +56,7 @@ Thinking = Literal["auto", "keep", "drop", "empty"]
 
 QUESTION: Message = {"role": "user", "content": "?"}
 """The shortest conversation, to see what a template writes around it."""
+JOIN_HINT = "join the two messages of the assistant, or set data.thinking to drop"
 CHATML_HINT = "use a model whose template writes ChatML, as those of Qwen do"
 
 
@@ -137,6 +139,8 @@ class ChatTokenizer:
         self._short: dict[str, list[int]] = {}
         self.template_sha256 = hashlib.sha256(template.encode()).hexdigest()
         self._made_of = tokenizer, template, self._variables
+        self.tells_time = "strftime_now" in template
+        """Whether what the template writes depends on the day."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ChatTokenizer, self._made_of
@@ -301,7 +305,7 @@ class ChatTokenizer:
                 is a field of the conversation.
         """
         if thinking in ("drop", "empty"):
-            messages = [_without_reasoning(message) for message in messages]
+            messages = [without(message) for message in messages]
         escaped, literals = self._escape(messages)
         functions, more = self._escape_tools(tools)
         said = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
@@ -310,9 +314,13 @@ class ChatTokenizer:
         rows: list[_Row] = []
         for index in reversed(wanted if train_on == "assistant" else wanted[-1:]):
             count = said.index(index) + 1
-            turn = self._turn(escaped, index, functions, cut, messages[index], count)
+            turn = self._turn(
+                escaped, index, functions, cut, messages[index], count, empty=thinking == "empty"
+            )
             answer = len(turn) - 1
-            left_out = bool(_reasoning(messages[index])) and "</think>" not in turn[answer].text
+            left_out = (
+                bool(split(messages[index]).reasoning) and "</think>" not in turn[answer].text
+            )
             if left_out and thinking == "keep":
                 raise DatasetError.at(
                     f"messages[{index}]",
@@ -431,6 +439,8 @@ class ChatTokenizer:
         cut: Cut,
         message: Message,
         count: int,
+        *,
+        empty: bool,
     ) -> list[Piece]:
         """The conversation up to an assistant message, as the template writes it.
 
@@ -441,6 +451,7 @@ class ChatTokenizer:
             cut: cuts the text that is rendered.
             message: the assistant message as it is.
             count: assistant messages up to this one.
+            empty: put an empty think block before the answer, where the template does not.
 
         Returns:
             Pieces: the last is the answer, the others are its generation prompt.
@@ -460,6 +471,8 @@ class ChatTokenizer:
                 CHATML_HINT,
             )
         turn = pieces[: turns[-1] + 1]
+        if empty and turn[-2].text == HEADER:
+            turn[-2] = turn[-2]._replace(text=HEADER + EMPTY_THINK)
         _check_said(message, turn[-1].text, index)
         if index == 0:  # nothing precedes it, so it is nothing that could be asked for
             return turn
@@ -475,7 +488,7 @@ class ChatTokenizer:
                 "this chat template cannot be masked exactly: it should write the answer behind "
                 f"its generation prompt, which ends with {self._restore(prompt)[-100:]!r}; found "
                 f"{self._restore(rendered)[-200:]!r}",
-                CHATML_HINT,
+                JOIN_HINT if escaped[index - 1]["role"] == "assistant" else CHATML_HINT,
             )
         return turn
 
@@ -529,31 +542,6 @@ SHORT, MOST_KEPT = 16, 1_000
 """Characters of a text, and the number of texts, whose tokens are kept: new lines and headers."""
 
 
-def _reasoning(message: Message) -> str:
-    """What the assistant thought, in either way of writing it down.
-
-    >>> _reasoning({"content": "<think>\\nhm\\n</think>\\n\\nyes"})
-    'hm'
-    """
-    if "reasoning_content" in message:
-        return str(message["reasoning_content"]).strip()
-    thought, mark, _ = message["content"].partition("</think>")
-    return thought.rpartition("<think>")[2].strip() if mark else ""
-
-
-def _without_reasoning(message: Message) -> Message:
-    """The same message without what the assistant thought.
-
-    >>> _without_reasoning({"role": "assistant", "content": "<think>\\nhm\\n</think>\\n\\nyes"})
-    {'role': 'assistant', 'content': 'yes'}
-    """
-    if message["role"] != "assistant":
-        return message
-    _, mark, answer = message["content"].partition("</think>")
-    kept = {key: value for key, value in message.items() if key != "reasoning_content"}
-    return kept | {"content": answer.lstrip("\n") if mark else message["content"]}
-
-
 def _check_said(message: Message, words: str, index: int) -> None:
     """Refuse a template that does not write what an assistant message says.
 
@@ -562,7 +550,7 @@ def _check_said(message: Message, words: str, index: int) -> None:
         words: what the template makes of it.
         index: of the message.
     """
-    said = [message["content"].rpartition("</think>")[2].strip()]
+    said = [split(message).words.strip()]
     said += [call["function"]["name"] for call in message.get("tool_calls") or ()]
     missing = next((part for part in said if part not in words), None)
     if missing is not None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 START, END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 HEADER = "assistant\n"
 """What follows START where an assistant turn begins."""
-OPEN_THINK, EMPTY_THINK = "<think>\n", "<think>\n\n</think>\n\n"
+EMPTY_THINK = "<think>\n\n</think>\n\n"
 
 
 class Piece(NamedTuple):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qwen_local.datasets.plan import epoch_order, micro_batches
+import numpy as np
+
+from qwen_local.datasets.plan import epoch_order, micro_batches, widths_of
 from qwen_local.rows import AnyRows, Rows
 from qwen_local.training.schedule import EVALUATION_COST, Schedule
 
@@ -45,6 +48,7 @@ def forecast(
     batch_size: int,
     seed: int,
     budget: int,
+    widths: Sequence[int],
     seconds: float,
     tokens: int,
     done: int = 0,
@@ -61,6 +65,7 @@ def forecast(
         batch_size: rows of an optimizer step.
         seed: of the order.
         budget: padded positions of a micro-batch.
+        widths: of micro-batches, where they have few.
         seconds: that the trial took, forward and backward.
         tokens: its positions.
         done: optimizer steps that the run had when it was gone on with.
@@ -69,13 +74,13 @@ def forecast(
     lengths_R = train.lengths_R
     order = epoch_order(len(train), seed=seed, epoch=0)
     starts = range(0, len(order), batch_size)[:STEPS_LOOKED_AT]
-    positions = [_padded(lengths_R[order[at : at + batch_size]].tolist(), budget) for at in starts]
+    positions = [_padded(lengths_R[order[at : at + batch_size]], budget, widths) for at in starts]
     left = schedule.steps - done
     evaluations, scored = 0, 0
     if evaluation is not None:
         before = 1 + done // schedule.eval_every if done else 0
         evaluations = max(0, schedule.evaluations - before)
-        scored = _padded(evaluation.lengths_R.tolist(), budget)
+        scored = _padded(evaluation.lengths_R, budget, widths)
     return Forecast(
         steps=left,
         evaluations=evaluations,
@@ -84,10 +89,11 @@ def forecast(
     )
 
 
-def _padded(lengths: list[int], budget: int) -> int:
+def _padded(lengths_R: np.ndarray, budget: int, widths: Sequence[int]) -> int:
     """Positions that rows of these lengths take, in their micro-batches."""
-    groups = micro_batches(lengths, budget=budget)
-    return sum(len(group) * max(lengths[i] for i in group) for group in groups)
+    groups = micro_batches(lengths_R.tolist(), budget=budget, widths=widths)
+    width_R = widths_of(lengths_R, widths)
+    return sum(len(group) * int(width_R[group[0]]) for group in groups)
 
 
 def describe(coming: Forecast) -> str:

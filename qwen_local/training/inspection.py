@@ -5,10 +5,9 @@ Of the model only the tokenizer is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -17,9 +16,8 @@ from qwen_local.datasets.files import Faults, Record
 from qwen_local.datasets.findings import Findings, look
 from qwen_local.datasets.fix import Fixed, fix
 from qwen_local.datasets.formats import Example, FormatName, examples
-from qwen_local.datasets.making import Block, Making
+from qwen_local.datasets.making import Making, blocks, drafts_of
 from qwen_local.datasets.pool import in_order
-from qwen_local.datasets.prepare import BLOCK, tokenise
 from qwen_local.datasets.progress import Progress
 from qwen_local.datasets.show import Shown, pick, show
 from qwen_local.datasets.sources import Source, locate
@@ -82,7 +80,7 @@ def show_job(job: Job, making: Making, *, row: int | None = None, line: int | No
         DatasetError: no such record, or it has faults.
     """
     example = pick(_only_source(job).examples(), row=row, line=line)
-    rows = tokenise(making.tokenizer, example, train_on=making.train_on, thinking=making.thinking)
+    rows = making.tokenizer.encode(drafts_of(making, example))
     decode = partial(making.tokenizer.decode, skip_special_tokens=False)
     return show(example, rows, decode, max_length=making.max_length, overlong=making.overlong)
 
@@ -132,15 +130,13 @@ def _only_source(job: Job) -> Source:
 
 def _check(making: Making, sources: Sequence[Source], *, quiet: bool) -> SetCheck:
     found = Findings.begin(making)
+    without_rows: list[str] = []
     for source in sources:
+        before = found.rows
         with Progress(source.name, 0, quiet=quiet) as progress:
-            for part in in_order(partial(look, making), _blocks(source.examples())):
+            for part in in_order(partial(look, making), blocks(source.examples())):
                 found.merge(part)
                 progress.add(part.records)
-    return SetCheck.of([source.name for source in sources], found)
-
-
-def _blocks(items: Iterable[Example | Faults]) -> Iterator[Block]:
-    items = iter(items)
-    while block := list(islice(items, BLOCK)):
-        yield block
+        if found.rows == before:
+            without_rows.append(source.name)
+    return SetCheck.of([source.name for source in sources], found, without_rows)

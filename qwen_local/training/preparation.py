@@ -73,6 +73,7 @@ def make_setup(
         dtype: of the frozen model.
         workload: of the run.
     """
+    compiled = choice.backend == "mlx" and choice.device == "gpu"  # a compilation for every shape
     setup = Setup(
         model=model,
         lora=job.lora,
@@ -82,7 +83,7 @@ def make_setup(
         seed=job.train.seed,
         weight_decay=job.train.weight_decay,
         max_grad_norm=job.train.max_grad_norm,
-        widths=choose_widths(workload.lengths_R) if choice.backend == "mlx" else (),
+        widths=choose_widths(workload.lengths_R) if compiled else (),
     )
     return fit(
         setup,

@@ -45,18 +45,17 @@ def rehearse(
 
     def tried(
         rows: AnyRows, places: Sequence[str], most: int, work: Callable[[Rows], object]
-    ) -> int:
+    ) -> None:
         with budget_told(backend, metrics, step):
             for chosen in (_first, _largest):
                 indices = chosen(rows.lengths_R, most, backend.micro_batch_tokens)
                 with rows_named([places[i] for i in indices]):
                     work(rows.take(indices))
-        return len(indices) * int(rows.lengths_R[indices].max())
 
-    tokens = tried(data.train, data.train_places, batch_size, backend.rehearse)
+    tried(data.train, data.train_places, batch_size, backend.rehearse)
     indices = _largest(data.train.lengths_R, batch_size, backend.micro_batch_tokens)
     began = time.monotonic()
-    backend.rehearse(data.train.take(indices))
+    tokens = backend.rehearse(data.train.take(indices))
     took = time.monotonic() - began
     if data.evaluation is not None:
         tried(data.evaluation, data.eval_places, len(data.evaluation), backend.score)

@@ -440,6 +440,7 @@ def _rehearse(ready: _Ready, engine: Backend, data: Data, metrics: Metrics) -> F
         batch_size=batch_size,
         seed=ready.job.train.seed,
         budget=engine.micro_batch_tokens,
+        widths=ready.setup.widths,
         seconds=tried.seconds,
         tokens=tried.tokens,
         done=start.step,

@@ -31,7 +31,7 @@ FIRST_PART = BLOCK * PART
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "BLOCK", BLOCK)
+    monkeypatch.setattr(making, "BLOCK", BLOCK)
     monkeypatch.setattr(module, "PART", PART)
     write(RECORDS)
 
@@ -219,7 +219,8 @@ def test_a_process_that_is_killed_is_told(several: Callable[..., Any]) -> None:
     with pytest.raises(QwenLocalError) as caught:
         list(several(functools.partial(_killed_unless, os.getpid()), range(9)))
     assert str(caught.value) == (
-        "a process that prepared the data was killed; the memory may have been full"
+        "a process that prepared the data has ended; the memory may have been full (or a program "
+        'of your own begins its work outside of `if __name__ == "__main__":`)'
     )
 
 

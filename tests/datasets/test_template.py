@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError, UndefinedError
+from jinja2.exceptions import SecurityError
 from transformers import PreTrainedTokenizerFast
 
 from qwen_local.datasets.template import compile_template
@@ -59,3 +61,65 @@ def test_a_template_can_refuse_and_tell_the_date() -> None:
     with pytest.raises(TemplateError, match=r"^no$"):
         compile_template("{{ raise_exception('no') }}").render()
     assert compile_template("{{ strftime_now('%Y') }}").render() >= "2024"
+
+
+# --- limits ---
+
+LOOPS = (
+    "{% set many = range(99999) %}{% for a in many %}{% for b in many %}{% endfor %}{% endfor %}"
+)
+DOUBLED = (
+    "{% set n = namespace(s='ab') %}{% for a in range(60) %}{% set n.s = n.s OP n.s %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        (LOOPS, "it takes more than 1,000,000 steps"),
+        (DOUBLED.replace("OP", "+"), "it computes a value of more than 67,108,864 characters"),
+        (DOUBLED.replace("OP", "~"), "it computes a value of more than 67,108,864 characters"),
+        ("{{ 'a' * 10**10 }}", "it computes a value of more than 67,108,864 characters"),
+        ("{{ 10**10 * 'a' }}", "it computes a value of more than 67,108,864 characters"),
+        ("{{ 'a'.center(10**10) }}", "it asks for a value of more than 67,108,864 characters"),
+        ("{{ '%9d' % 3 }}", "formatting with % is not allowed in a chat template"),
+    ],
+)
+def test_a_template_that_would_never_end_or_fill_the_memory_is_stopped(
+    source: str, problem: str
+) -> None:
+    with pytest.raises(TemplateError) as caught:
+        compile_template(source).render(messages=[])
+    assert str(caught.value) == problem
+
+
+def test_filters_that_fill_up_to_a_width_are_not_there() -> None:
+    with pytest.raises(TemplateSyntaxError, match="No filter named 'center'"):
+        compile_template("{{ 'a' | center(10) }}")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__ }}",
+        "{{ messages.__class__ }}",
+        "{{ messages[0].__class__ }}",
+        "{{ messages[0]['__class__'].__mro__ }}",
+        "{{ '{0.__class__}'.format(messages) }}",
+        "{{ '{a.__class__}'.format_map({'a': 1}) }}",
+        "{% set _ = messages.append(1) %}",
+        "{% set _ = messages[0].update({}) %}",
+        "{{ raise_exception.__globals__ }}",
+    ],
+)
+def test_a_template_does_not_leave_the_sandbox(source: str) -> None:
+    messages = [{"role": "user"}]
+    with suppress(SecurityError, UndefinedError):
+        assert compile_template(source).render(messages=messages) == ""
+    assert messages == [{"role": "user"}]
+
+
+def test_a_key_wins_over_nothing_and_a_method_over_a_key() -> None:
+    render = compile_template("{{ m.role }} {{ m.get('items') }} {{ m.items is callable }}").render
+    assert render(m={"role": "user", "items": 3}) == "user 3 True"
+    assert compile_template("{{ m.absent is defined }}").render(m={}) == "False"

@@ -26,6 +26,7 @@ def foretold(train: Rows, evaluation: Rows | None, spec: TrainSpec, **given: int
         evaluation,
         batch_size=spec.batch_size,
         seed=0,
+        widths=(),
         budget=given.get("budget", 40),
         seconds=2.0,
         tokens=100,

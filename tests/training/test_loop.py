@@ -74,7 +74,7 @@ class ScalarBackend:
     def peak_memory_bytes(self) -> int:
         return 8
 
-    def rehearse(self, rows: Rows) -> None:
+    def rehearse(self, rows: Rows) -> int:
         raise AssertionError("the loop has no use for this")
 
     def state(self) -> State:

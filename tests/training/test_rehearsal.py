@@ -27,11 +27,12 @@ class Notes:
         self.rehearsed: list[list[int]] = []
         self.scored: list[list[int]] = []
 
-    def rehearse(self, rows: Rows) -> None:
+    def rehearse(self, rows: Rows) -> int:
         self._look_at(rows)
         if self._tight:
             self.micro_batch_tokens, self._tight = self.micro_batch_tokens // 2, False
         self.rehearsed.append(rows.lengths_R.tolist())
+        return len(rows) * int(rows.lengths_R.max())
 
     def score(self, rows: Rows) -> Scores:
         self._look_at(rows)

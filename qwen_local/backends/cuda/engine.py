@@ -39,6 +39,7 @@ from qwen_local.backends.cuda.head import SupervisedLoss, score_rows
 from qwen_local.backends.cuda.quantised import load
 from qwen_local.backends.cuda.session import TorchSession
 from qwen_local.backends.within_memory import Budget
+from qwen_local.datasets.plan import MOST
 from qwen_local.rows import Rows
 
 T = TypeVar("T")
@@ -120,9 +121,10 @@ class TorchBackend:
             self._steps += 1
         return StepResult(loss_sum, grad_norm, applied, finite, self._budget.positions)
 
-    def rehearse(self, rows: Rows) -> None:
+    def rehearse(self, rows: Rows) -> int:
         """See `Backend.rehearse`."""
-        self._within_memory(rows, lambda b: self._mean_gradient(b, rows.supervised))
+        self._within_memory(rows, lambda b: self._mean_gradient(b, rows.supervised), most=1)
+        return self._budget.positions
         self._optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
@@ -241,8 +243,10 @@ class TorchBackend:
             return int(torch.cuda.max_memory_allocated())
         return peak_resident_bytes()
 
-    def _within_memory(self, rows: Rows, work: Callable[[Iterator[MicroBatch]], T]) -> T:
-        return self._budget.run(rows, work, let_go=self._let_go)
+    def _within_memory(
+        self, rows: Rows, work: Callable[[Iterator[MicroBatch]], T], *, most: int = MOST
+    ) -> T:
+        return self._budget.run(rows, work, let_go=self._let_go, most=most)
 
     def _let_go(self) -> None:
         """Free what a failed pass left."""

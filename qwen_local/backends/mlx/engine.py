@@ -45,7 +45,7 @@ from qwen_local.backends.mlx.head import loss_and_gradient, losses
 from qwen_local.backends.mlx.quantised import back, quantise
 from qwen_local.backends.mlx.session import MlxSession
 from qwen_local.backends.within_memory import Budget
-from qwen_local.datasets.plan import SIZES
+from qwen_local.datasets.plan import MOST, SIZES
 from qwen_local.models.architecture import block_path
 from qwen_local.models.config import engine_config
 from qwen_local.rows import Rows
@@ -146,9 +146,10 @@ class MlxBackend:
             self._steps += 1
         return StepResult(loss_sum, grad_norm, applied, finite, self._budget.positions)
 
-    def rehearse(self, rows: Rows) -> None:
+    def rehearse(self, rows: Rows) -> int:
         """See `Backend.rehearse`."""
-        self._within_memory(rows, lambda b: self._mean_gradient(b, rows.supervised))
+        self._within_memory(rows, lambda b: self._mean_gradient(b, rows.supervised), most=1)
+        return self._budget.positions
 
     def score(self, rows: Rows) -> Scores:
         """See `Backend.score`."""
@@ -262,8 +263,10 @@ class MlxBackend:
         """See `Backend.peak_memory_bytes`."""
         return int(mx.get_peak_memory()) if self._gpu else peak_resident_bytes()
 
-    def _within_memory(self, rows: Rows, work: Callable[[Iterator[MicroBatch]], T]) -> T:
-        return self._budget.run(rows, work, let_go=_let_go)
+    def _within_memory(
+        self, rows: Rows, work: Callable[[Iterator[MicroBatch]], T], *, most: int = MOST
+    ) -> T:
+        return self._budget.run(rows, work, let_go=_let_go, most=most)
 
     def _mean_gradient(
         self, batches: Iterator[MicroBatch], tokens: int
