@@ -680,3 +680,20 @@ def test_what_was_repaired_has_no_fault(content: list[bytes], end: bytes, cli: C
     assert not report["dropped"]
     assert report["duplicates"]["exact"] == 0
     assert report["rows"] == json.loads(said.out)["fixed"]["rows"]
+
+
+def test_a_source_of_which_nothing_is_left_is_refused_as_in_training(cli: Cli) -> None:
+    Path("b.jsonl").write_text('{"prompt": "?", "completion": " "}', encoding="utf-8")
+    job = ("--set", f"data.train=[{lines(GOOD)}, b.jsonl]", "--set", "data.eval_fraction=0")
+    Path("job.yaml").write_text("{}", encoding="utf-8")
+    said = cli("data", "check", "--job", "job.yaml", *job, "--json")
+    assert (said.code, json.loads(said.out)["refused"]) == (2, "no row is left of b.jsonl")
+    assert cli("plan", "job.yaml", *job).code == 2
+
+
+def test_a_conversation_of_which_nothing_is_learned_is_told(cli: Cli) -> None:
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!", "weight": 0}]
+    said = cli("data", "show", lines(json.dumps({"messages": turns})))
+    assert said.out == (
+        "a.jsonl:1 (messages): nothing of it is learned (every answer has weight 0)\n"
+    )

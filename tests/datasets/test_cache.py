@@ -17,9 +17,11 @@ import pytest
 from qwen_local.datasets import making, pool
 from qwen_local.datasets import prepare as module
 from qwen_local.datasets.cache import COMPLETE, cache_folder
+from qwen_local.datasets.files import Record
+from qwen_local.datasets.formats import Example
 from qwen_local.datasets.pool import in_order
 from qwen_local.datasets.prepare import Prepared, prepare
-from qwen_local.datasets.sources import Wanted
+from qwen_local.datasets.sources import Source, Wanted
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import DatasetError, QwenLocalError
 
@@ -227,3 +229,87 @@ def test_a_process_that_is_killed_is_told(several: Callable[..., Any]) -> None:
 def _killed_unless(parent: int, _: int) -> None:
     if os.getpid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+# --- what could go wrong with it ---
+
+
+def test_two_splits_of_one_commit_have_their_own_rows(tiny: ChatTokenizer) -> None:
+    def rows(split: str) -> list[str]:
+        def records() -> Any:
+            for n in range(FIRST_PART + 1):
+                yield Record(f"o/n[{split}]:{n + 1}", {"prompt": f"{n}?", "completion": split})
+
+        source = Source(name=f"o/n[{split}]", records=records, sha256=None, commit="abc")
+        made = module.read_source(source, how(tiny), quiet=True)
+        return [tiny.decode(made.table.row(0)[0].tolist())]
+
+    assert rows("train") != rows("validation")
+    assert len(list(cache_folder().glob(f"*/{COMPLETE}"))) == 2
+
+
+def how(tokenizer: ChatTokenizer) -> making.Making:
+    return making.Making(
+        tokenizer=tokenizer,
+        max_length=64,
+        overlong="drop",
+        train_on="assistant",
+        thinking="auto",
+    )
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(
+    tiny: ChatTokenizer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = run(tiny)
+    Path("file").touch()
+    monkeypatch.setenv("HF_DATASETS_CACHE", "file")
+    with caplog.at_level("WARNING"):
+        assert_the_same(run(tiny), kept)
+    [said] = [record.message for record in caplog.records]
+    assert said.startswith("rows are not kept for the next time: ")
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused_and_not_kept(
+    tiny: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = making.make
+
+    def changing(making: making.Making, block: making.Block) -> Any:
+        write(RECORDS + 1)
+        return make(making, block)
+
+    monkeypatch.setattr(module, "make", changing)
+    monkeypatch.setattr(pool, "ALONE", 10**6)
+    with pytest.raises(DatasetError) as caught:
+        run(tiny)
+    assert str(caught.value) == (
+        "train.jsonl: it was changed while it was read\n\n"
+        "hint: run the command again when it is complete"
+    )
+    assert not cache_folder().exists()
+
+
+def test_a_template_that_tells_the_time_is_not_kept(tiny: ChatTokenizer) -> None:
+    tokenizer, template, variables = tiny.__reduce__()[1]
+    dated = ChatTokenizer(tokenizer, template + "{# strftime_now #}", variables)
+    run(dated)
+    assert not cache_folder().exists()
+
+
+def test_a_block_ends_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(making, "BLOCK_SIZE", 25)
+    examples = [
+        Example(
+            where=f"a:{n}",
+            format="text",
+            content="x" * 10,
+            tools=(),
+            untrained=frozenset(),
+            says_nothing=False,
+            ignored=(),
+            notes=(),
+        )
+        for n in range(7)
+    ]
+    assert [len(block) for block in making.blocks(examples)] == [3, 3, 1]

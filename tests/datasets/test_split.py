@@ -60,7 +60,9 @@ def test_there_is_no_split_of_few_rows_nor_for_no_share(rows: int, fraction: flo
     )
 
 
-@pytest.mark.parametrize(("weight", "rows"), [(1, 100), (2, 200), (0.25, 25), (1.5, 150)])
+@pytest.mark.parametrize(
+    ("weight", "rows"), [(1, 100), (2, 200), (0.25, 25), (1.5, 150), (0.001, 1)]
+)
 def test_a_weight_says_how_often_the_rows_of_a_source_count(weight: float, rows: int) -> None:
     chosen = repeated(digests(*range(100)), weight=weight, seed=0)
     assert len(chosen) == rows

@@ -338,3 +338,42 @@ def test_a_tokenizer_goes_to_another_process_as_it_is() -> None:
     assert again is not tokenizer
     assert again.encode_conversation(TALK) == tokenizer.encode_conversation(TALK)
     assert again.sha256 == tokenizer.sha256
+
+
+# --- odd conversations ---
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [assistant("hi")],
+        [{"role": "system", "content": "Be kind."}, assistant("hi")],
+        [user("<tool_response>x</tool_response>"), assistant("hi")],
+    ],
+)
+def test_an_empty_think_block_stands_before_every_answer_that_asks_for_it(
+    messages: list[dict[str, Any]], qwen: dict[str, ChatTokenizer]
+) -> None:
+    [row] = qwen["qwen3"].encode_conversation(messages, thinking="empty")
+    assert marked(qwen["qwen3"], row).endswith(f"assistant\n{EMPTY}«hi<|im_end|>»")
+
+
+def test_the_end_of_a_think_block_within_an_answer_is_no_reasoning(
+    qwen: dict[str, ChatTokenizer],
+) -> None:
+    messages = [user("?"), assistant("Write </think> to end it.")]
+    [row] = qwen["qwen2_5"].encode_conversation(messages, thinking="drop")
+    assert marked(qwen["qwen2_5"], row).endswith("«Write </think> to end it.<|im_end|>»")
+    with pytest.raises(DatasetError, match="does not write what the assistant says"):
+        qwen["qwen3"].encode_conversation(messages)  # its template takes it for one
+
+
+def test_two_answers_in_a_row_are_refused_with_the_mend(qwen: dict[str, ChatTokenizer]) -> None:
+    messages = [user("?"), assistant("a"), assistant("b")]
+    with pytest.raises(DatasetError) as caught:
+        qwen["qwen3"].encode_conversation(messages)
+    assert caught.value.faults[0].hint == (
+        "join the two messages of the assistant, or set data.thinking to drop"
+    )
+    [row] = qwen["qwen3"].encode_conversation(messages, thinking="drop")
+    assert marked(qwen["qwen3"], row).count("«") == 2
