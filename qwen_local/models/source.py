@@ -29,6 +29,7 @@ OWNER_AND_MODEL = "a hub id is <owner>/<model>"
 PROOF = "proof.json"
 """What `fuse` leaves beside a merged model."""
 CONFIG_FILES = ("config.json",)
+TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "*.jinja")
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.json")
 """What is downloaded of a model: data only, no code and no pickle."""
 
@@ -136,6 +137,22 @@ def fetch(source: ModelSource, *, weights: bool = True, download: bool = True) -
         config=config,
         architecture=architecture,
     )
+
+
+def fetch_tokenizer(source: ModelSource) -> Path:
+    """Bring what text becomes tokens by to this machine: some megabytes, and no weight.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModelError: the files cannot be had, or config.json is refused.
+    """
+    folder = source.folder
+    if folder is None:
+        folder = _snapshot(source.name, source.revision, TOKENIZER_FILES, download=True)
+    check_folder(folder, source.name, weights=False)
+    return folder
 
 
 def _snapshot(name: str, revision: str | None, patterns: Sequence[str], download: bool) -> Path:

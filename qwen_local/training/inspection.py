@@ -24,20 +24,18 @@ from qwen_local.datasets.sources import Source, locate
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import DatasetError
 from qwen_local.job import Job
-from qwen_local.models.source import fetch, find_model
+from qwen_local.models.source import fetch_tokenizer, find_model
 from qwen_local.training.preparation import data_sources
 
 
 def read_making(job: Job) -> Making:
-    """How the records of a job become rows; its tokenizer must be on this machine.
+    """How the records of a job become rows.
 
     Raises:
-        ModelError: the tokenizer is not here, or cannot be used.
+        ModelError: the tokenizer cannot be had, or not be used.
         JobError: the chat template cannot do what `data.thinking` asks for.
     """
-    source = find_model(job.model.name, job.model.revision)
-    files = fetch(source, weights=source.kind == "hub", download=False)
-    tokenizer = ChatTokenizer.load(files.folder)
+    tokenizer = ChatTokenizer.load(fetch_tokenizer(find_model(job.model.name, job.model.revision)))
     tokenizer.check_thinking(job.data.thinking)
     return Making(
         tokenizer=tokenizer,
