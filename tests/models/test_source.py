@@ -20,7 +20,14 @@ from qwen_local.embedded import tiny_model_path
 from qwen_local.errors import ModelError
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.published import PUBLISHED
-from qwen_local.models.source import MODEL_FILES, ModelSource, fetch, find_model
+from qwen_local.models.source import (
+    MODEL_FILES,
+    TOKENIZER_FILES,
+    ModelSource,
+    fetch,
+    fetch_tokenizer,
+    find_model,
+)
 
 COMMIT = "c1899de289a04d12100db370d81485cdf75e47ca"
 CONFIG: dict[str, Any] = {
@@ -183,6 +190,12 @@ def test_the_commit_that_was_resolved_is_recorded_and_kept_to(hub: Hub) -> None:
         ("me/model", "main", ("config.json",), False),
         ("me/model", COMMIT, MODEL_FILES, False),
     ]
+
+
+def test_the_tokenizer_comes_without_the_weights(hub: Hub) -> None:
+    assert fetch_tokenizer(find_model("me/model", "main")) == hub.folder
+    assert hub.calls == [("me/model", "main", TOKENIZER_FILES, False)]
+    assert not any("safetensors" in pattern for pattern in TOKENIZER_FILES)
 
 
 def test_a_model_that_is_refused_costs_no_download(
