@@ -38,6 +38,8 @@ class Fault:
     """What was expected and what was found."""
     hint: str | None = None
     """The mend, where one is known."""
+    ends: bool = False
+    """Whether it says that no more were looked for: the last of them, and always shown."""
 
     def __str__(self) -> str:
         said = f"{self.where}: {self.problem}"
@@ -97,7 +99,8 @@ class InputError(QwenLocalError, ValueError):
     def __str__(self) -> str:
         shown = [str(fault) for fault in self.faults[:FAULTS_SHOWN]]
         if len(self.faults) > FAULTS_SHOWN:
-            shown.append(f"... and {len(self.faults) - FAULTS_SHOWN} more")
+            shown.append(f"... and {len(self.faults) - FAULTS_SHOWN:,} more")
+            shown += [str(fault) for fault in self.faults[-1:] if fault.ends]
         return "\n\n".join(shown)
 
 

@@ -75,5 +75,8 @@ def _status() -> int:
 
 def _tell(message: str) -> None:
     """What ended the command: the message or, with --debug, the traceback (which ends with it)."""
+    from qwen_local.inference.text import visible
+
     debug = "--debug" in sys.argv[1:2]  # an option of the whole program, so before any command
-    click.echo(traceback.format_exc() if debug else message, err=True)
+    # What data, file names or templates say must not steer the terminal.
+    click.echo(traceback.format_exc() if debug else visible(message), err=True)

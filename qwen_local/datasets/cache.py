@@ -1,8 +1,8 @@
 """Tokenised rows on the disk: made once, resumed where they were interrupted, then paged in.
 
 A folder holds the rows of one source under one way of making them, in parts of `PART` blocks:
-Arrow streams, as Hugging Face `datasets` writes and reads them. Each part carries what became of
-its records. COMPLETE.json, written last, counts the parts.
+Arrow streams, as Hugging Face `datasets` writes and reads them, each with a checksum and what
+became of its records beside it. COMPLETE.json, written last, counts the parts.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -22,8 +23,7 @@ from qwen_local.datasets.making import Made, Making
 from qwen_local.files import json_bytes, room_for, write_durably
 
 COMPLETE = "COMPLETE.json"
-MADE = b"qwen_local"
-"""The key of a part's own metadata."""
+PIECE = 2**20
 
 Part = tuple[Made, pa.RecordBatch]
 
@@ -34,7 +34,7 @@ def cache_folder() -> Path:
         Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     )
     folder = os.environ.get("HF_DATASETS_CACHE") or str(Path(home) / "datasets")
-    return Path(folder).expanduser() / "qwen-local"
+    return Path(os.path.expanduser(folder)) / "qwen-local"  # noqa: PTH111 - Path raises for `~nobody`
 
 
 def cache_key(making: Making, **more: Any) -> str:
@@ -69,13 +69,14 @@ class Cache:
         self.folder = folder
 
     def parts(self) -> Iterator[Part]:
-        """What lies there already: parts from the first on, as long as they can be read."""
+        """What lies there already: parts from the first on, as long as they are whole."""
         index = 0
         while True:
             try:
-                yield read_part(self._path(index))
-            except (OSError, ValueError):  # none, or damaged: it is made again
+                part = read_part(self._path(index))
+            except Exception:  # none, or damaged in whatever way: it is made again
                 return
+            yield part
             index += 1
 
     def is_complete(self, parts: int) -> bool:
@@ -94,27 +95,34 @@ class Cache:
             OSError: it cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        schema = stored.SCHEMA.with_metadata({MADE: json.dumps(made.to_json()).encode()})
         table = pa.Table.from_batches(batches, stored.SCHEMA).combine_chunks()
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, schema) as stream:
-            stream.write_table(table.replace_schema_metadata(schema.metadata))
-        content = sink.getvalue()
+        with pa.ipc.new_stream(sink, stored.SCHEMA) as stream:
+            stream.write_table(table)
+        content = sink.getvalue().to_pybytes()
         path = self._path(index)
-        new = path.with_name(f".new-{os.getpid()}-{path.name}")  # another process may make it too
-        with room_for(path, content.size):
-            write_durably(new, content.to_pybytes())
-            new.replace(path)
+        told = {"made": made.to_json(), "crc32": zlib.crc32(content)}
+        with room_for(path, len(content)):
+            _put(path, content)
+            _put(
+                path.with_suffix(".json"), json_bytes(told)
+            )  # last: it says that the part is whole
         return read_part(path)
 
     def complete(self, parts: int) -> None:
         """Say that no more come."""
-        new = self.folder / f".new-{os.getpid()}-{COMPLETE}"
-        write_durably(new, json_bytes({"parts": parts}))
-        new.replace(self.folder / COMPLETE)
+        _put(self.folder / COMPLETE, json_bytes({"parts": parts}))
 
     def _path(self, index: int) -> Path:
         return self.folder / f"rows-{index:05d}.arrow"
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Put a file in its place; another process may be making the same one."""
+    new = path.with_name(f".new-{os.getpid()}-{path.name}")
+    new.unlink(missing_ok=True)
+    write_durably(new, content)
+    new.replace(path)
 
 
 def read_part(path: Path) -> Part:
@@ -122,12 +130,15 @@ def read_part(path: Path) -> Part:
 
     Raises:
         OSError: it is not there.
-        ValueError: it is damaged.
+        ValueError: it is not what was written.
     """
-    with pa.memory_map(str(path)) as file:
-        stream = pa.ipc.open_stream(file)
-        told = (stream.schema.metadata or {}).get(MADE)
-        batches = list(stream)
-    if told is None or len(batches) != 1 or stream.schema != stored.SCHEMA:
-        raise ValueError(f"{path} is no part of a cache")
-    return Made.from_json(json.loads(told)), batches[0]
+    told = json.loads(path.with_suffix(".json").read_bytes())
+    crc = 0
+    with path.open("rb") as file:  # read, and not paged in: that would count as our memory
+        while piece := file.read(PIECE):
+            crc = zlib.crc32(piece, crc)
+    if crc != told["crc32"]:
+        raise ValueError(f"{path} is damaged")
+    with pa.memory_map(str(path)) as mapped:
+        [batch] = pa.ipc.open_stream(mapped)
+    return Made.from_json(told["made"]), batch

@@ -529,4 +529,10 @@ def _unknown(record: Record) -> Fault:
     problem = f"expected the keys of one format ({wanted}); found {keys}"
     if {"role", "content"} <= record.value.keys():
         return Fault(record.where, problem, 'put the messages of a row into {"messages": [...]}')
-    return Fault(record.where, problem, "rename the keys, or name the columns in data.columns")
+    known = {key for each in KEYS.values() for key in each.required}
+    close = {key: difflib.get_close_matches(key, known, n=1) for key in record.value}
+    renamed = [
+        f'"{key}" to "{near[0]}"' for key, near in close.items() if near and key not in known
+    ]
+    hint = f"rename {' and '.join(renamed)}" if renamed else "rename the keys"
+    return Fault(record.where, problem, f"{hint}, or name the columns in data.columns")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -45,7 +46,9 @@ class Json:
         self.noted: list[tuple[str, str]] = []
         """(problem, hint) of what the last value holds that is no JSON."""
         self._decoder = json.JSONDecoder(
-            object_pairs_hook=self._object, parse_constant=self._constant
+            object_pairs_hook=self._object,
+            parse_constant=self._constant,
+            parse_float=self._float,
         )
         self._longest = longest
         self.begin(text, more)
@@ -63,6 +66,12 @@ class Json:
             twice = next(key for key in value if keys.count(key) > 1)
             problem = f"the key {quoted(twice)} occurs more than once in one object"
             self.noted.append((problem, "keep one of them"))
+        return value
+
+    def _float(self, text: str) -> float:
+        value = float(text)
+        if math.isinf(value):
+            self.noted.append((f"{text} is too large for a number", "write a smaller one, or text"))
         return value
 
     def _constant(self, name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -232,7 +233,8 @@ def _make(
                 cache, pending = None, []
                 if len(begun.faults) > FAULTS_KEPT:
                     problem = f"reading stopped after {FAULTS_KEPT} faults"
-                    begun.faults[FAULTS_KEPT:] = [Fault(source.name, problem)]
+                    hint = f"qwen-local data check {source.name} shows all of them by kind"
+                    begun.faults[FAULTS_KEPT:] = [Fault(source.name, problem, hint, ends=True)]
                     break
                 continue
             pending.append(batch)
@@ -253,7 +255,8 @@ def _make(
         if kept is not None:
             parts, pending = parts + 1, [kept]
         if kept is not None or not pending:
-            cache.complete(parts)
+            with suppress(OSError):  # what is there is gone on with the next time
+                cache.complete(parts)
     total.merge(begun)
     return total, batches + pending
 

@@ -138,6 +138,8 @@ class DataReport:
             said.append(f"dropped: {reasons}")
         if cut := sum(source.cut for source in self.sources):
             said.append(f"cut to {self.max_length:,} tokens: {cut:,}")
+        if self.shared:
+            said.append(f"{self.shared:,} of the rows to evaluate on are trained on, too")
         if ignored:
             said.append(f"keys ignored: {', '.join(sorted(ignored))}")
         return "; ".join(said)

@@ -2,7 +2,8 @@
 
 Jinja's sandbox keeps a template from everything outside of it, but not from running forever or
 filling the memory: here it may take `MOST_STEPS` turns of loops and macros, and no value that it
-computes by `+`, `*`, `%` or `~` may grow beyond `LONGEST` characters.
+computes by `+`, `*` or `~`, and no text that it writes, may grow beyond `LONGEST` characters. That
+stops accidents and the common bombs, not every one that an enemy could think of.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ LONGEST = 64 * 2**20
 STEP, JOINED = "_step", "_joined"
 """Names that the environment gives to functions of its own."""
 TEXT_METHODS = {"endswith", "lower", "lstrip", "rsplit", "rstrip", "split", "startswith", "strip"}
-FILLERS = ("center", "format", "indent", "wordwrap")
-"""Filters that fill up to a width as large as they are told."""
+FILLERS = ("batch", "center", "format", "indent", "pprint", "slice", "wordwrap")
+"""Filters that fill up to a width as large as they are told, or write what is nested for ever."""
+MOST_INDENT = 16
 
 
 class _GenerationMarks(Extension):
@@ -60,6 +62,8 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     # Jinja's own filter escapes HTML, which no model was trained on.
+    if isinstance(indent, int) and indent > MOST_INDENT:
+        raise TemplateError(f"an indent of more than {MOST_INDENT} is not allowed")
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -92,7 +96,7 @@ class _Steps:
 class _Environment(ImmutableSandboxedEnvironment):
     """Jinja's sandbox, with an end to how long and how large."""
 
-    intercepted_binops = frozenset("+*%")
+    intercepted_binops = frozenset(["+", "*", "%", "**"])
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
@@ -116,6 +120,8 @@ class _Environment(ImmutableSandboxedEnvironment):
                 )
             if kind is LoopContext or (kind is str and attribute in TEXT_METHODS):
                 return getattr(obj, attribute)
+            if kind is str and attribute.startswith("format"):
+                raise TemplateError("format is not allowed in a chat template")
         return super().getattr(obj, attribute)
 
     def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
@@ -136,12 +142,18 @@ class _Environment(ImmutableSandboxedEnvironment):
             case "+" if isinstance(left, str) and isinstance(right, str):
                 _check_length(len(left) + len(right))
                 return left + right
-            case "*" if isinstance(left, int) != isinstance(right, int):
+            case "+" if isinstance(left, list) and isinstance(right, list):
+                _check_length(len(left) + len(right))
+            case "*" if isinstance(left, int) and isinstance(right, int):
+                _check_length(max(abs(left), abs(right)))
+            case "*":
                 text, times = (right, left) if isinstance(left, int) else (left, right)
-                if isinstance(text, str | list | tuple):
+                if isinstance(text, str | list | tuple) and isinstance(times, int):
                     _check_length(len(text) * max(0, times))
             case "%" if isinstance(left, str):
                 raise TemplateError("formatting with % is not allowed in a chat template")
+            case "**":
+                raise TemplateError("** is not allowed in a chat template")
         return super().call_binop(context, operator, left, right)
 
 
@@ -169,7 +181,13 @@ class ChatTemplate:
             jinja2.TemplateError: it takes too long, or computes something too large; or whatever
                 else a program may raise.
         """
-        return self._template.render(variables, **{STEP: _Steps(), JOINED: _joined})
+        pieces: list[str] = []
+        length = 0
+        for piece in self._template.generate(variables, **{STEP: _Steps(), JOINED: _joined}):
+            pieces.append(piece)
+            length += len(piece)
+            _check_length(length)
+        return "".join(pieces)
 
 
 def compile_template(source: str) -> ChatTemplate:
@@ -187,6 +205,7 @@ def compile_template(source: str) -> ChatTemplate:
     )
     for name in FILLERS:
         del environment.filters[name]
+    del environment.globals["lipsum"]
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now

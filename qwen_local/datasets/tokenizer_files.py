@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from tokenizers import Tokenizer
 
+from qwen_local.datasets.faults import unusable
 from qwen_local.datasets.turns import END, END_OF_TEXT, START
 from qwen_local.errors import Fault, ModelError
 
@@ -115,7 +116,11 @@ def _read_template(folder: Path, config: Mapping[str, Any]) -> tuple[Path, str]:
     if not isinstance(template, str):
         problem = "no chat template: neither this file nor `chat_template` in tokenizer_config.json"
         raise ModelError.at(str(file), problem, TEMPLATE_HINT)
-    return folder / "tokenizer_config.json", template
+    named_file = folder / "tokenizer_config.json"
+    if unusable(template):
+        problem = "holds what is no text: a NUL, or half of a surrogate pair"
+        raise ModelError.at(f"{named_file}: chat_template", problem, TEMPLATE_HINT)
+    return named_file, template
 
 
 def _content(token: object) -> str | None:

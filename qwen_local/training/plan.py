@@ -110,7 +110,10 @@ class Plan:
         sizes = {part: getattr(self.memory, part) for part in PARTS}
         lines += [f"  {part:<12}{size / 1e9:>8.2f} GB" for part, size in sizes.items() if size]
         lines.append(f"  of the {self.device:<5}{self.memory.available / 1e9:>8.2f} GB")
-        lines.append("  it fits" if self.memory.fits else "  it does not fit")
+        fits = "  it fits" if self.memory.fits else "  it does not fit: a tenth is to stay free"
+        lines.append(fits)
+        if self.histogram is None:
+            lines.append("  with data.max_length tokens in every row, as the rows are not known")
         if self.advice is not None:
             lines.append(f"  advice: {self.advice}")
         if not self.memory.fits:

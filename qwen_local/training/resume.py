@@ -232,16 +232,22 @@ def _with_defaults(job: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _data_faults(before: Identity, now: Identity, *, explained: bool) -> Iterator[Fault]:
     """Rows that differ are a fault; named by their source, or by what made them."""
-    for key, was, is_now, at in (
-        ("data.train", before.rows, now.rows, 0),
-        ("data.eval", before.eval_rows, now.eval_rows, 1),
+    known = {content for _, content in before.sources}
+    new = [name for name, content in now.sources if content not in known]
+    began = ", ".join(name for name, _ in before.sources)
+    for key, was, is_now in (
+        ("data.train", before.rows, now.rows),
+        ("data.eval", before.eval_rows, now.eval_rows),
     ):
-        if was == is_now or (at == 1 and before.rows != now.rows and len(now.sources) < 2):
-            continue  # a split of the same source: said once
-        old, new = (sources[at : at + 1] for sources in (before.sources, now.sources))
-        if [sha for _, sha in old] != [sha for _, sha in new]:
-            name = new[0][0] if new else "the evaluation data"
-            yield Fault(key, f"{name} has changed since this run began", OTHERWISE)
+        if was == is_now or (key == "data.eval" and before.rows != now.rows):
+            continue  # a split of the same sources, or said already
+        if new or len(before.sources) != len(now.sources):
+            names = ", ".join(new) or "the list of sources"
+            if names == began:
+                problem = f"{names} has changed since this run began"
+            else:
+                problem = f"this run began with {began}; found {names}"
+            yield Fault(key, problem, OTHERWISE)
         elif not explained:
             problem = "its rows are other tokens than when this run began"
             hint = f"the tokenizer, its template or this program's version differs; {OTHERWISE}"

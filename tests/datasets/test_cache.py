@@ -123,13 +123,22 @@ def test_what_was_interrupted_is_gone_on_with(
     assert_the_same(run(tiny), again)
 
 
-@pytest.mark.parametrize("damage", [b"", b"no arrow"])
-def test_a_damaged_part_is_made_again(damage: bytes, tiny: ChatTokenizer, made: list[int]) -> None:
+def flipped(content: bytes) -> bytes:
+    at = len(content) // 2
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize("suffix", [".arrow", ".json"])
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda _: b"no arrow", flipped])
+def test_a_damaged_part_is_made_again(
+    damage: Callable[[bytes], bytes], suffix: str, tiny: ChatTokenizer, made: list[int]
+) -> None:
     first = run(tiny)
-    parts = sorted(cache_folder().glob("*/*.arrow"))
+    parts = sorted(cache_folder().glob(f"*/rows-*{suffix}"))
     assert len(parts) == -(-RECORDS // FIRST_PART)
+    whole = parts[1].read_bytes()
     parts[1].unlink()  # the rows of the first time are paged in from it
-    parts[1].write_bytes(damage)
+    parts[1].write_bytes(damage(whole))
     made.clear()
     assert_the_same(run(tiny), first)
     assert sum(made) == RECORDS - FIRST_PART

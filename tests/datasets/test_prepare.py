@@ -320,7 +320,8 @@ def test_reading_stops_where_everything_is_wrong(
     assert message_of(tiny, put("a.jsonl", *["[]"] * 5)) == (
         "a.jsonl:1: expected an object; found a list\n\n"
         "a.jsonl:2: expected an object; found a list\n\n"
-        "a.jsonl: reading stopped after 2 faults"
+        "a.jsonl: reading stopped after 2 faults\n\n"
+        "hint: qwen-local data check a.jsonl shows all of them by kind"
     )
 
 

@@ -65,6 +65,7 @@ def test_a_template_can_refuse_and_tell_the_date() -> None:
 
 # --- limits ---
 
+WIDE = "{% set a = 'a' * 60000000 %}{{ a }}{{ a }}"
 LOOPS = (
     "{% set many = range(99999) %}{% for a in many %}{% for b in many %}{% endfor %}{% endfor %}"
 )
@@ -79,10 +80,16 @@ DOUBLED = (
         (LOOPS, "it takes more than 1,000,000 steps"),
         (DOUBLED.replace("OP", "+"), "it computes a value of more than 67,108,864 characters"),
         (DOUBLED.replace("OP", "~"), "it computes a value of more than 67,108,864 characters"),
-        ("{{ 'a' * 10**10 }}", "it computes a value of more than 67,108,864 characters"),
-        ("{{ 10**10 * 'a' }}", "it computes a value of more than 67,108,864 characters"),
-        ("{{ 'a'.center(10**10) }}", "it asks for a value of more than 67,108,864 characters"),
+        ("{{ 'a' * 10000000000 }}", "it computes a value of more than 67,108,864 characters"),
+        ("{{ 10000000000 * 'a' }}", "it computes a value of more than 67,108,864 characters"),
+        ("{{ 'a'.center(10000000000) }}", "it asks for a value of more than 67,108,864 characters"),
         ("{{ '%9d' % 3 }}", "formatting with % is not allowed in a chat template"),
+        ("{{ 7 ** 9 }}", "** is not allowed in a chat template"),
+        ("{{ 10 ** 9 * 2 }}", "** is not allowed in a chat template"),
+        ("{{ 99999999 * 2 }}", "it computes a value of more than 67,108,864 characters"),
+        ("{{ '{:9}'.format(1) }}", "format is not allowed in a chat template"),
+        ("{{ [1] | tojson(indent=99) }}", "an indent of more than 16 is not allowed"),
+        (WIDE, "it computes a value of more than 67,108,864 characters"),
     ],
 )
 def test_a_template_that_would_never_end_or_fill_the_memory_is_stopped(
@@ -114,7 +121,7 @@ def test_filters_that_fill_up_to_a_width_are_not_there() -> None:
 )
 def test_a_template_does_not_leave_the_sandbox(source: str) -> None:
     messages = [{"role": "user"}]
-    with suppress(SecurityError, UndefinedError):
+    with suppress(SecurityError, UndefinedError, TemplateError):
         assert compile_template(source).render(messages=messages) == ""
     assert messages == [{"role": "user"}]
 

@@ -128,6 +128,7 @@ twice, as nothing would fit otherwise
   total           9.56 GB
   of the gpu     11.00 GB
   it fits
+  with data.max_length tokens in every row, as the rows are not known
 disk        up to 1.40 GB of the 100.00 GB that are free
 output      runs/my-run
 """
@@ -166,7 +167,8 @@ def test_a_plan_advises_4_bit_where_the_model_fits_only_so(
     assert quantised["advice"] is None
     assert planned(cli, *job)["advice"] == advice
     assert (
-        "\n  of the gpu     18.00 GB\n  it does not fit\n"
+        "\n  of the gpu     18.00 GB\n  it does not fit: a tenth is to stay free\n"
+        "  with data.max_length tokens in every row, as the rows are not known\n"
         f"  advice: {advice}\n\nhint: leave train.micro_batch_tokens and "
     ) in cli("plan", *job).out
 

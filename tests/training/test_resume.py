@@ -297,7 +297,8 @@ def test_changed_data_are_refused_and_the_same_data_elsewhere_are_not(
     with pytest.raises(JobError) as refused:
         go("run", data, "train.epochs=3", resume="")
     assert str(refused.value) == (
-        f"data.train: {elsewhere} has changed since this run began\n\nhint: {OTHERWISE}"
+        f"data.train: this run began with {sample_data_path() / 'train.jsonl'}; found {elsewhere}"
+        f"\n\nhint: {OTHERWISE}"
     )
 
 
