@@ -9,7 +9,7 @@ from pathlib import Path
 
 OURS = (
     *("backend: ", "dtype: ", "memory: ", "advice: ", "trainable: ", "data: ", "steps: "),
-    *("time: ", "planned "),
+    *("time: ", "planned ", "padding: "),
     *("step ", "done in ", "adapter: ", "next: "),
 )
 """How each line begins that `train` says."""

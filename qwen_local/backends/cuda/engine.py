@@ -124,8 +124,8 @@ class TorchBackend:
     def rehearse(self, rows: Rows) -> int:
         """See `Backend.rehearse`."""
         self._within_memory(rows, lambda b: self._mean_gradient(b, rows.supervised), most=1)
-        return self._budget.positions
         self._optimizer.zero_grad(set_to_none=True)
+        return self._budget.positions
 
     @torch.no_grad()
     def score(self, rows: Rows) -> Scores:
