@@ -104,9 +104,8 @@ class Cache:
         told = {"made": made.to_json(), "crc32": zlib.crc32(content)}
         with room_for(path, len(content)):
             _put(path, content)
-            _put(
-                path.with_suffix(".json"), json_bytes(told)
-            )  # last: it says that the part is whole
+            # Last: it says that the part is whole.
+            _put(path.with_suffix(".json"), json_bytes(told))
         return read_part(path)
 
     def complete(self, parts: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from qwen_local.datasets.making import content_digest
 from qwen_local.datasets.sources import Source, Wanted, locate
-from qwen_local.datasets.split import evaluation_rows, repeated
+from qwen_local.datasets.split import evaluation_parts, repeated
 from qwen_local.errors import DatasetError, Fault
 
 
@@ -42,10 +42,8 @@ def count_rows(
     if faults:
         raise DatasetError(faults)
     if not held_out:
-        together = np.concatenate(learned)
-        chosen = evaluation_rows(together, fraction=eval_fraction, seed=seed)
-        ends = np.cumsum([len(contents) for contents in learned])[:-1]
-        sides = list(zip(learned, np.split(chosen, ends), strict=True))
+        chosen = evaluation_parts(learned, fraction=eval_fraction, seed=seed)
+        sides = list(zip(learned, chosen, strict=True))
         held_out = [contents[marks] for contents, marks in sides]
         learned = [contents[~marks] for contents, marks in sides]
     rows = sum(

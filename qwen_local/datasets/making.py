@@ -154,8 +154,9 @@ def make(making: Making, block: Block) -> tuple[Made, pa.RecordBatch]:
             made.dropped["nothing_trained"] += 1
         made.notes.update(noted(tokenised))
         before = len(rows.number)
+        content = content_digest(example)
         for row in tokenised:
-            _add(made, rows, example, row, making)
+            _add(made, rows, example.where, content, row, making)
         made.usable += len(rows.number) > before
     return made, rows.batch()
 
@@ -197,19 +198,21 @@ def noted(tokenised: Sequence[Tokenised]) -> list[str]:
     return [name for name, holds in notes if holds]
 
 
-def _add(made: Made, rows: RowsMade, example: Example, row: Tokenised, making: Making) -> None:
+def _add(
+    made: Made, rows: RowsMade, where: str, content: int, row: Tokenised, making: Making
+) -> None:
     """Takes a row in, or counts why it is dropped."""
     kept = trim(row.trained, max_length=making.max_length, overlong=making.overlong)
     made.lengths[Histogram.edge(kept.whole)] += 1
     made.longest = max(made.longest, kept.whole)
     if kept.dropped:
         if kept.dropped == "overlong" and making.overlong == "error":
-            made.faults.append(overlong_fault(example.where, kept.whole, making.max_length))
+            made.faults.append(overlong_fault(where, kept.whole, making.max_length))
         else:
             made.dropped[kept.dropped] += 1
         return
     made.cut += kept.cut
     made.openings[row.opening] += 1
-    number = int(example.where.rpartition(":")[2])
+    number = int(where.rpartition(":")[2])
     ids, trained = row.ids[: kept.kept], row.trained[: kept.kept]
-    rows.add(ids, trained, content_digest(example), number)
+    rows.add(ids, trained, content, number)

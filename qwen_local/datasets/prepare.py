@@ -22,7 +22,7 @@ from qwen_local.datasets.pool import in_order
 from qwen_local.datasets.progress import Progress
 from qwen_local.datasets.report import DataReport, SetReport, SourceReport
 from qwen_local.datasets.sources import Source, Wanted, locate
-from qwen_local.datasets.split import evaluation_rows, repeated
+from qwen_local.datasets.split import evaluation_parts, repeated
 from qwen_local.datasets.stored import StoredRows, Table
 from qwen_local.datasets.tokenizer import ChatTokenizer, Thinking, TrainOn
 from qwen_local.datasets.trim import Overlong
@@ -98,7 +98,8 @@ def prepare(
     held_out = [StoredRows.of(part.table) for part in parts[len(train_sources) :]]
     split = None
     if not held_out:
-        chosen = _held_out(learned, fraction=eval_fraction, seed=seed)
+        contents = [rows.content_R for rows in learned]
+        chosen = evaluation_parts(contents, fraction=eval_fraction, seed=seed)
         if any(marks.any() for marks in chosen):
             split = eval_fraction
             held_out = [rows.where(marks) for rows, marks in zip(learned, chosen, strict=True)]
@@ -129,13 +130,6 @@ def prepare(
         train_places=train_rows.places,
         eval_places=eval_rows.places,
     )
-
-
-def _held_out(parts: Sequence[StoredRows], *, fraction: float, seed: int) -> list[np.ndarray]:
-    """Which rows of each part are kept for evaluation, bool [R], decided over all together."""
-    together = StoredRows.joined(parts)
-    chosen = evaluation_rows(together.content_R, fraction=fraction, seed=seed)
-    return np.split(chosen, np.cumsum([len(part) for part in parts])[:-1])
 
 
 def _commonest_opening(parts: Sequence[SourceRows]) -> str:
@@ -238,8 +232,7 @@ def _make(
                     break
                 continue
             pending.append(batch)
-            size = sum(batch.nbytes for batch in pending)
-            if cache is not None and (len(pending) == PART or size >= PART_BYTES):
+            if cache is not None and _is_part(pending):
                 source.check_unchanged()
                 kept = _kept(cache, parts, begun, pending)
                 if kept is None:
@@ -259,6 +252,10 @@ def _make(
                 cache.complete(parts)
     total.merge(begun)
     return total, batches + pending
+
+
+def _is_part(batches: Sequence[pa.RecordBatch]) -> bool:
+    return len(batches) >= PART or sum(batch.nbytes for batch in batches) >= PART_BYTES
 
 
 def _kept(

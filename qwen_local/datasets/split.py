@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -68,15 +69,46 @@ def repeated(content_R: np.ndarray, *, weight: float, seed: int) -> np.ndarray:
     return np.concatenate([np.tile(whole, int(full)), some])
 
 
-def _draws(content_R: np.ndarray, purpose: str, seed: int) -> np.ndarray:
-    """Numbers in [0, 1) that look random and belong to these contents and this seed.
+def evaluation_parts(
+    parts: Sequence[np.ndarray], *, fraction: float, seed: int
+) -> list[np.ndarray]:
+    """`evaluation_rows` of several sources, decided over all of them together.
+
+    Args:
+        parts: uint64 [R] of each source.
+        fraction: as there.
+        seed: as there.
+
+    Returns:
+        bool [R] for each source.
+    """
+    chosen = evaluation_rows(np.concatenate(parts), fraction=fraction, seed=seed)
+    return np.split(chosen, np.cumsum([len(part) for part in parts])[:-1])
+
+
+def mixed(numbers: np.ndarray, start: int) -> np.ndarray:
+    """Numbers that look random, different ones for different ones: each step can be undone.
 
     The mixing is that of SplitMix64 (Steele, Lea and Flood, 2014).
+
+    Args:
+        numbers: of any integer type, shape [N].
+        start: is added first, modulo 2^64.
+
+    Returns:
+        uint64 [N].
     """
-    start = hashlib.sha256(f"{purpose} {seed}".encode()).digest()[:8]
-    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
-        z = content_R.astype(np.uint64) + np.uint64(int.from_bytes(start))
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z ^= z >> np.uint64(31)
-    return (z >> np.uint64(11)).astype(np.float64) / 2.0**53
+    z = numbers.astype(np.uint64)  # a copy, changed in place: columns are long
+    z += np.uint64(start)  # wraps around, as it should
+    z ^= z >> np.uint64(30)
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return z
+
+
+def _draws(content_R: np.ndarray, purpose: str, seed: int) -> np.ndarray:
+    """Numbers in [0, 1) that belong to these contents, this purpose and this seed."""
+    start = int.from_bytes(hashlib.sha256(f"{purpose} {seed}".encode()).digest()[:8])
+    return (mixed(content_R, start) >> np.uint64(11)).astype(np.float64) / 2.0**53

@@ -163,10 +163,9 @@ class StoredRows:
         self._tables, self._table_R, self._row_R = tables, table_R, row_R
 
     @classmethod
-    def of(cls, table: Table, rows: np.ndarray | None = None) -> StoredRows:
-        """These rows of one table, or all of them."""
-        chosen = np.arange(len(table)) if rows is None else rows
-        return cls([table], np.zeros(len(chosen), np.int32), chosen.astype(np.int64))
+    def of(cls, table: Table) -> StoredRows:
+        """All rows of one table."""
+        return cls([table], np.zeros(len(table), np.int32), np.arange(len(table), dtype=np.int64))
 
     @classmethod
     def joined(cls, parts: Iterable[StoredRows]) -> StoredRows:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_local.errors import JobError
-from qwen_local.files import sync_folder
+from qwen_local.files import new_name, sync_folder
 
 TRAIN, VALID = "train.jsonl", "valid.jsonl"
 MOST_LABELS = 20
@@ -115,7 +115,7 @@ def write_rows(folder: Path, train: Iterable[Row], valid: Iterable[Row]) -> None
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".new-{path.name}")
+    return path.with_name(new_name(path.name))
 
 
 @contextmanager

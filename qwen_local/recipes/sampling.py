@@ -11,6 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from qwen_local.datasets.split import mixed
+
 
 def draw(seed: int, *parts: str) -> int:
     """A number in [0, 2^64) for these parts; which strings they are counts, and their order.
@@ -23,9 +25,7 @@ def draw(seed: int, *parts: str) -> int:
 
 
 def draws(seed: int, numbers: np.ndarray) -> np.ndarray:
-    """`draw` for whole columns (the SplitMix64 of Steele, Lea and Flood, 2014).
-
-    Different numbers have different draws, because each step can be undone.
+    """`draw` for whole columns; different numbers have different draws.
 
     Args:
         seed: moves the numbers first.
@@ -34,15 +34,7 @@ def draws(seed: int, numbers: np.ndarray) -> np.ndarray:
     Returns:
         uint64 [N].
     """
-    start = np.uint64(draw(seed, "splitmix64"))
-    mixed = numbers.astype(np.uint64)  # a copy, changed in place: columns are long
-    mixed += start  # wraps around, as it should
-    mixed ^= mixed >> np.uint64(30)
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    mixed ^= mixed >> np.uint64(27)
-    mixed *= np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
-    return mixed
+    return mixed(numbers, draw(seed, "splitmix64"))
 
 
 def smallest(draws_N: np.ndarray, size: int) -> np.ndarray:
