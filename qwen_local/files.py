@@ -158,6 +158,32 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(next(path for path in (here, *here.parents) if path.exists())).free
 
 
+def array_header(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the arrays of a safetensors file; no array is read.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no safetensors file, or holds arrays that are not of floats.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    shapes = {}
+    try:
+        with safe_open(path, framework="np") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  # not a mapping
+                held = tensors.get_slice(name)
+                _check_floats(name, held.get_dtype())
+                shapes[name] = tuple(held.get_shape())
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    return shapes
+
+
+def _check_floats(name: str, dtype: str) -> None:
+    if dtype != "BF16" and dtype not in FLOATS:
+        raise ValueError(f"{name} is of type {dtype}; expected floats")
+
+
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file: see `arrays_of`.
 
@@ -177,7 +203,6 @@ def arrays_of(content: bytes) -> dict[str, np.ndarray]:
     Raises:
         ValueError: it is no safetensors file, or holds arrays that are not of floats.
     """
-    import numpy as np
     from safetensors import SafetensorError, deserialize
 
     try:
@@ -186,14 +211,40 @@ def arrays_of(content: bytes) -> dict[str, np.ndarray]:
         raise ValueError(str(error)) from error
     arrays = {}
     for name, view in views:
-        if view["dtype"] == "BF16":  # the upper half of a float32
-            flat = (np.frombuffer(view["data"], "<u2").astype("<u4") << 16).view("<f4")
-        elif view["dtype"] in FLOATS:
-            flat = np.frombuffer(view["data"], FLOATS[view["dtype"]]).astype(np.float32)
-        else:
-            raise ValueError(f"{name} is of type {view['dtype']}; expected floats")
-        arrays[name] = flat.reshape(view["shape"])
+        _check_floats(name, view["dtype"])
+        arrays[name] = _floats(view["data"], view["dtype"]).reshape(view["shape"])
     return arrays
+
+
+def read_rows(path: Path, name: str, rows: slice) -> np.ndarray:
+    """Some rows of a matrix of a safetensors file as float32; the rest stays on the disk.
+
+    The library has a slice of bfloat16 for PyTorch alone.
+
+    Args:
+        path: a file that was checked.
+        name: of floats, [R, C].
+        rows: which.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(length))[name]
+        count, columns = entry["shape"]
+        start, stop, _ = rows.indices(count)
+        begin, end = entry["data_offsets"]
+        width = (end - begin) // count
+        file.seek(8 + length + begin + start * width)
+        content = file.read(max(0, stop - start) * width)
+    return _floats(content, entry["dtype"]).reshape(-1, columns)
+
+
+def _floats(content: bytes, dtype: str) -> np.ndarray:
+    """Numbers of a safetensors file as float32, without their shape."""
+    import numpy as np
+
+    if dtype == "BF16":  # the upper half of a float32
+        return (np.frombuffer(content, "<u2").astype("<u4") << 16).view("<f4")
+    return np.frombuffer(content, FLOATS[dtype]).astype(np.float32)
 
 
 def replace_folder(new: Path, target: Path) -> None:

@@ -136,6 +136,31 @@ def save_random_model(folder: Path, model_type: str, *, tied: bool, intermediate
     model.save_pretrained(folder)
 
 
+@pytest.fixture
+def changing_adapter(tmp_path: Path) -> Path:
+    """A folder with an adapter of the embedded model that changes what it says."""
+    from qwen_local.adapters.lora import Adapter, Origin, initial_arrays
+    from qwen_local.adapters.store import save_adapter
+    from qwen_local.embedded import TINY_MODEL
+
+    architecture = fetch(find_model(TINY_MODEL)).architecture
+    lora = LoraSpec(rank=4, dropout=0.0)
+    generator = np.random.default_rng(0)
+    arrays = {
+        name: array + generator.normal(0, 0.2, array.shape).astype(np.float32)
+        for name, array in initial_arrays(architecture, lora, 0).items()
+    }
+    adapter = Adapter(
+        base=TINY_MODEL,
+        lora=lora,
+        layers=architecture.layers,
+        arrays=arrays,
+        origin=Origin(max_length=77),
+    )
+    save_adapter(adapter, tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
 @pytest.fixture(scope="session")
 def random_rows() -> MakeRows:
     """(count, seed=0, shortest=6, longest=24) -> rows with a supervised stretch each."""

@@ -100,7 +100,7 @@ def test_the_whole_way_of_the_readme_runs_as_it_stands(
     section = page.partition("## The whole way")[2].partition("\n## ")[0]
     commands = re.findall(r"^\$ qwen-local (.*?)(?:  #.*)?$", section, re.M)
     assert [command.split()[0] for command in commands] == [
-        *("doctor", "plan", "train", "generate", "fuse", "chat")
+        *("doctor", "plan", "train", "generate", "fuse", "chat", "export")
     ]
     for command in commands:
         arguments = shlex.split(command)

@@ -7,12 +7,13 @@ from typing import Any
 
 from qwen_local.adapters.lora import Adapter
 from qwen_local.files import array_bytes, json_bytes
+from qwen_local.models.architecture import LINEARS, block_path
 
 
 def peft_config(adapter: Adapter) -> dict[str, Any]:
     """The `adapter_config.json` that `PeftModel.from_pretrained` needs (`LoraConfig`)."""
     lora = adapter.lora
-    everywhere = lora.layers == "all"
+    targets, blocks = _where(adapter)
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -20,15 +21,26 @@ def peft_config(adapter: Adapter) -> dict[str, Any]:
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "use_rslora": lora.rslora,
+        "use_dora": adapter.dora,
         "lora_dropout": lora.dropout,
-        "target_modules": list(lora.target_names),
-        "layers_to_transform": None if everywhere else list(lora.blocks(adapter.layers)),
-        "layers_pattern": None if everywhere else "layers",
+        "target_modules": targets,
+        "layers_to_transform": blocks,
+        "layers_pattern": None if blocks is None else "layers",
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
         "modules_to_save": None,
     }
+
+
+def _where(adapter: Adapter) -> tuple[list[str], list[int] | None]:
+    """(target_modules, layers_to_transform): short names and blocks, or else whole paths."""
+    places = adapter.places
+    blocks = sorted({layer for layer, _ in places})
+    targets = [name for name in LINEARS if any(target == name for _, target in places)]
+    if len(places) < len(blocks) * len(targets):
+        return [f"layers.{layer}.{block_path(target)}" for layer, target in places], None
+    return targets, None if len(blocks) == adapter.layers else blocks
 
 
 def peft_files(adapter: Adapter) -> dict[str, bytes]:

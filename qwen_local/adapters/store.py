@@ -6,22 +6,31 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from qwen_local.adapters.configs import lora_of_mlx, lora_of_peft, read_origin
-from qwen_local.adapters.lora import Adapter, Origin, lora_shapes
+from qwen_local.adapters.configs import (
+    Settings,
+    read_origin,
+    settings_of_mlx,
+    settings_of_peft,
+)
+from qwen_local.adapters.lora import Adapter, Origin, array_shapes, places_of
 from qwen_local.adapters.mlx_layout import to_peft, write_mlx
 from qwen_local.adapters.peft_layout import write_peft
 from qwen_local.errors import Fault, ModelError
-from qwen_local.files import read_arrays, replace_folder, sync_tree, write_json
-from qwen_local.models.architecture import Architecture
+from qwen_local.files import array_header, read_arrays, replace_folder, sync_tree, write_json
+from qwen_local.models.architecture import LINEARS, Architecture
 from qwen_local.models.source import ModelSource, find_model
 
 log = logging.getLogger("qwen_local")
+
+Shape = tuple[int, ...]
+T = TypeVar("T")
 
 PEFT_WEIGHTS, MLX_WEIGHTS = "adapter_model.safetensors", "adapters.safetensors"
 ORIGIN = "qwen_local.json"
@@ -102,6 +111,9 @@ def base_of(model: str | None, revision: str | None, adapter: Path | None) -> Mo
 def load_adapter(path: Path, architecture: Architecture) -> Adapter:
     """Read an adapter from a run folder, its `adapter/` folder, or a PEFT or mlx-lm folder.
 
+    Names, shapes and types are checked against the model by the header of the file; only then is
+    it read.
+
     Args:
         path: the folder.
         architecture: of the model that it is to be put on.
@@ -110,29 +122,75 @@ def load_adapter(path: Path, architecture: Architecture) -> Adapter:
         ModelError: nothing of the kind is there, or it does not fit the model; all faults at once.
     """
     folder = _find(path)
-    config = _read_config(folder / "adapter_config.json")
+    where = folder / "adapter_config.json"
+    config = _read_config(where)
     mlx = (folder / MLX_WEIGHTS).exists()
     weights = folder / (MLX_WEIGHTS if mlx else PEFT_WEIGHTS)
-    read_settings = lora_of_mlx if mlx else lora_of_peft
-    lora = read_settings(config, architecture.layers, str(folder / "adapter_config.json"))
-    try:
-        arrays = read_arrays(weights)
-    except (OSError, ValueError) as error:
-        raise ModelError.at(str(weights), f"not a readable safetensors file: {error}") from error
+    read_settings = settings_of_mlx if mlx else settings_of_peft
+    settings = read_settings(config, architecture.layers, str(where))
+    base, origin = named_base(path)
+    shapes = _readable(array_header, weights)
+    if mlx:
+        shapes = {to_peft(name): shape[::-1] for name, shape in shapes.items()}
+    _check_shapes(shapes, settings, architecture, weights, path, base)
+    if not (folder / ORIGIN).exists():  # which says that we wrote it
+        _check_orientation(shapes, weights)
+    arrays = _readable(read_arrays, weights)
     if mlx:
         arrays = {to_peft(name): array.T for name, array in arrays.items()}
-    base, origin = named_base(path)
-    if faults := array_faults(arrays, lora_shapes(architecture, lora), weights):
-        made_for = f"made for {base}" if base else "it does not say for which model it was made"
-        problem = f"{made_for}; its matrices are not those of an adapter of this model"
-        raise ModelError([Fault(f"--adapter {path}", problem), *faults])
+    if faults := list(unfinite(arrays, weights)):
+        raise ModelError(faults)
     return Adapter(
         base=base,
-        lora=lora,
+        lora=settings.lora(places_of(arrays), architecture.layers),
         layers=architecture.layers,
         arrays={name: np.ascontiguousarray(array) for name, array in arrays.items()},
         origin=origin,
     )
+
+
+def _readable(read: Callable[[Path], T], weights: Path) -> T:
+    try:
+        return read(weights)
+    except (OSError, ValueError) as error:
+        raise ModelError.at(str(weights), f"not a readable safetensors file: {error}") from error
+
+
+def _check_shapes(
+    shapes: Mapping[str, Shape],
+    settings: Settings,
+    architecture: Architecture,
+    weights: Path,
+    path: Path,
+    base: str,
+) -> None:
+    """Refuse arrays that are not those of an adapter of this model with these settings."""
+    every = {(n, name) for n in range(architecture.layers) for name in LINEARS}
+    found = set(places_of(shapes)) & every
+    allowed = every if settings.places is None else settings.places
+    needed = settings.places if settings.all_there and settings.places is not None else set()
+    places = sorted((found & allowed) | needed)
+    wanted = array_shapes(architecture, places, settings.rank, dora=settings.dora)
+    faults = [*shape_faults(shapes, wanted, weights)]
+    if not found and not faults:
+        faults = [Fault(str(weights), "holds no arrays")]
+    if faults:
+        made_for = f"made for {base}" if base else "it does not say for which model it was made"
+        problem = f"{made_for}; its matrices are not those of an adapter of this model"
+        raise ModelError([Fault(f"--adapter {path}", problem), *faults])
+
+
+def _check_orientation(shapes: Mapping[str, Shape], weights: Path) -> None:
+    """Refuse matrices that might all lie the other way round.
+
+    One that is not square shows which way a file's writer lays them.
+    """
+    if all(len(set(shape)) == 1 for shape in shapes.values() if len(shape) == 2):
+        raise ModelError.at(
+            str(weights),
+            "holds square matrices only: nothing tells whether they are transposed",
+            "merge it where it was made and take the merged model",
+        )
 
 
 def _find(path: Path) -> Path:
@@ -169,19 +227,22 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def array_faults(
-    arrays: dict[str, np.ndarray], shapes: dict[str, tuple[int, int]], path: Path
-) -> list[Fault]:
-    """What is missing, unknown, of another shape or not finite among the arrays of a file."""
-    faults = []
-    for name in sorted(shapes.keys() | arrays.keys()):
-        if name not in arrays:
-            faults.append(Fault(f"{path}: {name}", "missing"))
-        elif name not in shapes:
-            faults.append(Fault(f"{path}: {name}", "not a matrix of this model's adapter"))
-        elif arrays[name].shape != shapes[name]:
-            problem = f"expected shape {shapes[name]}; found {arrays[name].shape}"
-            faults.append(Fault(f"{path}: {name}", problem))
-        elif not np.isfinite(arrays[name]).all():
-            faults.append(Fault(f"{path}: {name}", "holds numbers that are not finite"))
-    return faults
+def shape_faults(
+    shapes: Mapping[str, Shape], wanted: Mapping[str, Shape], path: Path
+) -> Iterator[Fault]:
+    """What is missing, unknown or of another shape among the arrays of a file."""
+    for name in sorted(wanted.keys() | shapes.keys()):
+        if name not in shapes:
+            yield Fault(f"{path}: {name}", "missing")
+        elif name not in wanted:
+            yield Fault(f"{path}: {name}", "not a matrix of this model's adapter")
+        elif shapes[name] != wanted[name]:
+            problem = f"expected shape {wanted[name]}; found {shapes[name]}"
+            yield Fault(f"{path}: {name}", problem)
+
+
+def unfinite(arrays: Mapping[str, np.ndarray], path: Path) -> Iterator[Fault]:
+    """Which arrays of a file hold infinities or no numbers."""
+    for name, array in sorted(arrays.items()):
+        if not np.isfinite(array).all():
+            yield Fault(f"{path}: {name}", "holds numbers that are not finite")

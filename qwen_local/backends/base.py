@@ -10,7 +10,7 @@ Shapes: R = rows, N = supervised positions, D = hidden size, V = vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,8 @@ class Setup:
     model: ModelFiles
     lora: LoraSpec | None
     """None opens the bare model, for generation."""
+    dora: bool = False
+    """Whether the adapter has magnitudes, as a DoRA that others made; to be asked, not trained."""
     device: Literal["cpu", "gpu"]
     dtype: Literal["float32", "bfloat16", "float16"]
     """What the frozen model computes in; adapters and moments are float32 always."""
@@ -241,7 +243,10 @@ class Backend(Protocol):
         ...
 
     def load_adapter(self, adapter: Arrays) -> None:
-        """Take these adapter arrays; the optimizer starts anew."""
+        """Take these adapter arrays; the optimizer starts anew.
+
+        Sessions that are open compute with them from here on, and keep what they have computed.
+        """
         ...
 
     def load_state(self, state: State) -> None:
@@ -262,10 +267,14 @@ class Backend(Protocol):
         """What the model expects after each of the last tokens: float32 [last, V]."""
         ...
 
-    def put_weights(self, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
-        """Replace frozen weights by these float32 arrays, named as in a model's files.
+    def through_blocks(self, hidden: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """What enters the blocks -> what leaves them, before the last norm.
 
-        Only for a bare model that is not quantised.
+        Args:
+            hidden: float32 [T, D] of each sequence, which begin at position 0.
+
+        Returns:
+            The same shapes, float32.
         """
         ...
 
@@ -283,41 +292,47 @@ class Weights(Protocol):
     An engine's own library does it, because only that knows the engine's codes.
     """
 
-    def read(self, name: str, quantization: Quantization) -> np.ndarray:
+    def read(
+        self, name: str, quantization: Quantization = "none", rows: slice | None = None
+    ) -> np.ndarray:
         """A tensor as an engine that trains on it holds it, float32.
 
         Args:
             name: as in `Architecture.weight_shapes`.
             quantization: what it is quantised to when it is loaded; `none` for what is not, and
                 wherever the file holds codes, which are read as the floats that they stand for.
+            rows: of a matrix that is not quantised when it is loaded: only these.
         """
         ...
 
-    def write(
-        self,
-        path: Path,
-        arrays: Mapping[str, np.ndarray],
-        *,
-        dtype: str,
-        quantised: Collection[str],
-        quantization: Quantization,
-    ) -> dict[str, int]:
-        """Write float32 arrays as a safetensors file.
+    def cut(self, path: Path, block: int) -> None:
+        """Write one block, as the files hold it, as the whole model: see `export/blocks.py`.
 
         Args:
-            path: of the file.
-            arrays: by name.
-            dtype: what they are rounded to.
-            quantised: names of those that are then quantised.
-            quantization: to what; `none` with no names.
-
-        Returns:
-            Bytes of every tensor in the file, by name.
+            path: of the safetensors file.
+            block: its number.
         """
+        ...
+
+    def encode(
+        self, name: str, array: np.ndarray, *, dtype: str, quantization: Quantization
+    ) -> dict[str, Any]:
+        """What a file holds of a float32 array: the library's own arrays, by name.
+
+        Args:
+            name: of the array.
+            array: float32.
+            dtype: what it is rounded to.
+            quantization: what it is then quantised to.
+        """
+        ...
+
+    def write(self, path: Path, parts: Mapping[str, Any]) -> None:
+        """Write what `encode` gave as a safetensors file."""
         ...
 
     def config(self, quantization: Quantization, dtype: str) -> dict[str, Any]:
-        """What config.json says of files whose weights `write` quantised."""
+        """What config.json says of files whose weights `encode` quantised."""
         ...
 
 

@@ -12,6 +12,7 @@ from qwen_local.cli.chat import chat
 from qwen_local.cli.data import data
 from qwen_local.cli.demo import demo
 from qwen_local.cli.doctor import doctor
+from qwen_local.cli.export import export
 from qwen_local.cli.fuse import fuse
 from qwen_local.cli.generate import generate
 from qwen_local.cli.plan import plan
@@ -31,7 +32,7 @@ def cli(debug: bool) -> None:
     """Fine-tune Qwen models: one LoRA job, two engines (MLX and PyTorch), one adapter."""
 
 
-for command in (train, plan, data, generate, chat, fuse, demo, doctor):
+for command in (train, plan, data, generate, chat, fuse, export, demo, doctor):
     cli.add_command(command)
 
 

@@ -7,10 +7,14 @@ from typing import Any
 import click
 
 from qwen_local.cli.options import answer_options, backend_option, device_option, take_wishes
+from qwen_local.errors import InputError
 
 
 @click.command()
 @answer_options
+@click.option(
+    "--compare", is_flag=True, help="Ask the bare model, too, and show it beside the adapter."
+)
 @click.option("--hide-thinking", is_flag=True, help="Show answers without the thoughts.")
 @click.option(
     "--max-tokens",
@@ -21,11 +25,13 @@ from qwen_local.cli.options import answer_options, backend_option, device_option
 )
 @backend_option
 @device_option
-def chat(max_tokens: int, hide_thinking: bool, system: str | None, **options: Any) -> int:
+def chat(
+    max_tokens: int, hide_thinking: bool, compare: bool, system: str | None, **options: Any
+) -> int:
     """Talk with a model, turn by turn.
 
     In a terminal, /help lists what there is besides. From a pipe every line is a turn, and stdout
-    has the answers alone.
+    has the answers alone; with --compare, a JSON object a turn: prompt, base and adapter.
     """
     from qwen_local.inference.answer import Answerer
     from qwen_local.inference.chat import Chat
@@ -33,6 +39,9 @@ def chat(max_tokens: int, hide_thinking: bool, system: str | None, **options: An
     from qwen_local.inference.terminal import Screen, is_interactive, reader, say
     from qwen_local.talk import talk
 
+    if compare and options["adapter"] is None:
+        problem = "expected an --adapter to compare with its model; found none"
+        raise InputError.at("--compare", problem, "add --adapter, for example a run")
     read = reader()
     with talk(quiet=False):
         model = Answerer(wishes=take_wishes(options), **options)
@@ -49,4 +58,5 @@ def chat(max_tokens: int, hide_thinking: bool, system: str | None, **options: An
             max_tokens=max_tokens,
             system=system,
             hide_thinking=hide_thinking,
+            base=model.bare() if compare else None,
         ).run()

@@ -52,17 +52,18 @@ from qwen_local.cli.options import (
 @device_option
 @quiet_option
 @json_option
-def fuse(quiet: bool, as_json: bool, **options: Any) -> None:
+def fuse(requantize: Any, dtype: Any, quiet: bool, as_json: bool, **options: Any) -> None:
     """Merge an adapter into its base model, and prove the result.
 
     The weights are those that the adapter was trained on: after training on a quantised base, its
     dequantised ones. Nothing is left behind where the merged model differs from the live adapter.
     """
     from qwen_local.export.fuse import fuse as run
+    from qwen_local.export.opening import Given
     from qwen_local.talk import talk
 
     with talk(quiet=quiet):
-        fused = run(**options)
+        fused = run(Given(**options), requantize=requantize, dtype=dtype)
     if as_json:
         print_json(fused.to_json())
     else:

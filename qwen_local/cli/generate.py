@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,13 +14,27 @@ from qwen_local.cli.options import (
     device_option,
     json_option,
     print_json,
+    quiet_option,
     take_wishes,
 )
 from qwen_local.errors import InputError
 
+if TYPE_CHECKING:
+    from qwen_local.inference.sampling import Wishes
+
 
 @click.command()
-@click.option("--prompt", required=True, help="The question; - reads it from stdin.")
+@click.option("--prompt", help="The question; - reads it from stdin.")
+@click.option(
+    "--batch",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file with a question in each row: see docs/chat.md.",
+)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where --batch puts a row for each; what is there already is not answered again.",
+)
 @answer_options
 @click.option(
     "--max-tokens",
@@ -30,22 +45,52 @@ from qwen_local.errors import InputError
 )
 @backend_option
 @device_option
+@quiet_option
 @json_option
-def generate(prompt: str, max_tokens: int, as_json: bool, **options: Any) -> None:
-    """Answer one prompt.
+def generate(
+    prompt: str | None,
+    batch: Path | None,
+    output: Path | None,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Answer one prompt, or every row of a file.
 
-    The answer is drawn as the model's generation_config.json says, unless an option says otherwise.
+    The answer to a prompt is drawn as the model's generation_config.json says, unless an option
+    says otherwise; rows of a file are answered by the likeliest tokens.
     """
+    wishes = take_wishes(options)
+    match prompt, batch, output:
+        case str(), None, None:
+            _answer_one(prompt, wishes, quiet=quiet, as_json=as_json, **options)
+        case None, Path(), Path():
+            _answer_file(batch, output, wishes, quiet=quiet, as_json=as_json, **options)
+        case None, Path(), None:
+            problem = "expected the file that its answers go to; found none"
+            raise InputError.at("--batch", problem, "add --output, for example answers.jsonl")
+        case str(), None, Path():
+            problem = "is for --batch; an answer to --prompt goes to stdout"
+            raise InputError.at("--output", problem, "leave it out")
+        case _:
+            given = "neither" if prompt is None else "both"
+            problem = f"expected one question or a file of them (--batch); found {given}"
+            raise InputError.at("--prompt", problem)
+
+
+def _answer_one(
+    prompt: str, wishes: Wishes, *, quiet: bool, as_json: bool, max_tokens: int, **options: Any
+) -> None:
     from qwen_local.inference.answer import answer
     from qwen_local.inference.terminal import Screen
     from qwen_local.talk import talk
 
     screen = Screen.open()
-    with talk(quiet=False):
+    with talk(quiet=quiet):
         said = answer(
             prompt=_read_stdin() if prompt == "-" else prompt,
             max_tokens=max_tokens,
-            wishes=take_wishes(options),
+            wishes=wishes,
             show=(lambda text: None) if as_json else screen.write,
             **options,
         )
@@ -53,8 +98,23 @@ def generate(prompt: str, max_tokens: int, as_json: bool, **options: Any) -> Non
         print_json(said.to_json())
         return
     screen.write("\n")
-    if said.finish_reason == "length":
+    if said.finish_reason == "length" and not quiet:
         click.echo(f"(cut off after {max_tokens} tokens: see --max-tokens)", err=True)
+
+
+def _answer_file(
+    batch: Path, output: Path, wishes: Wishes, *, quiet: bool, as_json: bool, **options: Any
+) -> None:
+    from qwen_local.inference.batch import answer_file, check_greedy
+    from qwen_local.talk import talk
+
+    check_greedy(wishes)
+    with talk(quiet=quiet):
+        summary = answer_file(batch, output, quiet=quiet, **options)
+    if as_json:
+        print_json(summary.to_json())
+    else:
+        click.echo(summary.output)
 
 
 def _read_stdin() -> str:

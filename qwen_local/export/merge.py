@@ -1,6 +1,7 @@
 """An adapter merged into the weights that it was trained on, one tensor at a time.
 
-W' = W + scale * (B A) in float32, rounded once when it is written. W is the base as the training
+W' = W + scale * (B A) in float32, rounded once when it is written (a DoRA's rows are scaled to its
+magnitudes before that). W is the base as the training
 engine held it: after a run on a quantised base, its dequantised weights. Merged into the original
 ones the adapter would answer to weights that it never saw (QLoRA adapters lose much of what they
 learned that way; so they do when the sum is quantised again).
@@ -8,12 +9,13 @@ learned that way; so they do when the sum is quantised again).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from qwen_local.adapters.lora import Adapter, lora_name
+from qwen_local.adapters.lora import Adapter, Place, lora_name
 from qwen_local.backends.base import Weights
 from qwen_local.backends.select import Choice
 from qwen_local.errors import QwenLocalError
@@ -22,8 +24,14 @@ from qwen_local.job import Quantization
 from qwen_local.models.architecture import LINEARS, Architecture, block_path
 from qwen_local.models.source import ModelFiles
 
-SHARD_BYTES = 2_000_000_000
-"""Of floats in one file, at most: what is held in memory, and again as float32."""
+AT_ONCE = 1 << 24
+"""Numbers that are compared at a time."""
+Read = Callable[[str, slice | None], np.ndarray]
+"""(name of a tensor; some of its rows, or None for all) -> float32."""
+Tolerance = Callable[[np.ndarray], np.ndarray]
+
+SHARD_BYTES = 1_000_000_000
+"""Of one file, at most, where no tensor alone is larger: what is held in memory."""
 
 
 ROUNDING = {"float32": (24, 0.0), "bfloat16": (8, 0.0), "float16": (11, 2.0**-25)}
@@ -45,7 +53,7 @@ def open_weights(choice: Choice, model: ModelFiles) -> Weights:
     return TorchWeights(model.folder, choice.device)
 
 
-def linear_names(architecture: Architecture) -> dict[str, tuple[int, str]]:
+def linear_names(architecture: Architecture) -> dict[str, Place]:
     """Name of each linear layer's weight in the blocks -> (block, short name)."""
     return {
         f"model.layers.{layer}.{block_path(target)}.weight": (layer, target)
@@ -69,31 +77,71 @@ def merged_tensors(
     """
     linear = linear_names(architecture)
     for name in architecture.weight_shapes():
-        if name not in linear:
-            yield name, weights.read(name, "none")
-            continue
-        array = weights.read(name, quantization)
-        a, b = (adapter.arrays.get(lora_name(*linear[name], matrix)) for matrix in ("A", "B"))
-        if a is not None and b is not None:
-            with np.errstate(all="ignore"):  # a false alarm of Accelerate on a Mac, numpy #28687
-                array = array + np.float32(adapter.lora.scale) * (b @ a)
-        yield name, array
+        yield name, merged_tensor(name, linear.get(name), adapter, weights, quantization)
 
 
-def verified(
-    tensors: Iterable[tuple[str, np.ndarray]], written: Weights, dtype: str
-) -> Iterator[tuple[str, np.ndarray]]:
-    """The same tensors, each once it was found in the files as itself, rounded once.
+def merged_tensor(
+    name: str,
+    place: Place | None,
+    adapter: Adapter,
+    weights: Weights,
+    quantization: Quantization,
+) -> np.ndarray:
+    """One tensor of the merged model; `place` is that of a linear layer of a block."""
+    if place is None:
+        return weights.read(name)
+    return merged(weights.read(name, quantization), adapter, *place)
+
+
+def merged(weight: np.ndarray, adapter: Adapter, layer: int, target: str) -> np.ndarray:
+    """The weight of a linear layer with the adapter in it.
+
+    Args:
+        weight: float32 [out, in].
+        adapter: perhaps with nothing for this layer.
+        layer: the block.
+        target: short name of the layer.
+    """
+    if (pair := adapter.matrices(layer, target)) is None:
+        return weight
+    a, b = pair
+    with np.errstate(all="ignore"):  # a false alarm of Accelerate on a Mac, numpy #28687
+        summed: np.ndarray = weight + np.float32(adapter.lora.scale) * (b @ a)
+    magnitude = adapter.arrays.get(lora_name(layer, target, "m"))
+    if magnitude is None:
+        return summed
+    norm = np.sqrt(np.einsum("oi,oi->o", summed, summed))
+    scaled: np.ndarray = summed * (magnitude / norm)[:, None]
+    return scaled
+
+
+def verify(tensors: Iterable[tuple[str, np.ndarray]], written: Read, tolerance: Tolerance) -> None:
+    """Refuse files that hold anything else than these tensors, rounded once.
+
+    Args:
+        tensors: float32, by name.
+        written: gives what the files hold.
+        tolerance: gives the largest error that rounding makes of each number.
 
     Raises:
-        ExportError: a tensor in the files is anything else.
+        ExportError: which tensor is another.
     """
-    bits, smallest = ROUNDING[dtype]
     for name, array in tensors:
-        error = np.abs(written.read(name, "none") - array)
-        if not (error <= np.abs(array) * 2.0**-bits + smallest).all():
-            raise ExportError(f"{name} was not written as it was computed")
-        yield name, array
+        pieces: list[slice | None] = [None]
+        if array.ndim > 1:
+            step = max(1, AT_ONCE // array.shape[1])
+            pieces = [slice(start, start + step) for start in range(0, len(array), step)]
+        for rows in pieces:
+            piece = array if rows is None else array[rows]
+            error = np.abs(written(name, rows) - piece)
+            if not (error <= tolerance(piece)).all():
+                raise ExportError(f"{name} was not written as it was computed")
+
+
+def rounding(array: np.ndarray, dtype: str) -> np.ndarray:
+    """The largest error that rounding to a dtype makes of each number."""
+    bits, smallest = ROUNDING[dtype]
+    return np.asarray(np.abs(array) * 2.0**-bits + smallest)
 
 
 def write_shards(
@@ -110,28 +158,27 @@ def write_shards(
 
     Args:
         folder: exists, without weights.
-        tensors: float32, by name; only those of one shard are held at a time.
+        tensors: float32, by name; one is held at a time, and what the file under way has so far.
         weights: writes them.
         dtype: what they are rounded to.
         quantised: names of those that are then quantised.
         quantization: to what.
-        shard_bytes: of a file's tensors in `dtype`, before they are quantised.
+        shard_bytes: of a file's tensors, where none alone exceeds them.
     """
-    width = 4 if dtype == "float32" else 2
     shards: list[dict[str, int]] = []
-    held: dict[str, np.ndarray] = {}
+    held: dict[str, Any] = {}
 
     def flush() -> None:
-        path = folder / f"model-{len(shards) + 1:05d}.safetensors"
-        shards.append(
-            weights.write(path, held, dtype=dtype, quantised=quantised, quantization=quantization)
-        )
+        weights.write(folder / f"model-{len(shards) + 1:05d}.safetensors", held)
+        shards.append({name: part.nbytes for name, part in held.items()})
         held.clear()
 
     for name, array in tensors:
-        if held and (sum(a.size for a in held.values()) + array.size) * width > shard_bytes:
+        to = quantization if name in quantised else "none"
+        parts = weights.encode(name, array, dtype=dtype, quantization=to)
+        if held and sum(part.nbytes for part in (held | parts).values()) > shard_bytes:
             flush()
-        held[name] = array
+        held |= parts
     flush()
     if len(shards) == 1:
         (folder / "model-00001.safetensors").rename(folder / "model.safetensors")

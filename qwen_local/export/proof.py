@@ -1,60 +1,34 @@
-"""Whether an exported model says what the live adapter says, measured.
+"""Whether an export says what the live adapter says, measured.
 
-The live adapter answers fixed prompts greedily. The same tokens then go through the exported model:
-its logits are compared with the live ones at every token of the answers, and its loss on them, and
-on rows of the run's own data where they are at hand. Everything is computed in float32.
+The same tokens go through the live adapter, the bare base and the export: fixed conversations, and
+rows of the run's own data where they are at hand. At every position that training would look at,
+the logits are compared, and the loss is taken. Everything is computed in float32, block by block
+(`blocks.py`), so that a model is proved in the memory that one of its blocks takes.
 
-Where the export rounds, two things are shown apart: that the merge before rounding says what the
+Where an export rounds, two things are shown apart: that the merge before rounding says what the
 live adapter says, and that every tensor in the files is that merge, rounded once (`merge.py`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qwen_local.backends.base import Backend
-from qwen_local.datasets.tokenizer import ChatTokenizer
+from qwen_local.backends.select import Choice
+from qwen_local.export.blocks import Source, Voice, head_pieces, normed, through_all_blocks
 from qwen_local.export.merge import ExportError
 from qwen_local.rows import IGNORE, Rows
 
-PROMPTS = (
-    "Hello! Who are you?",
-    "Write a Python function that returns the largest number of a list.",
-    "Explain in two sentences why the sky is blue.",
-    "Translate into French: Good morning, how did you sleep?",
-    "List three animals that live in the sea.",
-    "What is 17 times 23?",
-    "Give a one-word answer: is water wet?",
-    "请用一句话介绍北京。",
-)
-ANSWER_TOKENS = 32
 ROUNDING = 1e-4
 """Allowed difference of float32 logits; where they exceed 1, as a share of the largest."""
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Samples:
-    """Tokens to measure on."""
-
-    conversations: tuple[tuple[int, ...], ...]
-    """Prompt and live answer of each fixed prompt."""
-    answers: tuple[int, ...]
-    """How many of their last tokens are answer."""
-    rows: Rows
-    """The same as rows, trained on the answers, and rows of the run's data behind them."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Readings:
-    """What a model says of the samples."""
-
-    logits: tuple[np.ndarray, ...]
-    """float32 [answer + 1, V] of each conversation."""
-    loss: float
-    """Mean over the supervised tokens of all rows."""
+LIVE, BARE, EXPORT, MERGE, FLOATS = "live", "bare", "export", "merge", "floats"
+"""Voices: the adapter on its base, the base alone, the export, the merge before it is rounded, and
+the base's weights as floats where live layers round what goes into them (LLM.int8())."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,23 +36,24 @@ class Proof:
     """What `proof.json` says of an export, beside what it was made from."""
 
     max_logit_difference: float
-    """Between the exported model and the live adapter."""
+    """Between the export and the live adapter."""
     rms_logit_difference: float
     """Root mean square of the same."""
     rms_adapter_effect: float
     """Root mean square of the difference between the live adapter and the bare base."""
     merge_logit_difference: float | None
-    """The largest between the merge before it was rounded and the live adapter; None where that was
-    quantised again at once."""
+    """The largest between the merge before it was rounded and the live adapter; None where nothing
+    was merged, or that was quantised again at once."""
+    allowed_logit_difference: float
+    """What would be rounding of float32, of the merge or, where there is none, of the export."""
     top1_agreement: float
     """Share of positions whose likeliest token is the same."""
     positions: int
-    """That logits were compared at."""
+    """That were looked at."""
     loss_live: float
+    """Mean over these positions."""
     loss_export: float
     loss_base: float
-    tokens: int
-    """That the losses are over."""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
@@ -88,9 +63,9 @@ class Proof:
         """The same for a person."""
         return (
             f"the same likeliest token at {self.top1_agreement:.1%} of {self.positions:,} "
-            f"positions; loss over {self.tokens:,} tokens {self.loss_export:.4f} merged, "
-            f"{self.loss_live:.4f} with the live adapter, {self.loss_base:.4f} without; largest "
-            f"logit difference {self.max_logit_difference:.2g}{self._before_rounding()}"
+            f"positions; loss {self.loss_export:.4f} exported, {self.loss_live:.4f} live, "
+            f"{self.loss_base:.4f} without the adapter; largest logit difference "
+            f"{self.max_logit_difference:.2g}{self._before_rounding()}"
         )
 
     def _before_rounding(self) -> str:
@@ -99,108 +74,161 @@ class Proof:
         return f", {self.merge_logit_difference:.2g} before rounding"
 
 
-def make_samples(
-    live: Backend, tokenizer: ChatTokenizer, extra: Rows | None, *, thinking: bool | None
-) -> Samples:
-    """Ask the live adapter the fixed prompts.
+@dataclass(slots=True)
+class _Heard:
+    """What a voice says at N positions, gathered piece by piece of the vocabulary."""
+
+    source: Source
+    hidden_ND: np.ndarray
+    most_N: np.ndarray
+    """The largest logit so far."""
+    likeliest_N: np.ndarray
+    sum_N: np.ndarray
+    """float64: of exp(logit - most_N)."""
+    target_N: np.ndarray
+    """The logit of the right token."""
+
+    @classmethod
+    def nothing(cls, source: Source, hidden_ND: np.ndarray) -> _Heard:
+        count = len(hidden_ND)
+        most = np.full(count, -np.inf)
+        return cls(source, hidden_ND, most, np.zeros(count, int), np.zeros(count), np.zeros(count))
+
+    def hear(self, start: int, logits_NV: np.ndarray, targets_N: np.ndarray) -> None:
+        """Take the logits of the tokens from `start` on."""
+        here = (targets_N >= start) & (targets_N < start + logits_NV.shape[1])
+        self.target_N[here] = logits_NV[here, targets_N[here] - start]
+        most_N = logits_NV.max(axis=1).astype(np.float64)
+        higher = most_N > self.most_N
+        self.likeliest_N[higher] = start + logits_NV[higher].argmax(axis=1)
+        most_N = np.maximum(most_N, self.most_N)
+        with np.errstate(invalid="ignore"):  # of what is infinite; told below
+            added = np.exp(logits_NV - most_N[:, None], dtype=np.float64).sum(axis=1)
+            self.sum_N = self.sum_N * np.exp(self.most_N - most_N) + added
+        self.most_N = most_N
+
+    @property
+    def loss(self) -> float:
+        """Mean negative log-likelihood of the right tokens."""
+        return float((np.log(self.sum_N) + self.most_N - self.target_N).mean())
+
+
+@dataclass(slots=True)
+class _Difference:
+    """Of two voices' logits."""
+
+    most: float = 0.0
+    squares: float = 0.0
+    count: int = 0
+
+    def add(self, one: np.ndarray, other: np.ndarray) -> None:
+        difference = np.abs(one - other)
+        self.most = float(np.maximum(self.most, difference.max()))  # which keeps a NaN
+        self.squares += float(np.square(difference, dtype=np.float64).sum())
+        self.count += difference.size
+
+    @property
+    def root_mean_square(self) -> float:
+        return float(np.sqrt(self.squares / self.count))
+
+
+def measure(voices: Mapping[str, Voice], rows: Rows, choice: Choice, scratch: Path) -> Proof:
+    """Let every voice read the rows.
 
     Args:
-        live: the engine with the adapter.
-        tokenizer: of the model.
-        extra: rows of the run's data, if they are at hand.
-        thinking: `enable_thinking` of the prompts.
+        voices: LIVE, BARE and EXPORT; MERGE where something was merged; FLOATS where live layers
+            round what goes into them: twice what that makes is allowed, too.
+        rows: supervised where the logits are looked at.
+        choice: the engine.
+        scratch: a folder for one block at a time.
     """
-    prompts = [
-        tokenizer.encode_prompt([{"role": "user", "content": text}], enable_thinking=thinking)
-        for text in PROMPTS
-    ]
-    said = live.generate(prompts, max_tokens=ANSWER_TOKENS, stop_ids=tokenizer.stop_ids)
-    answers = [(*c.ids, c.stop_id) if c.stop_id is not None else c.ids for c in said]
-    pairs = []
-    for prompt, answer in zip(prompts, answers, strict=True):
-        ids = np.array([*prompt, *answer])
-        targets = np.where(np.arange(1, len(ids)) >= len(prompt), ids[1:], IGNORE)
-        pairs.append((ids[:-1], targets))
-    if extra is not None:
-        pairs += [extra.row(r) for r in range(len(extra))]
-    return Samples(
-        conversations=tuple((*p, *a) for p, a in zip(prompts, answers, strict=True)),
-        answers=tuple(map(len, answers)),
-        rows=Rows.from_pairs(pairs),
-    )
-
-
-def read(engine: Backend, samples: Samples) -> Readings:
-    """Run the samples through a model."""
-    logits = tuple(
-        engine.logits(ids, last=count + 1)
-        for ids, count in zip(samples.conversations, samples.answers, strict=True)
-    )
-    return Readings(logits, engine.score(samples.rows).mean)
-
-
-def compare(
-    live: Readings, base: Readings, export: Readings, merge: Readings | None, *, tokens: int
-) -> Proof:
-    """The figures, all positions of all prompts together.
-
-    Args:
-        live: of the adapter on its base.
-        base: of the bare base.
-        export: of the exported model.
-        merge: of the merge in float32; None where there is none.
-        tokens: supervised tokens of the samples.
-    """
-    theirs, ours, bare = (np.concatenate(r.logits) for r in (export, live, base))
-    unrounded = None if merge is None else np.concatenate(merge.logits)
+    sequences = [rows.row(r)[0].astype(np.int64) for r in range(len(rows))]
+    hidden = through_all_blocks(voices, sequences, choice, scratch)
+    supervised_T = rows.targets_T != IGNORE
+    targets_N = rows.targets_T[supervised_T].astype(np.int64)
+    heard = {
+        name: _Heard.nothing(
+            voice.source, normed(voice.source, np.concatenate(hidden.pop(name))[supervised_T])
+        )
+        for name, voice in voices.items()
+    }
+    pairs = {pair: _Difference() for pair in ((EXPORT, LIVE), (LIVE, BARE))}
+    pairs |= {(name, LIVE): _Difference() for name in (MERGE,) if name in voices}
+    pairs |= {(name, BARE): _Difference() for name in (FLOATS,) if name in voices}
+    largest = _listen(heard, pairs, targets_N)
+    between = pairs.get((FLOATS, BARE))
+    merge = pairs.get((MERGE, LIVE))
+    export = pairs[EXPORT, LIVE]
     return Proof(
-        max_logit_difference=_largest(theirs - ours),
-        rms_logit_difference=_root_mean_square(theirs - ours),
-        rms_adapter_effect=_root_mean_square(ours - bare),
-        merge_logit_difference=None if unrounded is None else _largest(unrounded - ours),
-        top1_agreement=float((theirs.argmax(1) == ours.argmax(1)).mean()),
-        positions=len(ours),
-        loss_live=live.loss,
-        loss_export=export.loss,
-        loss_base=base.loss,
-        tokens=tokens,
+        max_logit_difference=export.most,
+        rms_logit_difference=export.root_mean_square,
+        rms_adapter_effect=pairs[LIVE, BARE].root_mean_square,
+        merge_logit_difference=None if merge is None else merge.most,
+        allowed_logit_difference=ROUNDING * max(1.0, largest)
+        + (0.0 if between is None else 2 * between.most),
+        top1_agreement=float((heard[EXPORT].likeliest_N == heard[LIVE].likeliest_N).mean()),
+        positions=len(targets_N),
+        loss_live=heard[LIVE].loss,
+        loss_export=heard[EXPORT].loss,
+        loss_base=heard[BARE].loss,
     )
 
 
-def allowed_difference(live: Readings, *between: Readings) -> float:
-    """How far the logits of a right merge may be from the live ones.
+def _listen(
+    heard: Mapping[str, _Heard],
+    pairs: Mapping[tuple[str, str], _Difference],
+    targets_N: np.ndarray,
+) -> float:
+    """Take all logits, a piece of the vocabulary at a time.
 
-    Args:
-        live: of the adapter on its base.
-        between: of the bare base, live and with its weights as floats, where live layers round what
-            goes into them (LLM.int8()): twice what that makes is allowed, too.
+    Returns:
+        The largest absolute logit of the live adapter.
     """
-    allowed = ROUNDING * max(1.0, *(float(np.abs(logits).max()) for logits in live.logits))
-    if between:
-        base, floats = (np.concatenate(readings.logits) for readings in between)
-        allowed += 2 * _largest(base - floats)
-    return allowed
+    largest = 0.0
+    sources = list({id(h.source): h.source for h in heard.values()}.values())
+    for pieces in zip(*map(head_pieces, sources), strict=True):
+        heads = {id(source): piece for source, piece in zip(sources, pieces, strict=True)}
+        logits = {}
+        for name, voice in heard.items():
+            start, head_VD = heads[id(voice.source)]
+            with np.errstate(all="ignore"):  # a false alarm of Accelerate on a Mac, numpy #28687
+                logits[name] = voice.hidden_ND @ head_VD.T
+            voice.hear(start, logits[name], targets_N)
+        largest = max(largest, float(np.abs(logits[LIVE]).max()))
+        for (one, other), difference in pairs.items():
+            difference.add(logits[one], logits[other])
+    return largest
 
 
-def check(proof: Proof, *, allowed: float) -> None:
+def check(proof: Proof, *, merged: bool, mend: str) -> None:
     """Refuse an export that is not what was trained.
 
     Args:
         proof: the figures.
-        allowed: see `allowed_difference`.
+        merged: whether the export is a merge that was rounded, or quantised again; else it is an
+            adapter, and must say what the live one says.
+        mend: what to do where rounding loses the adapter.
 
     Raises:
         ExportError: it is not.
     """
+    allowed = proof.allowed_logit_difference
     if not np.isfinite(proof.rms_adapter_effect):
         raise ExportError("the live adapter computes numbers that are not finite")
     if not np.isfinite(proof.max_logit_difference):
-        raise ExportError("the exported model computes numbers that are not finite")
+        raise ExportError("the export computes numbers that are not finite")
     if proof.rms_adapter_effect == 0:
         raise ExportError("the adapter changes nothing: its answers are those of the bare model")
-    if proof.merge_logit_difference is None:
-        _check_quantised(proof)
-    elif proof.merge_logit_difference > allowed:
+    if not merged:
+        if not proof.max_logit_difference <= allowed:
+            raise ExportError(
+                f"the exported adapter differs from the live one by "
+                f"{proof.max_logit_difference:.2g} in its logits; at most {allowed:.2g} would be "
+                "rounding"
+            )
+    elif proof.merge_logit_difference is None:
+        _check_quantised(proof, mend)
+    elif not proof.merge_logit_difference <= allowed:
         raise ExportError(
             f"the merge differs from the live adapter by {proof.merge_logit_difference:.2g} in its "
             f"logits; at most {allowed:.2g} would be rounding"
@@ -208,12 +236,11 @@ def check(proof: Proof, *, allowed: float) -> None:
     elif proof.rms_logit_difference > proof.rms_adapter_effect / 2:
         raise ExportError(
             f"rounding loses the adapter: logits differ by {proof.rms_logit_difference:.2g}, and "
-            f"the adapter moves them by {proof.rms_adapter_effect:.2g} only"
-            "\n\nhint: pass --dtype float32"
+            f"the adapter moves them by {proof.rms_adapter_effect:.2g} only\n\nhint: {mend}"
         )
 
 
-def _check_quantised(proof: Proof) -> None:
+def _check_quantised(proof: Proof, mend: str) -> None:
     """Refuse an export that is nearer to the bare base than to the adapter.
 
     By the loss, of which half may be lost, where the adapter lowers it; else by the logits.
@@ -229,14 +256,5 @@ def _check_quantised(proof: Proof) -> None:
             f"{proof.loss_export:.4f}, {proof.loss_live:.4f} live, {proof.loss_base:.4f} without "
             "the adapter; logits differ by "
             f"{proof.rms_logit_difference:.2g}, and the adapter moves them by "
-            f"{proof.rms_adapter_effect:.2g}"
-            "\n\nhint: leave --requantize out, or quantise to more bits"
+            f"{proof.rms_adapter_effect:.2g}\n\nhint: {mend}"
         )
-
-
-def _largest(difference: np.ndarray) -> float:
-    return float(np.abs(difference).max())
-
-
-def _root_mean_square(difference: np.ndarray) -> float:
-    return float(np.sqrt(np.square(difference, dtype=np.float64).mean()))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from qwen_local.adapters.lora import Origin
+from qwen_local.adapters.lora import Adapter, Origin
 from qwen_local.adapters.prompt import thinking_of
 from qwen_local.adapters.store import base_of, load_adapter, origin_in
 from qwen_local.backends.base import Completion, Sampling, Session, Setup
@@ -31,12 +33,15 @@ from qwen_local.inference.sampling import (
     choose_sampling,
     sampling_defaults,
 )
+from qwen_local.inference.switch import Switch
 from qwen_local.inference.text import CLOSE, OPEN, TextStream
 from qwen_local.job import Quantization
 from qwen_local.models.architecture import Architecture
+from qwen_local.models.fingerprint import fingerprint
 from qwen_local.models.source import PROOF, fetch
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
+"""`role` and `content`; from data, also what `qwen_local.datasets.formats.Message` may have."""
 
 ENGINES = {"mlx": "MLX", "cuda": "PyTorch"}
 
@@ -126,25 +131,31 @@ class Answerer:
         """The longest conversation that the model was made for, in tokens."""
         self._tokenizer = ChatTokenizer.load(files.folder)
         self._tokenizer.check_fits(architecture.vocabulary, source.name)
-        merged = (files.folder / PROOF).is_file()
-        learned = origin_in(files.folder) if loaded is None and merged else origin
-        self.trained_length = learned.max_length
+        self._asked_thinking = thinking
+        self._merged = origin_in(files.folder) if (files.folder / PROOF).is_file() else None
+        self.trained_length: int | None = None
         """Tokens of the longest row that the adapter could learn, where it is known."""
-        self._thinking = thinking
-        if thinking is None and (loaded is not None or merged):
-            self._thinking = thinking_of(learned, self._tokenizer)
+        self._answer_as_trained(self._merged if loaded is None else origin)
         self._engine = open_backend(
             choice,
             Setup(
                 model=files,
                 lora=None if loaded is None else loaded.lora,
+                dora=loaded is not None and loaded.dora,
                 device=choice.device,
                 dtype=held_in,
                 quantization=held,
             ),
         )
-        if loaded is not None:
-            self._engine.load_adapter(loaded.arrays)
+        self._switch = None if loaded is None else Switch(self._engine, loaded.arrays)
+        self._adapted = True  # where there is an adapter
+        self._files, self._adapter = files, loaded
+        self._held = {
+            "backend": choice.backend,
+            "device": choice.device,
+            "dtype": held_in,
+            "quantization": held,
+        }
         how = [choice.device, held_in] + ([held] if held != "none" else [])
         self.about = (
             f"{source.name}{f' with {adapter}' if adapter else ''} on {ENGINES[choice.backend]} "
@@ -152,17 +163,53 @@ class Answerer:
         )
         """What answers, and on what, in words."""
 
+    def _answer_as_trained(self, learned: Origin | None) -> None:
+        """Begin answers as training did, unless told otherwise; None where there was none."""
+        self.trained_length = None if learned is None else learned.max_length
+        self._thinking = self._asked_thinking
+        if self._thinking is None and learned is not None:
+            self._thinking = thinking_of(learned, self._tokenizer)
+
+    def bare(self) -> Answerer:
+        """The same model in the same memory, as if it had been opened without its adapter.
+
+        Both can be asked in turns: see `Switch`.
+        """
+        bare = copy(self)
+        bare._adapted = False
+        bare._answer_as_trained(self._merged)
+        return bare
+
+    def identity(self) -> dict[str, Any]:
+        """What the likeliest answers follow from, but for what is asked: the same, the same."""
+        adapter = None if self._adapter is None else _digest(self._adapter)
+        return {
+            "model": self._files.name,
+            "commit": self._files.commit,
+            "weights": fingerprint(self._files.folder),
+            "tokenizer": self._tokenizer.sha256,
+            "adapter": adapter if self._adapted else None,
+            "thinking": self._thinking,
+            **self._held,
+        }
+
     def session(self) -> Session:
         """A new conversation, whose turns are computed once."""
-        return self._engine.session()
+        if self._switch is None:
+            return self._engine.session()
+        return self._switch.session(on=self._adapted)
 
-    def prompt(self, messages: Messages) -> Prompt:
+    def prompt(self, messages: Messages, tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
         """The prompt of the next assistant turn, rendered as in training.
+
+        Args:
+            messages: the conversation so far.
+            tools: the functions that it may call.
 
         Raises:
             DatasetError: a message cannot be encoded, or the template refuses them.
         """
-        ids = self._tokenizer.encode_prompt(messages, enable_thinking=self._thinking)
+        ids = self._tokenizer.encode_prompt(messages, tools=tools, enable_thinking=self._thinking)
         begun = self._tokenizer.begun(ids)
         return Prompt(ids=ids, opening=begun if OPEN in begun and CLOSE not in begun else "")
 
@@ -209,14 +256,22 @@ class Answerer:
         Raises:
             InputError: a prompt leaves no room for an answer in the model's context.
         """
-        prompts = [self.prompt(messages).ids for messages in conversations]
+        prompts = [self.prompt(messages) for messages in conversations]
         for prompt in prompts:
-            self.check_room(prompt, max_tokens)
+            self.check_room(prompt.ids, max_tokens)
+        return self.go_on(prompts, max_tokens=max_tokens)
+
+    def go_on(self, prompts: Sequence[Prompt], *, max_tokens: int) -> list[Answer]:
+        """The answers to prompts that leave room for them, always the likeliest token."""
+        if self._switch is not None:
+            self._switch.turn(on=self._adapted)
         completions = self._engine.generate(
-            prompts, max_tokens=max_tokens, stop_ids=self._tokenizer.stop_ids
+            [prompt.ids for prompt in prompts],
+            max_tokens=max_tokens,
+            stop_ids=self._tokenizer.stop_ids,
         )
         return [
-            self._answer(self._tokenizer.decode(completion.ids), prompt, completion)
+            self._answer(self._tokenizer.decode(completion.ids), prompt.ids, completion)
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
 
@@ -287,6 +342,15 @@ def answer(
 def system_message(text: str | None) -> Messages:
     """The system message of a conversation, where there is one."""
     return [] if text is None else [{"role": "system", "content": text}]
+
+
+def _digest(adapter: Adapter) -> str:
+    """SHA-256 of what an adapter adds, in hex."""
+    digest = hashlib.sha256(f"{adapter.lora.scale}".encode())
+    for name, array in sorted(adapter.arrays.items()):
+        digest.update(f"\n{name} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _choose(

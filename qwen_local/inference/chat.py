@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
-from qwen_local.backends.base import Sampling, Session
+from qwen_local.backends.base import Sampling
 from qwen_local.errors import InputError
-from qwen_local.inference.answer import Answer, Messages, Prompt, system_message
+from qwen_local.inference.conversation import Conversation, Model, NoRoomError
 from qwen_local.inference.sampling import SEEDS
-from qwen_local.inference.terminal import Read, Screen, Stop, say, stoppable
-from qwen_local.inference.text import CLOSE, OPEN, Thoughts
+from qwen_local.inference.stage import Alone, JsonLines, Stage
+from qwen_local.inference.terminal import Read, Screen, say
 from qwen_local.signals import Stopped
 
 QUOTES = '"""'
@@ -34,53 +31,8 @@ LEAVE = ("/exit", "/quit", "/bye")
 COMMANDS = ("/help", "/system", "/clear", "/retry", "/save", "/save!", "/exit")
 
 
-class Model(Protocol):
-    """What a conversation is held with: `qwen_local.inference.answer.Answerer`."""
-
-    @property
-    def positions(self) -> int:
-        """Tokens that a conversation can have."""
-        ...
-
-    @property
-    def trained_length(self) -> int | None:
-        """Tokens that an adapter has seen together, where that is known."""
-        ...
-
-    def session(self) -> Session:
-        """See `Answerer.session`."""
-        ...
-
-    def prompt(self, messages: Messages) -> Prompt:
-        """See `Answerer.prompt`."""
-        ...
-
-    def stream(
-        self,
-        session: Session,
-        prompt: Prompt,
-        *,
-        max_tokens: int,
-        sampling: Sampling,
-        show: Callable[[str], bool],
-    ) -> Answer:
-        """See `Answerer.stream`."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Turn:
-    """A question and its answer."""
-
-    question: str
-    answer: str
-    """What the model said, its thoughts included: a template leaves them out where it should."""
-    whole: bool
-    """False where the answer was stopped, or cut off at a limit."""
-
-
 class Chat:
-    """One conversation in a terminal, or through pipes."""
+    """A talk in a terminal, or through pipes, with one model or with two that are compared."""
 
     def __init__(
         self,
@@ -93,6 +45,7 @@ class Chat:
         max_tokens: int,
         system: str | None = None,
         hide_thinking: bool = False,
+        base: Model | None = None,
     ) -> None:
         """Begin with nothing said.
 
@@ -105,21 +58,30 @@ class Chat:
             max_tokens: the longest answer; less where the context ends.
             system: the system message.
             hide_thinking: whether thoughts are left out of what is shown.
+            base: the bare model of an adapter, which answers every question first.
         """
-        self._model = model
         self._read = read
-        self._screen = screen
         self._interactive = interactive
         self._sampling = sampling
-        self._max_tokens = max_tokens
         self._system = system
-        self._hide_thinking = hide_thinking
-        self._session = model.session()
-        self._turns: list[Turn] = []
-        self._asked: tuple[list[Turn], str] | None = None  # the last question and what came before
+        stage = Alone(screen) if base is None else _comparing(screen, interactive=interactive)
+        self._stage = stage
+        self._voices = [
+            Conversation(
+                voice,
+                name=name,
+                stage=stage,
+                interactive=interactive,
+                max_tokens=max_tokens,
+                hide_thinking=hide_thinking,
+            )
+            for name, voice in (("base", base), ("adapter", model))
+            if voice is not None
+        ]
+        self._own = self._voices[-1]  # what is saved
+        self._question: str | None = None  # the last
         self._answers = 0
         self._refused = 0
-        self._beyond = False  # that it was told: longer than the adapter was trained on
 
     def run(self) -> int:
         """Read and answer until the end of the input.
@@ -151,7 +113,7 @@ class Chat:
             interrupts = 0
             if quoted or not text.startswith("/") or "\n" in text:
                 if text.strip():
-                    self._answer(self._turns, text)
+                    self._ask(text)
             elif text.strip().lower() in LEAVE:
                 return self._status()
             else:
@@ -187,15 +149,12 @@ class Chat:
             case "/system":
                 self._set_system(rest)
             case "/clear":
-                self._turns, self._asked = [], None
-                self._session = self._model.session()  # gives back its memory, too
+                for voice in self._voices:
+                    voice.clear()
+                self._question = None
                 say("(the conversation is forgotten)")
-            case "/retry" if self._asked is None:
-                say("(nothing was asked yet)")
-            case "/retry" if self._asked is not None:
-                if self._sampling.temperature == 0 and self._turns and self._turns[-1].whole:
-                    say("(the likeliest tokens stay the same: --temperature lets answers differ)")
-                self._answer(*self._asked)
+            case "/retry":
+                self._retry()
             case "/save" | "/save!":
                 self._save(rest, replacing=name.endswith("!"))
             case _:
@@ -206,6 +165,15 @@ class Chat:
                     f"{name}: no such command; {hint}/help lists them, and between {QUOTES} it is "
                     "a message"
                 )
+
+    def _retry(self) -> None:
+        if self._question is None:
+            say("(nothing was asked yet)")
+            return
+        whole = all(voice.turns and voice.turns[-1].whole for voice in self._voices)
+        if self._sampling.temperature == 0 and whole:
+            say("(the likeliest tokens stay the same: --temperature lets answers differ)")
+        self._ask(self._question, again=True)
 
     def _set_system(self, text: str) -> None:
         if text in ('""', QUOTES * 2):
@@ -218,10 +186,11 @@ class Chat:
             say("(there is no system message)" if self._system is None else self._system)
 
     def _save(self, name: str, *, replacing: bool) -> None:
-        if not name or not self._turns:
-            say("/save FILE: name a file" if self._turns else "(nothing was said yet)")
+        turns = self._own.turns
+        if not name or not turns:
+            say("/save FILE: name a file" if turns else "(nothing was said yet)")
             return
-        row = json.dumps({"messages": self._messages(self._turns)}, ensure_ascii=False)
+        row = json.dumps({"messages": self._own.messages(self._system)}, ensure_ascii=False)
         try:
             path = Path(name).expanduser()
             with path.open("w" if replacing else "x", encoding="utf-8") as file:
@@ -232,136 +201,39 @@ class Chat:
         except (OSError, RuntimeError, ValueError) as error:  # no such home, a NUL in the name
             say(f"{name}: {getattr(error, 'strerror', None) or error}")
             return
-        broken = sum(not turn.whole for turn in self._turns)
+        broken = sum(not turn.whole for turn in turns)
         note = f"; {broken} of its answers not whole: mend before training on it" if broken else ""
         said = "a question and its answer"
-        if len(self._turns) > 1:
-            said = f"{len(self._turns)} questions and answers"
+        if len(turns) > 1:
+            said = f"{len(turns)} questions and answers"
+        if len(self._voices) > 1:
+            said += f" of the {self._own.name}"
         say(f"({name}: {said}{note})")
 
     # --- answers ---
 
-    def _messages(self, turns: list[Turn]) -> Messages:
-        messages = system_message(self._system)
-        for turn in turns:
-            messages.append({"role": "user", "content": turn.question})
-            messages.append({"role": "assistant", "content": turn.answer})
-        return messages
-
-    def _answer(self, before: list[Turn], question: str) -> None:
-        """Answer, and keep question and answer where something was said."""
-        self._asked = before, question
-        asked = {"role": "user", "content": question}
-        try:
-            prompt = self._model.prompt([*self._messages(before), asked])
-        except InputError as error:
-            self._refused += 1
-            say(str(error))
-            return
-        room = self._model.positions - len(prompt.ids)
-        if room < 1:
-            self._refused += 1
-            alone = self._model.prompt([*system_message(self._system), asked]) if before else prompt
-            fits = len(alone.ids) < self._model.positions
-            say(
-                f"the conversation would have {len(prompt.ids)} tokens, and the model has "
-                f"{self._model.positions} positions: nothing was sent\n\nhint: "
-                + ("/clear forgets what was said before" if fits else "shorten the question")
-            )
-            return
-        trained = self._model.trained_length
-        if trained is not None and len(prompt.ids) > trained and not self._beyond:
-            self._beyond = True
-            say(
-                f"(the conversation has {len(prompt.ids)} tokens, and the adapter was trained on "
-                f"at most {trained} together: it may lose its way; /clear begins again)"
-            )
-        view = _View(self._screen, thinking=bool(prompt.opening), hidden=self._hide_thinking)
-        view.show(prompt.opening)
-        said: list[str] = []
-        reason = "interrupted"
+    def _ask(self, question: str, *, again: bool = False) -> None:
+        """Have a question answered by every voice, or by none where one cannot."""
+        self._question = question
+        asked = []
+        for voice in self._voices:
+            try:
+                asked.append(voice.ask(question, system=self._system, again=again))
+            except (InputError, NoRoomError) as error:
+                self._refused += 1
+                self._stage.say(voice.name, str(error))
+                return
         sampling = replace(self._sampling, seed=(self._sampling.seed + self._answers) % SEEDS)
         self._answers += 1
-        try:
-            with self._stopping() as stop:
-
-                def show(text: str) -> bool:
-                    stop.coming = True
-                    said.append(text)
-                    view.show(text)
-                    return not stop.asked
-
-                answer = self._model.stream(
-                    self._session,
-                    prompt,
-                    max_tokens=min(self._max_tokens, room),
-                    sampling=sampling,
-                    show=show,
-                )
-                reason = answer.finish_reason
-        except KeyboardInterrupt as interrupt:
-            if not self._interactive or isinstance(interrupt, Stopped):
-                raise
-        view.end()
-        text = "".join(said)
-        self._tell_end(reason, text, room)
-        if text or reason == "stop":
-            content = _closed(prompt.opening + text).replace("\0", "")  # no text may hold a NUL
-            turn = Turn(question=question, answer=content, whole=reason == "stop")
-            self._turns = [*before, turn]
-
-    def _stopping(self) -> AbstractContextManager[Stop]:
-        return stoppable() if self._interactive else nullcontext(Stop())
-
-    def _tell_end(self, reason: str, text: str, room: int) -> None:
-        """Say why an answer ended, unless it ended by itself."""
-        if reason == "interrupted" and not text:
-            say("(stopped before anything came: the question is left out; /retry asks it again)")
-        elif reason == "interrupted":
-            say("(stopped)")
-        elif reason == "length" and room <= self._max_tokens:
-            positions = self._model.positions
-            say(f"(cut off: the context of {positions} tokens is full; /clear makes room)")
-        elif reason == "length":
-            say(f"(cut off after {self._max_tokens} tokens: see --max-tokens)")
-        elif not text.strip():
-            say("(the model said nothing)")
+        for voice, its in zip(self._voices, asked, strict=True):
+            voice.answer(its, sampling=sampling)
+        self._stage.end(question)
 
 
-class _View:
-    """One answer on the screen: thoughts dimmed or hidden, and a line end behind it."""
+def _comparing(screen: Screen, *, interactive: bool) -> Stage:
+    """Where two voices go: side by side before a person, rows of JSON for a program."""
+    if not (interactive and screen.terminal):
+        return JsonLines(screen)
+    from qwen_local.inference.columns import Columns
 
-    def __init__(self, screen: Screen, *, thinking: bool, hidden: bool) -> None:
-        self._screen = screen
-        self._thoughts = Thoughts(thinking=thinking)
-        self._hidden = hidden
-        self._told = False  # that it thinks
-        self._last = ""  # the last character on the screen
-
-    def show(self, text: str) -> None:
-        for thought, part in self._thoughts.add(text):
-            self._show(thought, part)
-
-    def end(self) -> None:
-        for thought, part in self._thoughts.end():
-            self._show(thought, part)
-        if self._last not in ("", "\n"):
-            self._screen.write("\n")
-
-    def _show(self, thought: bool, text: str) -> None:
-        if thought and self._hidden:
-            if not self._told and text.replace(OPEN, "").replace(CLOSE, "").strip():
-                self._told = True
-                say("(thinking)")
-            return
-        if self._hidden and not self._last:
-            text = text.lstrip("\n")  # what stands between thoughts and answer
-        if text:
-            self._screen.write(text, dim=thought)
-            self._last = text[-1]
-
-
-def _closed(answer: str) -> str:
-    """The answer with its think block closed: a template takes out whole blocks alone."""
-    open_still = answer.lstrip().startswith(OPEN) and CLOSE not in answer
-    return f"{answer}\n{CLOSE}\n\n" if open_still else answer
+    return Columns(screen)

@@ -36,7 +36,8 @@ class Screen:
             colour: whether thoughts are dimmed.
         """
         self._stream = stream
-        self._terminal = terminal
+        self.terminal = terminal
+        """Whether it is one."""
         self._colour = colour
 
     @classmethod
@@ -50,10 +51,17 @@ class Screen:
 
     def write(self, text: str, *, dim: bool = False) -> None:
         """Show a piece of an answer."""
-        shown = visible(text) if self._terminal else text
+        shown = visible(text) if self.terminal else text
         if dim and self._colour:
             shown = f"{DIM}{shown}{PLAIN}"
-        self._stream.write(shown.encode())
+        self._send(shown)
+
+    def steer(self, sequence: str) -> None:
+        """Move a terminal's cursor."""
+        self._send(sequence)
+
+    def _send(self, text: str) -> None:
+        self._stream.write(text.encode())
         self._stream.flush()
 
 

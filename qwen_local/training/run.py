@@ -11,6 +11,7 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qwen_local.adapters.card_facts import card_facts, write_card
 from qwen_local.adapters.lora import Adapter, Origin
 from qwen_local.adapters.store import PEFT_WEIGHTS
 from qwen_local.backends.base import Arrays, Backend, Setup
@@ -423,6 +424,7 @@ def _train(ready: _Ready, engine: Backend, *, quiet: bool) -> Summary:
     if coming is not None and now.step > start.step:
         _say_how_far_off(ready, coming, now, peak)
         _say_padding(output)
+    _describe_adapter(ready)
     _say_outcome(now, because, output)
     return summary
 
@@ -558,6 +560,17 @@ def _board(job: Job, output: Path, step: int) -> TensorBoard | None:
     from qwen_local.training.tensorboard import TensorBoard
 
     return TensorBoard(output / "tensorboard", after=step)
+
+
+def _describe_adapter(ready: _Ready) -> None:
+    """Write the model card beside the adapter. No run fails because of its description."""
+    folder = ready.output / "adapter"
+    if not folder.exists():
+        return
+    try:
+        write_card(folder, card_facts(ready.output, "adapter", base=ready.setup.model))
+    except Exception as error:  # whatever it is: the adapter is there, and whole
+        log.info("warning: %s has no model card: %s", folder, error)
 
 
 def _say_outcome(now: Standing, because: str, output: Path) -> None:

@@ -224,20 +224,22 @@ def test_every_fault_of_a_peft_config_is_told_at_once(saved: tuple[Path, ModelFi
         load_adapter(folder / "peft", model.architecture)
     assert str(error.value).split("\n\n") == [
         f"{where}: rank_pattern: this adapter cannot be loaded with it set",
+        "hint: merge it where it was made (merge_and_unload) and take the merged model",
+        f"{where}: target_modules.0: expected one of q_proj, k_proj, v_proj, o_proj, gate_proj, "
+        "up_proj, down_proj; found 'lm_head'",
+        "hint: merge it where it was made (merge_and_unload) and take the merged model",
         f"{where}: peft_type: expected 'LORA'; found 'IA3'",
         f"{where}: r: expected less than or equal to 1024; found 1000000000",
         f"{where}: lora_alpha: expected a valid number; found 'x'",
         f"{where}: use_rslora: expected a valid boolean; found 'no'",
         f"{where}: lora_dropout: expected less than 1; found 1.5",
-        f"{where}: target_modules.0: expected one of q_proj, k_proj, v_proj, o_proj, gate_proj, "
-        "up_proj, down_proj; found 'lm_head'",
         f"{where}: layers_to_transform.int: expected a valid integer; found 5.0",
         f"{where}: layers_to_transform.list[int]: expected a valid list; found 5.0",
     ]
 
 
-@pytest.mark.parametrize("given", [[0], [0, 2], 1, [2, 3]])
-def test_an_adapter_of_other_blocks_than_the_last_is_refused(
+@pytest.mark.parametrize("given", [[], [2, 3], 3, [-1]])
+def test_blocks_that_the_model_does_not_have_are_told(
     given: object, saved: tuple[Path, ModelFiles]
 ) -> None:
     folder, model = saved
@@ -245,7 +247,8 @@ def test_an_adapter_of_other_blocks_than_the_last_is_refused(
     with pytest.raises(ModelError) as error:
         load_adapter(folder / "peft", model.architecture)
     assert str(error.value) == (
-        f"{where}: layers_to_transform: expected the last blocks of 3; found {given}"
+        f"{where}: layers_to_transform: expected some of the 3 blocks, counted from 0; found "
+        f"{given}"
     )
 
 
@@ -271,14 +274,14 @@ def test_every_fault_of_an_mlx_config_is_told_at_once(saved: tuple[Path, ModelFi
     folder, model = saved
     where = change(
         folder / "mlx",
-        fine_tune_type="dora",
+        fine_tune_type="full",
         num_layers=True,
         lora_parameters={"rank": 0, "scale": 1e308, "keys": []},
     )
     with pytest.raises(ModelError) as error:
         load_adapter(folder / "mlx", model.architecture)
     assert str(error.value).split("\n\n") == [
-        f"{where}: fine_tune_type: expected 'lora'; found 'dora'",
+        f"{where}: fine_tune_type: expected 'lora' or 'dora'; found 'full'",
         f"{where}: num_layers: expected a valid integer; found True",
         f"{where}: lora_parameters.rank: expected greater than or equal to 1; found 0",
         f"{where}: lora_parameters.scale: expected less than or equal to 1000000; found 1e+308",
@@ -293,10 +296,9 @@ def test_arrays_that_do_not_fit_the_model_are_each_named(saved: tuple[Path, Mode
     folder, model = saved
     path = folder / "peft/adapter_model.safetensors"
     arrays = load_file(path)
-    first, second, third = sorted(arrays)[:3]
+    first, second = sorted(arrays)[:2]
     del arrays[first]
     arrays[second] = arrays[second][:1]
-    arrays[third] = np.full_like(arrays[third], np.nan)
     arrays["another"] = np.zeros(1, np.float32)
     save_file(arrays, path)
     with pytest.raises(ModelError) as error:
@@ -308,7 +310,26 @@ def test_arrays_that_do_not_fit_the_model_are_each_named(saved: tuple[Path, Mode
         f"{path}: another: not a matrix of this model's adapter",
         f"{path}: {first}: missing",
         f"{path}: {second}: expected shape {wanted}; found {arrays[second].shape}",
-        f"{path}: {third}: holds numbers that are not finite",
+    ]
+
+
+def test_numbers_that_are_not_finite_are_told_of_each_array(
+    saved: tuple[Path, ModelFiles],
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    folder, model = saved
+    path = folder / "peft/adapter_model.safetensors"
+    arrays = load_file(path)
+    first, second = sorted(arrays)[:2]
+    arrays[first] = np.full_like(arrays[first], np.nan)
+    arrays[second] = np.full_like(arrays[second], np.inf)
+    save_file(arrays, path)
+    with pytest.raises(ModelError) as error:
+        load_adapter(folder / "peft", model.architecture)
+    assert str(error.value).split("\n\n") == [
+        f"{path}: {first}: holds numbers that are not finite",
+        f"{path}: {second}: holds numbers that are not finite",
     ]
 
 

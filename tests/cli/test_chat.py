@@ -218,8 +218,14 @@ def test_the_second_prompt_holds_the_first_turn_until_it_is_cleared(
             b'/system Be brief.\n"""\nHi\0\n"""\n',
             "stdin:3: expected text; found a NUL character (character 3)\n",
         ),
+        (
+            ("--model", TINY, "--compare"),
+            b"Hi\n",
+            "--compare: expected an --adapter to compare with its model; found none\n\n"
+            "hint: add --adapter, for example a run\n",
+        ),
     ],
-    ids=["no model", "no effect", "bytes", "NUL"],
+    ids=["no model", "no effect", "bytes", "NUL", "nothing to compare"],
 )
 def test_what_cannot_be_done_is_refused(
     args: tuple[str, ...], stdin: bytes, message: str, cli: Cli
@@ -239,3 +245,38 @@ def test_a_seed_repeats_a_conversation_and_its_retries(cli: Cli, engine: Engine)
     assert first == again != other
     one, two = first[: len(first) // 2], first[len(first) // 2 :]
     assert one != two
+
+
+# --- two that are compared ---
+
+
+def test_compared_in_a_pipe_each_voice_says_what_it_says_alone(
+    engine: Engine, cli: Cli, changing_adapter: Path
+) -> None:
+    args = (*CHAT, "--model", TINY, "--backend", engine, "--max-tokens", "8")
+    lines = f"{SKY}\nWhat colour is grass?\n".encode()
+    both = cli(*args, "--adapter", changing_adapter, "--compare", stdin=lines)
+    assert both.code == 0
+    rows = [json.loads(line) for line in both.out.splitlines()]
+    assert [list(row) for row in rows] == [["prompt", "base", "adapter"]] * 2
+    assert [row["prompt"] for row in rows] == lines.decode().splitlines()
+    for voice, own in (("base", ()), ("adapter", ("--adapter", changing_adapter))):
+        alone = cli(*args, *own, stdin=lines)
+        assert "".join(f"{row[voice]}\n" for row in rows) == alone.out
+    assert rows[0]["base"] == "The sky is blue." != rows[0]["adapter"]
+
+
+def test_compared_in_a_terminal_the_answers_stand_side_by_side(
+    changing_adapter: Path, tmp_path: Path
+) -> None:
+    args = (*CHAT, "--adapter", changing_adapter, "--compare", "--max-tokens", "8")
+    with terminal(tmp_path, *args, NO_COLOR="1") as child:
+        shown = answer_to(child, SKY)
+        left = "--- base ---\r\nThe sky is blue.\r\n"
+        assert f"{left}\x1b[2A\x1b[80G│ --- adapter ---\r\n\x1b[80G│ " in shown
+        assert "of the adapter; 1 of its answers not whole" in answer_to(child, "/save talk.jsonl")
+        child.send("/exit\r")
+        child.expect(pexpect.EOF)
+    assert child.exitstatus == 0
+    (saved,) = (tmp_path / "talk.jsonl").read_text("utf-8").splitlines()
+    assert json.loads(saved)["messages"][1]["content"] != "The sky is blue."

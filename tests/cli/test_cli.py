@@ -91,7 +91,7 @@ def test_every_command_is_told_in_one_line_that_is_not_cut(cli: Cli) -> None:
         "  demo      The whole story on the embedded model, on every engine here.\n"
         "  doctor    Say what is here, which engine auto takes, and what is missing.\n"
         "  fuse      Merge an adapter into its base model, and prove the result.\n"
-        "  generate  Answer one prompt.\n"
+        "  generate  Answer one prompt, or every row of a file.\n"
         "  plan      Say what JOB would do: counts, steps, data, memory.\n"
         "  train     Train the adapter that JOB describes.\n"
     )

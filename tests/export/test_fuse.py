@@ -16,14 +16,15 @@ import pytest
 from qwen_local.adapters.lora import Adapter
 from qwen_local.adapters.store import load_adapter, save_adapter
 from qwen_local.backends.base import Setup
-from qwen_local.backends.select import Choice, Engine, open_backend, probe
+from qwen_local.backends.select import Choice, Engine, open_backend
 from qwen_local.embedded import TINY_MODEL, tiny_model_path
 from qwen_local.export import fuse as fusing
-from qwen_local.export.fuse import Fused, fuse, with_room, with_stops
-from qwen_local.export.merge import ExportError, merged_tensors, write_shards
-from qwen_local.export.proof import PROMPTS
+from qwen_local.export import merge
+from qwen_local.export.fuse import Fused, fuse, with_stops
+from qwen_local.export.merge import ExportError, merged, write_shards
+from qwen_local.export.opening import Given
+from qwen_local.export.samples import CONVERSATIONS
 from qwen_local.job import Quantization, read_job
-from qwen_local.models.published import PUBLISHED
 from qwen_local.models.source import fetch, find_model
 from qwen_local.models.weights import NORM
 from qwen_local.training.run import train
@@ -55,7 +56,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 def fused(run: Path, output: Path, **options: Any) -> Fused:
-    return fuse(run, output=output, device="cpu", **options)
+    ours = {name: options.pop(name) for name in ("requantize", "dtype") if name in options}
+    return fuse(Given(adapter=run, output=output, device="cpu", **options), **ours)
 
 
 def config(folder: Path, name: str = "config.json") -> dict[str, Any]:
@@ -271,8 +273,8 @@ def spoilt(adapter: Adapter, how: str) -> Adapter:
 
 
 def merge_as_if(how: str) -> Callable[..., Any]:
-    def faulty(architecture: Any, adapter: Adapter, weights: Any, held: Any) -> Any:
-        return merged_tensors(architecture, spoilt(adapter, how), weights, held)
+    def faulty(weight: np.ndarray, adapter: Adapter, layer: int, target: str) -> np.ndarray:
+        return merged(weight, spoilt(adapter, how), layer, target)
 
     return faulty
 
@@ -284,7 +286,7 @@ def merge_as_if(how: str) -> Callable[..., Any]:
 def test_a_faulty_merge_is_an_error_and_leaves_nothing(
     how: str, dtype: str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fusing, "merged_tensors", merge_as_if(how))
+    monkeypatch.setattr(merge, "merged", merge_as_if(how))
     with pytest.raises(ExportError, match=r"^the merge differs from the live adapter by"):
         fused(trained("cuda", "none"), tmp_path / "out", dtype=dtype)
     assert list(tmp_path.iterdir()) == []
@@ -308,7 +310,7 @@ def test_a_file_that_does_not_hold_the_merge_is_an_error(
 def test_a_quantised_merge_that_lost_the_adapter_is_an_error(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fusing, "merged_tensors", merge_as_if("nothing of it"))
+    monkeypatch.setattr(merge, "merged", merge_as_if("nothing of it"))
     with pytest.raises(ExportError, match="has lost more than half of what the adapter does"):
         fused(trained("cuda", "none"), tmp_path / "out", requantize="4bit")
 
@@ -391,11 +393,11 @@ def test_a_disk_without_room_is_told_before_anything_is_computed(
     run = trained("cuda", "none")  # which needs room itself
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    monkeypatch.setattr(fusing, "_ask_live", None)
+    monkeypatch.setattr(fusing, "_write", None)
     with pytest.raises(ExportError) as refused:
         fused(run, tmp_path / "out")
     assert str(refused.value) == (
-        f"{tmp_path / 'out'}: the model needs 0.0 GB, and 0.0 GB are free"
+        f"{tmp_path / 'out'}: the export needs 0.0 GB, and 0.0 GB are free"
     )
 
 
@@ -433,23 +435,9 @@ def test_a_generation_config_that_is_no_json_is_told_before_anything_is_computed
 ) -> None:
     base = shutil.copytree(tiny_model_path(), tmp_path / "base")
     (base / "generation_config.json").write_text("[1]")
-    monkeypatch.setattr(fusing, "_ask_live", None)
+    monkeypatch.setattr(fusing, "_write", None)
     with pytest.raises(ValueError, match=r"generation_config.json: expected an object; found"):
         fused(trained("cuda", "none"), tmp_path / "out", model=str(base))
-
-
-def test_a_model_beyond_the_gpu_is_proved_on_the_cpu_unless_the_gpu_was_asked_for() -> None:
-    machine = replace(probe(), gpu_bytes=24 * 10**9)
-    choice = Choice("cuda", "gpu", "a test")
-    small, large = PUBLISHED["Qwen/Qwen3-4B"], PUBLISHED["Qwen/Qwen3-8B"]
-    assert with_room(machine, choice, small, "auto") == choice
-    moved = with_room(machine, choice, large, "auto")
-    assert (moved.device, moved.reason) == (
-        "cpu",
-        "the proof computes in float32 and needs about 37 GB; the GPU has less",
-    )
-    with pytest.raises(ValueError, match=r"^--device gpu: the proof computes in float32"):
-        with_room(machine, choice, large, "gpu")
 
 
 def test_an_adapter_that_names_no_base_needs_a_model(
@@ -485,5 +473,5 @@ def test_generation_stops_where_the_adapter_was_taught_to(
     assert with_stops(known | {"top_p": 0.8}, (5, 7)) == {"top_p": 0.8, "eos_token_id": expected}
 
 
-def test_the_prompts_are_of_several_kinds() -> None:
-    assert len(set(PROMPTS)) == len(PROMPTS) >= 8
+def test_the_questions_are_of_several_kinds() -> None:
+    assert len(set(CONVERSATIONS)) == len(CONVERSATIONS) >= 8

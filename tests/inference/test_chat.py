@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -477,3 +478,114 @@ def test_thoughts_that_were_cut_off_are_closed_so_that_a_template_can_take_them_
 
 def test_what_a_model_says_cannot_steer_a_terminal() -> None:
     assert on_a_terminal("\x1b[31mred\x07\r\n\ttab") == "␛[31mred␇␍\n\ttab\n"
+
+
+# --- two that are compared ---
+
+
+def compare(base: Scripted, model: Scripted, lines: Sequence[Any], **settings: Any) -> Any:
+    return talk(model, lines, base=base, **{"interactive": False, **settings})
+
+
+def test_compared_each_question_is_a_row_and_each_voice_has_its_own_history() -> None:
+    base, model = Scripted("a", "b\n日本"), Scripted("c", "d")
+    assert compare(base, model, ["Hi", "And?"], system="S") == (
+        0,
+        '{"prompt": "Hi", "base": "a", "adapter": "c"}\n'
+        '{"prompt": "And?", "base": "b\\n日本", "adapter": "d"}\n',
+    )
+    system = {"role": "system", "content": "S"}
+    assert base.prompts[1] == [system, user("Hi"), assistant("a"), user("And?")]
+    assert model.prompts[1] == [system, user("Hi"), assistant("c"), user("And?")]
+
+
+def test_compared_both_voices_draw_with_the_same_seed() -> None:
+    base, model = Scripted("a", "b", "c"), Scripted("d", "e", "f")
+    compare(base, model, ["1", "2", "/retry"], sampling=Sampling(temperature=1.0, seed=5))
+    assert [s.seed for s in base.sampled] == [s.seed for s in model.sampled] == [5, 6, 7]
+
+
+def test_compared_a_retry_takes_the_place_of_both_answers() -> None:
+    base, model = Scripted("a", "b", "c", "d"), Scripted("e", "f", "g", "h")
+    compare(base, model, ["1", "2", "/retry", "3"])
+    assert base.prompts[3] == [
+        *(user("1"), assistant("a"), user("2"), assistant("c"), user("3")),
+    ]
+    assert model.prompts[3][3] == assistant("g")
+
+
+def test_compared_what_is_saved_is_what_the_adapter_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "x.jsonl"
+    compare(Scripted("a"), Scripted("b"), ["Hi", f"/save {file}"])
+    assert saved(file) == [user("Hi"), assistant("b")]
+    assert capsys.readouterr().err == f"({file}: a question and its answer of the adapter)\n"
+
+
+def test_compared_clear_forgets_both(capsys: pytest.CaptureFixture[str]) -> None:
+    base, model = Scripted("a", "b"), Scripted("c", "d")
+    compare(base, model, ["Hi", "/clear", "You"])
+    assert base.prompts[1] == model.prompts[1] == [user("You")]
+    assert (base.sessions, model.sessions) == (2, 2)
+
+
+def test_compared_a_question_for_which_one_has_no_room_is_asked_of_neither(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base, model = Scripted("a", "b"), Scripted("c" * 45)
+    assert compare(base, model, ["1" * 30, "2" * 30, "/clear"]) == (
+        1,
+        f'{{"prompt": "{"1" * 30}", "base": "a", "adapter": "{"c" * 45}"}}\n',
+    )
+    assert capsys.readouterr().err == (
+        "adapter: the conversation would have 105 tokens, and the model has 100 positions: "
+        "nothing was sent\n\nhint: /clear forgets what was said before\n"
+        "(the conversation is forgotten)\n"
+    )
+    assert len(base.sampled) == 1
+
+
+def test_compared_a_word_about_an_answer_names_its_voice(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = Scripted("c" * 9)
+    model.trained_length = 1
+    assert compare(Scripted("aaaa"), model, ["Hi"], max_tokens=3)[1] == (
+        '{"prompt": "Hi", "base": "aaa", "adapter": "ccc"}\n'
+    )
+    assert capsys.readouterr().err == (
+        "adapter: (the conversation has 2 tokens, and the adapter was trained on at most 1 "
+        "together: it may lose its way; /clear begins again)\n"
+        "base: (cut off after 3 tokens: see --max-tokens)\n"
+        "adapter: (cut off after 3 tokens: see --max-tokens)\n"
+    )
+
+
+def test_compared_thoughts_are_in_the_rows_unless_they_are_hidden(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for hidden, said in ((False, THOUGHT), (True, "Yes.")):
+        _, out = compare(Scripted("a"), Scripted(THOUGHT), ["Hi"], hide_thinking=hidden)
+        assert json.loads(out)["adapter"] == said
+    assert capsys.readouterr().err == ""
+
+
+def test_compared_before_a_person_each_voice_has_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    out = io.BytesIO()
+    shown = screen(out, colour=False)
+    compare(Scripted("a"), Scripted("b"), ["Hi"], screen=shown, interactive=True)
+    assert out.getvalue() == b"--- base ---\na\n--- adapter ---\nb\n"
+
+
+def test_compared_ctrl_c_stops_the_answer_that_comes_and_not_the_other(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base, model = Scripted(interrupted_after("The sky"), "x"), Scripted("Blue.", "y")
+    assert compare(base, model, ["Hi", "And?"], interactive=True)[0] == 0
+    assert capsys.readouterr().err == "base: (stopped)\n"
+    assert base.prompts[1] == [user("Hi"), assistant("The sky."), user("And?")]
+    assert model.prompts[1] == [user("Hi"), assistant("Blue."), user("And?")]

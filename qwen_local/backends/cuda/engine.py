@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import peft
@@ -92,6 +92,7 @@ class TorchBackend:
             target_modules=list(setup.lora.target_names),
             layers_to_transform=list(setup.lora.blocks(setup.model.architecture.layers)),
             layers_pattern="layers",
+            use_dora=setup.dora,
         )
         with warnings.catch_warnings():
             # transformers is renaming gradient to activation checkpointing: PEFT still reads the
@@ -101,10 +102,11 @@ class TorchBackend:
                 base.gradient_checkpointing_enable({"use_reentrant": False})
             self._model = peft.get_peft_model(base, config)
         self._parameters = {
-            name.replace(".default.", "."): parameter
+            _saved_name(name): parameter
             for name, parameter in self._model.named_parameters()
             if parameter.requires_grad
         }
+        self._magnitudes = {n: _numpy(p) for n, p in self._parameters.items() if p.dim() == 1}
         self.load_adapter(initial_arrays(setup.model.architecture, setup.lora, setup.seed))
 
     def step(self, rows: Rows, *, lr: float, tokens: int) -> StepResult:
@@ -160,10 +162,13 @@ class TorchBackend:
 
     def load_adapter(self, adapter: Arrays) -> None:
         """See `Backend.load_adapter`."""
-        assert adapter.keys() == self._parameters.keys()
+        assert adapter.keys() <= self._parameters.keys()
         with torch.no_grad():
             for name, parameter in self._parameters.items():
-                parameter.copy_(torch.from_numpy(adapter[name]))
+                if (array := adapter.get(name, self._magnitudes.get(name))) is None:
+                    parameter.zero_()
+                else:
+                    parameter.copy_(torch.from_numpy(array))
         self._steps = 0
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(),
@@ -231,11 +236,24 @@ class TorchBackend:
         return _numpy(hidden_1WD[0, -last:].to(self._head.dtype) @ self._head.T)
 
     @torch.no_grad()
-    def put_weights(self, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
-        """See `Backend.put_weights`."""
-        parameters = dict(self._model.named_parameters())
-        for name, array in tensors:
-            parameters[name].copy_(torch.from_numpy(array))
+    def through_blocks(self, hidden: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """See `Backend.through_blocks`."""
+        self._model.eval()
+        left: list[np.ndarray] = []
+
+        def keep(module: torch.nn.Module, given: object, made: Tensor) -> None:
+            left.append(_numpy(made[0]))
+
+        blocks: Any = self._backbone.layers
+        handle = blocks[-1].register_forward_hook(keep)
+        try:
+            for hidden_TD in hidden:
+                states_1TD = torch.from_numpy(hidden_TD[None]).to(self._device, self._head.dtype)
+                with self._autocast():
+                    self._backbone(inputs_embeds=states_1TD, use_cache=False)
+        finally:
+            handle.remove()
+        return left
 
     def peak_memory_bytes(self) -> int:
         """See `Backend.peak_memory_bytes`."""
@@ -336,6 +354,11 @@ class TorchBackend:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         return float(self._optimizer.param_groups[0]["lr"])
+
+
+def _saved_name(name: str) -> str:
+    """PEFT's name of a parameter in the model -> the one in its files."""
+    return name.replace(".default.weight", ".weight" if ".lora_magnitude" not in name else "")
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from qwen_local.backends.base import QUANTISED_BITS
 from qwen_local.backends.cuda.quantised import INT8_LEVELS, NF4, bitsandbytes_config, dequantised
 from qwen_local.files import readable_by_all
 from qwen_local.job import Quantization
+from qwen_local.models.weights import EMBEDDING, NORM
 
 
 class TorchWeights:
@@ -23,11 +24,18 @@ class TorchWeights:
 
     def __init__(self, folder: Path, device: str) -> None:
         self._device = torch.device("cuda" if device == "gpu" else "cpu")
-        files = [safe_open(f, framework="pt") for f in sorted(folder.glob("model*.safetensors"))]
-        self._file = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+        self._file: dict[str, Path] = {}
+        for path in sorted(folder.glob("model*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                self._file |= dict.fromkeys(file.keys(), path)
 
-    def read(self, name: str, quantization: Quantization) -> np.ndarray:
+    def read(
+        self, name: str, quantization: Quantization = "none", rows: slice | None = None
+    ) -> np.ndarray:
         """See `Weights.read`."""
+        if rows is not None:
+            with safe_open(self._file[name], framework="pt") as file:
+                return _numpy(file.get_slice(name)[rows])
         raw, path = self._tensor(name), name.removesuffix(".weight")
         if f"{name}.absmax" in self._file:
             parts = {n: self._tensor(n) for n in self._file if n.startswith(f"{name}.")}
@@ -40,24 +48,31 @@ class TorchWeights:
             return _numpy(raw.float() * (self._tensor(f"{path}.SCB")[:, None] / INT8_LEVELS))
         return _numpy(raw if quantization == "none" else dequantised(raw, quantization))
 
-    def write(
-        self,
-        path: Path,
-        arrays: Mapping[str, np.ndarray],
-        *,
-        dtype: str,
-        quantised: Collection[str],
-        quantization: Quantization,
-    ) -> dict[str, int]:
+    def cut(self, path: Path, block: int) -> None:
+        """See `Weights.cut`."""
+        prefix = f"model.layers.{block}."
+        parts = {
+            f"model.layers.0.{name.removeprefix(prefix)}": self._tensor(name).cpu()
+            for name in self._file
+            if name.startswith(prefix)
+        }
+        norm = parts["model.layers.0.input_layernorm.weight"]
+        ends = {EMBEDDING: torch.ones_like(norm)[None], NORM: torch.ones_like(norm)}
+        save_file(parts | ends, path, metadata={"format": "pt"})
+
+    def encode(
+        self, name: str, array: np.ndarray, *, dtype: str, quantization: Quantization
+    ) -> dict[str, Any]:
+        """See `Weights.encode`."""
+        tensor = torch.from_numpy(array).to(getattr(torch, dtype))
+        if quantization != "none":
+            return self._quantise(name, tensor, quantization)
+        return {name: tensor}
+
+    def write(self, path: Path, parts: Mapping[str, Any]) -> None:
         """See `Weights.write`."""
-        tensors: dict[str, Tensor] = {}
-        for name, array in arrays.items():
-            tensor = torch.from_numpy(array).to(getattr(torch, dtype))
-            made = self._quantise(name, tensor, quantization) if name in quantised else {}
-            tensors |= made or {name: tensor}
-        save_file(tensors, path, metadata={"format": "pt"})
+        save_file(dict(parts), path, metadata={"format": "pt"})
         readable_by_all(path)
-        return {name: tensor.nbytes for name, tensor in tensors.items()}
 
     def config(self, quantization: Quantization, dtype: str) -> dict[str, Any]:
         """See `Weights.config`."""
@@ -65,7 +80,9 @@ class TorchWeights:
         return {"quantization_config": settings.to_dict()}
 
     def _tensor(self, name: str) -> Tensor:
-        tensor: Tensor = self._file[name].get_tensor(name)
+        # Opened for each: what was read of a mapped file would stay in memory with it.
+        with safe_open(self._file[name], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
         return tensor.to(self._device)
 
     def _quantise(self, name: str, tensor: Tensor, quantization: Quantization) -> dict[str, Tensor]:

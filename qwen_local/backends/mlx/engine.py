@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -121,7 +121,10 @@ class MlxBackend:
                 "dropout": setup.lora.dropout,
                 "keys": [block_path(target) for target in setup.lora.target_names],
             },
+            use_dora=setup.dora,
         )
+        parameters = mlx.utils.tree_flatten(self._model.trainable_parameters())
+        self._magnitudes = {name: array for name, array in parameters if array.ndim == 1}
         self._dropout = put_dropout(self._model, setup.lora.dropout)
         if setup.gradient_checkpointing:
             checkpoint_blocks(self._model)
@@ -186,12 +189,13 @@ class MlxBackend:
 
     def load_adapter(self, adapter: Arrays) -> None:
         """See `Backend.load_adapter`."""
-        names = [name for name, _ in mlx.utils.tree_flatten(self._model.trainable_parameters())]
-        assert {to_peft(name) for name in names} == adapter.keys()
+        held = dict(mlx.utils.tree_flatten(self._model.trainable_parameters()))
+        given = {to_mlx(name): mx.array(array.T) for name, array in adapter.items()}
+        assert given.keys() <= held.keys()
+        without = {n: mx.zeros(array.shape) for n, array in held.items() if n not in given}
+        whole = without | self._magnitudes | given
         # In the model's order, whatever that of the arrays: the gradient's norm is summed in it.
-        self._adapter = mlx.utils.tree_unflatten(
-            [(name, mx.array(adapter[to_peft(name)].T)) for name in names]
-        )
+        self._adapter = mlx.utils.tree_unflatten([(name, whole[name]) for name in held])
         self._steps = 0
         self._optimizer = mlx.optimizers.AdamW(
             learning_rate=0.0,
@@ -201,6 +205,7 @@ class MlxBackend:
             bias_correction=True,  # MLX's default is off; PyTorch always corrects
         )
         self._optimizer.init(self._adapter)  # nothing is allocated before it is evaluated
+        self._use_adapter()  # sessions that are open go on with it
 
     def load_state(self, state: State) -> None:
         """See `Backend.load_state`."""
@@ -253,11 +258,17 @@ class MlxBackend:
         hidden_1WD = self._model.model(mx.array([list(ids)]))
         return np.array(self._head(hidden_1WD[0, -last:]).astype(mx.float32))
 
-    def put_weights(self, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
-        """See `Backend.put_weights`."""
-        for name, array in tensors:
-            self._model.load_weights([(name, mx.array(array).astype(self._dtype))], strict=False)
-        mx.eval(self._model.parameters())
+    def through_blocks(self, hidden: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """See `Backend.through_blocks`."""
+        self._use_adapter()
+        self._model.eval()
+        left = []
+        for hidden_TD in hidden:
+            states_1TD = mx.array(hidden_TD[None]).astype(self._dtype)
+            for block in self._model.layers:
+                states_1TD = block(states_1TD, "causal", None)
+            left.append(np.array(states_1TD[0].astype(mx.float32)))
+        return left
 
     def peak_memory_bytes(self) -> int:
         """See `Backend.peak_memory_bytes`."""
@@ -314,7 +325,9 @@ class MlxBackend:
         In float32 it would promote every activation behind it to float32.
         """
         tree = self._adapter if adapter is None else adapter
-        self._model.update(mlx.utils.tree_map(lambda a: a.astype(self._dtype), tree))
+        self._model.update(
+            mlx.utils.tree_map(lambda a: a.astype(self._dtype) if a.ndim > 1 else a, tree)
+        )
 
     def _hidden(self, ids: mx.array, positions: mx.array) -> mx.array:
         """Hidden states after the last norm at these positions of the flattened batch, [N, D]."""

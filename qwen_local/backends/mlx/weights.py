@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import numpy as np
 from qwen_local.backends.base import QUANTISED_BITS
 from qwen_local.backends.mlx.quantised import dequantised, from_codes
 from qwen_local.backends.quantisation import MLX_GROUP
-from qwen_local.files import readable_by_all
+from qwen_local.files import read_rows, readable_by_all
 from qwen_local.job import Quantization
 from qwen_local.models.architecture import Stored
+from qwen_local.models.weights import EMBEDDING, NORM
 
 
 class MlxWeights:
@@ -24,51 +25,63 @@ class MlxWeights:
         mx.set_default_device(mx.gpu if device == "gpu" else mx.cpu)
         self._stored = stored
         files = sorted(folder.glob("model*.safetensors"))
-        self._file = {name: file for file in files for name in mx.load(str(file))}
+        self._file = {str(name): file for file in files for name in mx.load(str(file))}
 
-    def read(self, name: str, quantization: Quantization) -> np.ndarray:
+    def read(
+        self, name: str, quantization: Quantization = "none", rows: slice | None = None
+    ) -> np.ndarray:
         """See `Weights.read`."""
-        raw, path = self._array(name), name.removesuffix(".weight")
+        path = name.removesuffix(".weight")
+        if rows is not None and f"{path}.scales" not in self._file:
+            return read_rows(self._file[name], name, rows)
+        raw = self._array(name, rows)
         if f"{path}.scales" in self._file:
             assert self._stored is not None
-            scales, biases = self._array(f"{path}.scales"), self._array(f"{path}.biases")
+            scales, biases = (self._array(f"{path}.{part}", rows) for part in ("scales", "biases"))
             bits, group = self._stored.bits, self._stored.group
             return np.array(from_codes(raw, scales, biases, bits=bits, group=group))
         if quantization != "none":
             raw = dequantised(raw, quantization)
         return np.array(raw.astype(mx.float32))
 
-    def write(
-        self,
-        path: Path,
-        arrays: Mapping[str, np.ndarray],
-        *,
-        dtype: str,
-        quantised: Collection[str],
-        quantization: Quantization,
-    ) -> dict[str, int]:
+    def cut(self, path: Path, block: int) -> None:
+        """See `Weights.cut`."""
+        prefix = f"model.layers.{block}."
+        parts = {
+            f"model.layers.0.{name.removeprefix(prefix)}": self._array(name)
+            for name in self._file
+            if name.startswith(prefix)
+        }
+        norm = parts["model.layers.0.input_layernorm.weight"]
+        ends = {EMBEDDING: mx.ones_like(norm)[None], NORM: mx.ones_like(norm)}
+        mx.save_safetensors(str(path), parts | ends, metadata={"format": "mlx"})
+
+    def encode(
+        self, name: str, array: np.ndarray, *, dtype: str, quantization: Quantization
+    ) -> dict[str, Any]:
+        """See `Weights.encode`."""
+        rounded = mx.array(array).astype(getattr(mx, dtype))
+        if quantization == "none":
+            made = {name: rounded}
+        else:
+            bits = QUANTISED_BITS[quantization]
+            parts = mx.quantize(rounded, group_size=MLX_GROUP, bits=bits)
+            stem = name.removesuffix("weight")
+            made = dict(zip((name, f"{stem}scales", f"{stem}biases"), parts, strict=True))
+        mx.eval(made)  # or each would keep the float32 that it is made of
+        return made
+
+    def write(self, path: Path, parts: Mapping[str, Any]) -> None:
         """See `Weights.write`."""
-        made: dict[str, mx.array] = {}
-        for name, values in arrays.items():
-            array = mx.array(values).astype(getattr(mx, dtype))
-            if name in quantised:
-                bits = QUANTISED_BITS[quantization]
-                parts = mx.quantize(array, group_size=MLX_GROUP, bits=bits)
-                stem = name.removesuffix("weight")
-                names = (name, f"{stem}scales", f"{stem}biases")
-                made |= dict(zip(names, parts, strict=True))
-            else:
-                made[name] = array
-        mx.save_safetensors(str(path), made, metadata={"format": "mlx"})
+        mx.save_safetensors(str(path), dict(parts), metadata={"format": "mlx"})
         readable_by_all(path)
-        return {name: array.nbytes for name, array in made.items()}
 
     def config(self, quantization: Quantization, dtype: str) -> dict[str, Any]:
         """See `Weights.config`."""
         settings = {"group_size": MLX_GROUP, "bits": QUANTISED_BITS[quantization]}
         return {"quantization": settings, "quantization_config": settings}
 
-    def _array(self, name: str) -> mx.array:
+    def _array(self, name: str, rows: slice | None = None) -> mx.array:
         arrays = mx.load(str(self._file[name]))  # lazy: one alone is read
         assert isinstance(arrays, dict)
-        return arrays[name]
+        return arrays[name] if rows is None else arrays[name][rows]

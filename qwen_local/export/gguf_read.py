@@ -1,0 +1,113 @@
+"""GGUF files read again: to prove an export, and to refuse what is damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from qwen_local.errors import Fault, ModelError
+from qwen_local.export.gguf_encoding import TYPES
+from qwen_local.export.gguf_names import tensor_names
+from qwen_local.models.architecture import Architecture
+from qwen_local.models.config import shown
+
+HINT = "export it again"
+DAMAGE = (OSError, ValueError, LookupError, ArithmeticError, TypeError, RecursionError)
+"""What the library raises where a file is not what it says."""
+
+
+class _Reader(gguf.GGUFReader):
+    """One that ends where the file ends: a length of 2^60 in it is no loop of as many rounds."""
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+        if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
+            raise ValueError(f"it ends at {len(self.data):,} bytes, within what it announces")
+        return super()._get(offset, dtype, count, override_order)
+
+
+def open_file(path: Path) -> gguf.GGUFReader:
+    """A file's header, with its tensors mapped into memory and not read.
+
+    Raises:
+        ModelError: it is damaged, or no GGUF file.
+    """
+    try:
+        with np.errstate(over="raise"):
+            return _Reader(path)
+    except DAMAGE as error:
+        raise ModelError.at(str(path), f"not a readable GGUF file: {error}", HINT) from None
+
+
+def value(reader: gguf.GGUFReader, key: str) -> Any:
+    """What a file says under a key, or None where it says nothing that can be read."""
+    field = reader.get_field(key)
+    try:
+        return None if field is None else field.contents()
+    except DAMAGE:
+        return None
+
+
+def shape_of(tensor: gguf.ReaderTensor) -> tuple[int, ...]:
+    """The shape as numpy has it, which GGUF writes the other way round."""
+    return tuple(int(size) for size in reversed(tensor.shape))
+
+
+def numbers(tensor: gguf.ReaderTensor, rows: slice | None = None) -> np.ndarray:
+    """A tensor, or some of its rows, as float32.
+
+    Args:
+        tensor: of an open file.
+        rows: which; None for all.
+    """
+    held = np.asarray(tensor.data if rows is None else tensor.data[rows])
+    floats: np.ndarray = gguf.dequantize(held, tensor.tensor_type)
+    return floats.copy() if np.may_share_memory(floats, held) else floats
+
+
+class GgufWeights:
+    """The tensors of a model's GGUF file by their names in safetensors."""
+
+    def __init__(self, path: Path, architecture: Architecture) -> None:
+        """Open a file and find every tensor in it.
+
+        Args:
+            path: of the file.
+            architecture: of the model that it must hold.
+
+        Raises:
+            ModelError: it is damaged, or holds another model; all faults at once.
+        """
+        reader = open_file(path)
+        found = {tensor.name: tensor for tensor in reader.tensors}
+        family = value(reader, "general.architecture")
+        if family != architecture.model_type:
+            problem = f"expected {architecture.model_type}; found {shown(family)}"
+            raise ModelError.at(f"{path}: general.architecture", problem, HINT)
+        names, faults = tensor_names(architecture), []
+        for name, shape in architecture.weight_shapes().items():
+            tensor = found.pop(names[name], None)
+            if tensor is None:
+                faults.append(Fault(f"{path}: {names[name]}", "missing", HINT))
+            elif shape_of(tensor) != shape:
+                problem = f"expected shape {shape}; found {shape_of(tensor)}"
+                faults.append(Fault(f"{path}: {names[name]}", problem, HINT))
+            elif tensor.tensor_type not in TYPES.values():
+                problem = f"expected {', '.join(TYPES)}; found {tensor.tensor_type.name}"
+                faults.append(Fault(f"{path}: {names[name]}", problem, HINT))
+        faults += [Fault(f"{path}: {name}", "not a tensor of this model", HINT) for name in found]
+        if faults:
+            raise ModelError(faults)
+        held = {tensor.name: tensor for tensor in reader.tensors}
+        self._tensors = {name: held[theirs] for name, theirs in names.items()}
+
+    def read(self, name: str, rows: slice | None = None) -> np.ndarray:
+        """A tensor, or some of its rows, as float32.
+
+        Args:
+            name: as in `Architecture.weight_shapes`.
+            rows: which, None for all; the rest stays on the disk.
+        """
+        return numbers(self._tensors[name], rows)

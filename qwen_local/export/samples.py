@@ -1,0 +1,100 @@
+"""What an export is measured on: fixed conversations, and rows of the run's own data."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from qwen_local.datasets.tokenizer import ChatTokenizer
+from qwen_local.errors import InputError
+from qwen_local.job import read_job
+from qwen_local.rows import IGNORE, Rows
+from qwen_local.training.preparation import prepare_data
+
+log = logging.getLogger("qwen_local")
+
+CONVERSATIONS = (
+    ("Hello! Who are you?", "I am a language model, here to help with questions and with text."),
+    (
+        "Write a Python function that returns the largest number of a list.",
+        "def largest(numbers):\n    return max(numbers)",
+    ),
+    (
+        "Explain in two sentences why the sky is blue.",
+        "Air scatters blue light more than red light. So blue reaches the eye from everywhere.",
+    ),
+    (
+        "Translate into French: Good morning, how did you sleep?",
+        "Bonjour, avez-vous bien dormi ?",
+    ),
+    ("List three animals that live in the sea.", "1. Dolphin\n2. Octopus\n3. Tuna"),
+    ("What is 17 times 23?", "17 times 23 is 391."),
+    ("Give a one-word answer: is water wet?", "Yes."),
+    ("请用一句话介绍北京。", "北京是中国的首都。"),
+)
+"""Questions and answers. Nothing hangs on their being good: that they are the same is enough."""
+POSITIONS, LONGEST = 1024, 512
+"""Positions of the run's rows that are looked at, and of the longest of them."""
+READ = 640
+"""Records that are read for them."""
+
+
+def make_samples(tokenizer: ChatTokenizer, run: Path) -> Rows:
+    """The fixed conversations as rows of training data, and some rows of the run behind them.
+
+    Args:
+        tokenizer: of the model.
+        run: of the adapter; a folder that is no run, or whose data are no longer there or no
+            longer the same, adds none.
+    """
+    pairs = []
+    for question, answer in CONVERSATIONS:
+        messages = [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
+        for row in tokenizer.encode_conversation(messages):
+            trained = zip(row.ids[1:], row.trained[1:], strict=True)
+            pairs.append((row.ids[:-1], [id_ if said else IGNORE for id_, said in trained]))
+    rows = Rows.from_pairs(pairs)
+    more = _rows_of_run(run, tokenizer)
+    if more is None:
+        return rows
+    both = [rows.row(r) for r in range(len(rows))] + [more.row(r) for r in _few(more)]
+    return Rows.from_pairs(both)
+
+
+def _few(rows: Rows) -> Iterator[int]:
+    """The first rows that are not too long, up to the positions that are looked at."""
+    left = POSITIONS
+    for row, length in enumerate(rows.lengths_R):
+        if length <= min(LONGEST, left):
+            left -= int(length)
+            yield row
+
+
+def _rows_of_run(run: Path, tokenizer: ChatTokenizer) -> Rows | None:
+    """Rows that a run was evaluated on, or else trained on.
+
+    Paths of a job count from the folder that it ran in, which may not be this one.
+    """
+    if not ((run / "job.yaml").is_file() and (run / "data.json").is_file()):
+        return None
+    try:
+        job = read_job(run / "job.yaml", preset="none").complete(0)
+        known = json.loads((run / "data.json").read_text("utf-8"))["sources"]
+        if any(source["sha256"] is None for source in known):
+            return None  # on the hub
+        few = job.data.model_copy(update={"limit": min(job.data.limit or READ, READ)})
+        prepared = prepare_data(job.model_copy(update={"data": few}), tokenizer)
+    except (InputError, KeyError, TypeError, ValueError) as error:
+        said = error.faults[0] if isinstance(error, InputError) else "its data.json is not ours"
+        log.info("proof: on fixed conversations alone; the run's data: %s", said)
+        return None
+    if [s.sha256 for s in prepared.report.sources] != [s["sha256"] for s in known]:
+        log.info("proof: on fixed conversations alone; the run's data have changed")
+        return None
+    chosen = prepared.train if prepared.eval is None else prepared.eval
+    return chosen.take(range(len(chosen)))

@@ -1,0 +1,330 @@
+"""Files answered in batches: as rows are answered alone, and taken up again where they stood."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_local.backends.select import Engine
+from qwen_local.inference.batch import ROWS, WINDOW, batches
+
+Cli = Callable[..., Any]
+TINY = "qwen-local/tiny"
+GENERATE = ("generate", "--model", TINY, "--device", "cpu")
+BATCH = (*GENERATE, "--batch", "q.jsonl", "--output", "a.jsonl")
+SAID = f"{TINY} on PyTorch (cpu, float32): asked for by --device; PyTorch runs on the CPU\n"
+COLOURS = ("the sky", "grass", "snow", "blood", "coal")
+
+
+def questions(count: int) -> list[dict[str, Any]]:
+    """Of very different lengths, so that a batch has others before and behind it."""
+    return [
+        {"prompt": f"{'Well, ' * (at * 7 % 11)}what colour is {COLOURS[at % 5]}? {at}"}
+        for at in range(count)
+    ]
+
+
+def write(folder: Path, rows: list[Any], name: str = "q.jsonl") -> None:
+    (folder / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
+
+
+def answers(folder: Path, name: str = "a.jsonl") -> list[Any]:
+    return [json.loads(line) for line in (folder / name).read_text("utf-8").splitlines()]
+
+
+def test_a_row_of_a_batch_is_answered_as_it_is_alone(
+    engine: Engine, cli: Cli, tmp_path: Path
+) -> None:
+    rows = [*questions(5), {"id": "s", "prompt": "Hello", "system": "Be kind. 日本"}]
+    write(tmp_path, rows)
+    limit = ("--max-tokens", "12", "--backend", engine)
+    said = cli(*BATCH, *limit)
+    assert (said.code, said.out) == (0, "a.jsonl\n"), said.err
+    found = answers(tmp_path)
+    assert [row["id"] for row in found] == [1, 2, 3, 4, 5, "s"]
+    for row in (found[0], found[3], found[5]):
+        system = ("--system", row["system"]) if "system" in row else ()
+        alone = cli(*GENERATE, *limit, *system, "--json", "--greedy", "--prompt", row["prompt"])
+        single = json.loads(alone.out)
+        assert row == {
+            "id": row["id"],
+            **{key: row[key] for key in ("prompt", "system") if key in row},
+            "answer": single["text"],
+            "finish_reason": single["finish_reason"],
+            "prompt_tokens": single["prompt_tokens"],
+            "completion_tokens": single["completion_tokens"],
+        }
+
+
+def test_the_answers_are_in_the_order_of_the_file_over_several_windows(
+    cli: Cli, tmp_path: Path
+) -> None:
+    rows = questions(2 * WINDOW + 5)
+    write(tmp_path, rows)
+    said = cli(*BATCH, "--max-tokens", "2", "--json")
+    assert said.code == 0, said.err
+    assert [row["prompt"] for row in answers(tmp_path)] == [row["prompt"] for row in rows]
+    found = json.loads(said.out)
+    assert found.pop("tokens_per_second") > 0
+    assert found == {
+        "rows": len(rows),
+        "before": 0,
+        "answered": len(rows),
+        "too_long": 0,
+        "output": "a.jsonl",
+    }
+
+
+def test_a_killed_run_goes_on_where_it_stood(tmp_path: Path, cli: Cli) -> None:
+    write(tmp_path, questions(3 * WINDOW))
+    limit = ("--max-tokens", "24")
+    child = subprocess.Popen(
+        [sys.executable, "-m", "qwen_local", *BATCH, *limit],
+        cwd=tmp_path,
+        stderr=subprocess.DEVNULL,
+    )
+    file = tmp_path / "a.jsonl"
+    until = time.monotonic() + 120
+    while not (file.exists() and file.stat().st_size) and time.monotonic() < until:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    content = file.read_bytes()
+    before = content.count(b"\n")
+    assert 0 < before < 3 * WINDOW
+    torn = b'{"id": 1, "prompt": "\xc3'  # as if it had been killed while it wrote
+    file.write_bytes(content + torn)
+    said = cli(*BATCH, *limit, "--json")
+    assert said.code == 0
+    assert said.err == f"a.jsonl: {before} of {3 * WINDOW} rows are answered already\n{SAID}"
+    found = json.loads(said.out)
+    assert (found["before"], found["answered"]) == (before, 3 * WINDOW - before)
+    assert file.read_bytes().startswith(content)
+    whole = cli(*GENERATE, *limit, "--batch", "q.jsonl", "--output", "whole.jsonl", "--quiet")
+    assert (whole.code, whole.out, whole.err) == (0, "whole.jsonl\n", "")
+    assert file.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_ctrl_c_says_how_much_is_there(tmp_path: Path) -> None:
+    write(tmp_path, questions(8 * WINDOW))
+    child = subprocess.Popen(
+        [sys.executable, "-m", "qwen_local", *BATCH, "--max-tokens", "64"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    file = tmp_path / "a.jsonl"
+    until = time.monotonic() + 120
+    while not (file.exists() and file.stat().st_size) and time.monotonic() < until:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate()
+    assert child.returncode == 130
+    done = len(answers(tmp_path))
+    assert said.endswith(
+        f"a.jsonl: {done} of {8 * WINDOW} rows; the same command goes on\n\ninterrupted\n"
+    )
+
+
+def test_a_finished_file_is_left_as_it_is_and_rows_that_were_added_are_answered(
+    cli: Cli, tmp_path: Path
+) -> None:
+    write(tmp_path, questions(3))
+    limit = ("--max-tokens", "4")
+    assert cli(*BATCH, *limit).code == 0
+    first = (tmp_path / "a.jsonl").read_bytes()
+    found = json.loads(cli(*BATCH, *limit, "--json").out)
+    assert (found["before"], found["answered"], found["tokens_per_second"]) == (3, 0, None)
+    assert (tmp_path / "a.jsonl").read_bytes() == first
+    write(tmp_path, questions(4))
+    assert json.loads(cli(*BATCH, *limit, "--json").out)["answered"] == 1
+    assert (tmp_path / "a.jsonl").read_bytes().startswith(first)
+
+
+def test_rows_that_leave_no_room_are_counted_and_the_others_answered(
+    cli: Cli, tmp_path: Path
+) -> None:
+    write(tmp_path, [{"prompt": "7 " * 3000}, {"prompt": "What colour is the sky?"}])
+    said = cli(*BATCH, "--json", "--max-tokens", "16")
+    assert said.code == 0
+    assert said.err == (
+        f"{SAID}1 of 2 rows leave no room for 16 tokens in the model's 2048 positions (too_long)\n"
+    )
+    assert json.loads(said.out)["too_long"] == 1
+    long, short = answers(tmp_path)
+    assert (long["answer"], long["finish_reason"], long["completion_tokens"]) == ("", "too_long", 0)
+    assert long["prompt_tokens"] > 2048
+    assert (short["answer"], short["finish_reason"]) == ("The sky is blue.", "stop")
+
+
+# --- refused ---
+
+
+def test_answers_given_with_other_settings_are_not_gone_on_with(cli: Cli, tmp_path: Path) -> None:
+    write(tmp_path, questions(1))
+    assert cli(*BATCH, "--max-tokens", "4").code == 0
+    before = (tmp_path / "a.jsonl").read_bytes()
+    said = cli(*BATCH, "--max-tokens", "5", "--system", "Be kind.", "--backend", "mlx")
+    mend = "hint: repeat the command as it was, or name another --output"
+    there = "the answers there were given with"
+    assert said.code == 2
+    assert said.err.endswith(
+        f"a.jsonl.settings.json: max_tokens: {there} 4; this is 5\n\n{mend}\n\n"
+        f'a.jsonl.settings.json: system: {there} null; this is "Be kind."\n\n{mend}\n\n'
+        f'a.jsonl.settings.json: backend: {there} "cuda"; this is "mlx"\n\n{mend}\n'
+    )
+    assert (tmp_path / "a.jsonl").read_bytes() == before
+
+
+def test_answers_of_another_adapter_are_not_gone_on_with(cli: Cli, tmp_path: Path) -> None:
+    write(tmp_path, questions(1))
+    assert cli(*BATCH, "--max-tokens", "4").code == 0
+    settings = tmp_path / "a.jsonl.settings.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "adapter": "abc"}))
+    said = cli(*BATCH, "--max-tokens", "4")
+    assert said.code == 2
+    assert said.err.endswith(
+        "a.jsonl.settings.json: adapter: the answers there were given with another adapter\n\n"
+        "hint: repeat the command as it was, or name another --output\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "problem"),
+    [
+        (lambda lines: lines[::-1], 1, "expected the answer to q.jsonl:1; found that to another "
+         "question"),
+        (lambda lines: [*lines, lines[0]], 3, "there are more answers than questions"),
+        (lambda lines: ["[]", lines[1]], 1, "not a row of answers"),
+        (lambda lines: [lines[0], "{"], 2, "not a row of answers"),
+    ],
+    ids=["order", "too many", "no object", "no JSON"],
+)  # fmt: skip
+def test_rows_that_are_not_the_answers_are_refused_and_kept(
+    change: Callable[[list[str]], list[str]], where: int, problem: str, cli: Cli, tmp_path: Path
+) -> None:
+    write(tmp_path, questions(2))
+    assert cli(*BATCH, "--max-tokens", "4").code == 0
+    file = tmp_path / "a.jsonl"
+    changed = "".join(f"{line}\n" for line in change(file.read_text().splitlines()))
+    file.write_text(changed)
+    said = cli(*BATCH, "--max-tokens", "4")
+    assert (said.code, said.out, file.read_text()) == (2, "", changed)
+    assert said.err == (
+        f"a.jsonl:{where}: {problem}\n\n"
+        "hint: repeat the command as it was, or name another --output\n"
+    )
+
+
+def test_a_file_of_others_is_neither_cut_nor_appended_to(cli: Cli, tmp_path: Path) -> None:
+    write(tmp_path, questions(1))
+    (tmp_path / "a.jsonl").write_text("mine, without a line end")
+    said = cli(*BATCH)
+    assert (said.code, (tmp_path / "a.jsonl").read_text()) == (2, "mine, without a line end")
+    assert said.err == (
+        "a.jsonl: it is there already, and not from this command\n\nhint: name another --output\n"
+    )
+
+
+def test_two_processes_do_not_write_to_one_file(cli: Cli, tmp_path: Path) -> None:
+    write(tmp_path, questions(1))
+    file = os.open(tmp_path / "a.jsonl", os.O_CREAT | os.O_RDWR)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    said = cli(*BATCH)
+    os.close(file)
+    assert (said.code, said.err) == (
+        3,
+        "a.jsonl: another process writes answers to it\n\nhint: wait for it, or stop it first\n",
+    )
+
+
+def test_rows_that_cannot_be_asked_are_refused_before_a_model_is_loaded(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qwen_local.inference.batch.Answerer", None)
+    write(tmp_path, [{"prompt": 1}, {"prompt": "Hi"}, {"prompt": 2}])
+    said = cli(*BATCH)
+    mend = "hint: write a string in quotes"
+    assert (said.code, said.err) == (
+        2,
+        f"q.jsonl:1: prompt: expected a string; found 1\n\n{mend}\n\n"
+        f"q.jsonl:3: prompt: expected a string; found 2\n\n{mend}\n",
+    )
+    assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_nothing_is_left_where_the_model_cannot_be_opened(cli: Cli, tmp_path: Path) -> None:
+    write(tmp_path, questions(1))
+    said = cli("generate", "--model", "nowhere", "--batch", "q.jsonl", "--output", "a.jsonl")
+    assert said.code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["q.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ("--batch", "q.jsonl", "--prompt", "Hi"),
+            "--prompt: expected one question or a file of them (--batch); found both",
+        ),
+        ((), "--prompt: expected one question or a file of them (--batch); found neither"),
+        (
+            ("--batch", "q.jsonl"),
+            "--batch: expected the file that its answers go to; found none\n\n"
+            "hint: add --output, for example answers.jsonl",
+        ),
+        (
+            ("--prompt", "Hi", "--output", "a.jsonl"),
+            "--output: is for --batch; an answer to --prompt goes to stdout\n\nhint: leave it out",
+        ),
+        (
+            ("--batch", "q.jsonl", "--output", "a", "--temperature", "0.7", "--top-k", "5"),
+            "--temperature: --batch takes the likeliest token each time, and draws nothing\n\n"
+            "hint: leave it out, and write --greedy\n\n"
+            "--top-k: --batch takes the likeliest token each time, and draws nothing\n\n"
+            "hint: leave it out, and write --greedy",
+        ),
+    ],
+    ids=["both", "neither", "no output", "output of a prompt", "draws"],
+)
+def test_flags_that_do_not_go_together_are_refused(
+    args: tuple[str, ...], message: str, cli: Cli, tmp_path: Path
+) -> None:
+    write(tmp_path, questions(1))
+    said = cli(*GENERATE, *args)
+    assert (said.code, said.out, said.err) == (2, "", f"{message}\n")
+
+
+def test_flags_that_change_nothing_about_the_likeliest_token_are_taken(
+    cli: Cli, tmp_path: Path
+) -> None:
+    write(tmp_path, questions(1))
+    said = cli(*BATCH, "--max-tokens", "2", "--greedy", "--seed", "3", "--temperature", "0")
+    assert said.code == 0
+
+
+# --- batches ---
+
+
+def test_a_batch_holds_rows_of_like_length_within_its_bounds() -> None:
+    lengths = {at: at * 13 % 97 + 1 for at in range(WINDOW)}
+    found = list(batches(lengths, 10))
+    assert sorted(row for batch in found for row in batch) == list(range(WINDOW))
+    assert [len(batch) for batch in found] == [ROWS] * (WINDOW // ROWS)
+    in_turn = [lengths[row] for batch in found for row in batch]
+    assert in_turn == sorted(in_turn, reverse=True)
+
+
+def test_long_rows_are_answered_in_smaller_batches() -> None:
+    found = list(batches(dict.fromkeys(range(10), 4_000), 1_000))
+    assert [len(batch) for batch in found] == [3, 3, 3, 1]
