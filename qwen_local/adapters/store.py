@@ -33,6 +33,8 @@ Shape = tuple[int, ...]
 T = TypeVar("T")
 
 PEFT_WEIGHTS, MLX_WEIGHTS = "adapter_model.safetensors", "adapters.safetensors"
+LARGEST_CONFIG = 10_000_000
+"""Bytes; those that PEFT writes have a few thousand."""
 ORIGIN = "qwen_local.json"
 """Beside them: what neither layout has a place for."""
 
@@ -219,9 +221,13 @@ def _find(path: Path) -> Path:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_CONFIG + 1)
+        config = json.loads(content.decode()) if len(content) <= LARGEST_CONFIG else None
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError.at(str(path), f"not readable as JSON: {error}") from error
+    if len(content) > LARGEST_CONFIG:
+        raise ModelError.at(str(path), f"has more than {LARGEST_CONFIG:,} bytes")
     if not isinstance(config, dict):
         raise ModelError.at(str(path), f"expected an object; found {type(config).__name__}")
     return config

@@ -69,13 +69,15 @@ def export(
     """
     from qwen_local.export.export import export as run
     from qwen_local.export.opening import Given
-    from qwen_local.export.push import push
+    from qwen_local.export.push import check_push, push
     from qwen_local.talk import talk
 
     if outtype is not None and to not in ("gguf", "ollama"):
         raise click.UsageError(f"--outtype is of a merged GGUF; --to {to} has none")
     if private and push_to_hub is None:
         raise click.UsageError("--private goes with --push-to-hub")
+    if push_to_hub is not None:
+        check_push(push_to_hub)
     with talk(quiet=quiet):
         exported = run(Given(**options), to=to, outtype=outtype or "f16")
         url = None

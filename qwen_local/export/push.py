@@ -104,6 +104,17 @@ def push(folder: Path, repo_id: str, *, private: bool) -> str:
     return str(url)
 
 
+def check_push(repo_id: str) -> None:
+    """Refuse what no folder could be pushed with, before the folder is made.
+
+    Raises:
+        InputError: a bad id, no token, no network wanted.
+    """
+    check_settings()
+    if faults := [*_hub_faults(repo_id)]:
+        raise InputError(faults)
+
+
 def files_to_push(folder: Path) -> list[str]:
     """The names of the files that would go up, sorted."""
     known = (*WEIGHTS, *CONFIGS, *OTHERS)
