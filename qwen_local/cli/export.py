@@ -62,9 +62,9 @@ def export(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Write an adapter for PEFT, mlx-lm, llama.cpp or Ollama, and prove the result.
+    """Take an adapter to PEFT, mlx-lm, llama.cpp or Ollama.
 
-    The same text goes through the live adapter and through what is in the files; nothing is left
+    What is written is proved: the same text goes through the live adapter and through what is in the files; nothing is left
     behind where they differ.
     """
     from qwen_local.export.export import export as run

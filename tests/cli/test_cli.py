@@ -90,6 +90,7 @@ def test_every_command_is_told_in_one_line_that_is_not_cut(cli: Cli) -> None:
         "  data      Look at data, and make them, before anything is trained.\n"
         "  demo      The whole story on the embedded model, on every engine here.\n"
         "  doctor    Say what is here, which engine auto takes, and what is missing.\n"
+        "  export    Take an adapter to PEFT, mlx-lm, llama.cpp or Ollama.\n"
         "  fuse      Merge an adapter into its base model, and prove the result.\n"
         "  generate  Answer one prompt, or every row of a file.\n"
         "  plan      Say what JOB would do: counts, steps, data, memory.\n"
@@ -365,6 +366,7 @@ def test_a_run_leaves_its_files_and_a_job_that_reads_back(
     }
     assert sorted(path for path, content in files_in(tmp_path / "run").items() if content) == [
         ".lock",
+        "adapter/README.md",
         "adapter/mlx/adapter_config.json",
         "adapter/mlx/adapters.safetensors",
         "adapter/mlx/qwen_local.json",

@@ -136,6 +136,7 @@ def test_merged_into_the_original_base_a_qlora_adapter_would_be_further_off(
 def test_the_folder_holds_all_that_other_programs_need(trained: Trained, tmp_path: Path) -> None:
     fused(trained("cuda", "none"), tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "README.md",
         "config.json",
         "generation_config.json",
         "model.safetensors",
