@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+from qwen_local.inference.text import visible
+
 log = logging.getLogger("qwen_local")
 
 
@@ -25,7 +27,11 @@ class _Unheard(logging.Handler):
 
 
 class Talk(_Unheard, logging.StreamHandler[TextIO]):
-    """To stderr."""
+    """To stderr; what files and names say there must not steer the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, control characters as symbols."""
+        return visible(super().format(record))
 
 
 class LogFile(_Unheard, logging.FileHandler):

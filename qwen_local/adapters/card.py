@@ -32,12 +32,13 @@ PROOF_FIGURES = {
     "max_logit_difference": "largest logit difference to the live adapter",
     "top1_agreement": "share of positions with the same likeliest token",
     "positions": "positions compared",
-    "loss_live": "loss with the live adapter",
-    "loss_export": "loss of what is here",
-    "loss_base": "loss of the bare base model",
-    "tokens": "tokens that the losses are over",
+    "rows_of_run": "rows of the run's data among them",
+    "loss_live": "loss on these rows with the live adapter",
+    "loss_export": "loss on them with what is here",
+    "loss_base": "loss on them with the bare base model",
 }
-"""What a card shows of a proof.json."""
+"""What a card shows of a proof.json; losses on other text would say nothing of the adapter."""
+OF_RUN = ("rows_of_run", "loss_live", "loss_export", "loss_base")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,6 +128,8 @@ class CardFacts:
     """The only one that reads them, where they are quantised in its own format."""
     template_sha256: str | None = None
     enable_thinking: bool | None = None
+    file: str = "MODEL.gguf"
+    """Name of the GGUF file, where it is one."""
     trained_here: bool = False
     """Whether qwen-local trained it, so that template and thinking are known."""
     job: str | None = None
@@ -201,8 +204,8 @@ def _sections(facts: CardFacts) -> Iterator[str]:
     if facts.proof:
         yield "## Proof"
         yield (
-            "The same prompts went through the live adapter and through what is here. Losses are "
-            "in nats per token."
+            "The same text went through the live adapter and through what is here. Losses are in "
+            "nats per token."
         )
         yield "\n".join(["| | |", "|---|---|", *_proof(facts.proof)])
     if facts.job is not None:
@@ -303,9 +306,12 @@ def _loading(facts: CardFacts) -> Iterator[str]:
                 yield f"For {name}, convert it:"
                 export = f"qwen-local export --adapter FOLDER{model} --to {layout} --output NEW"
                 yield block(export, "sh")
-            yield "With Ollama (llama.cpp loads the GGUF file in `NEW` as well):"
+            yield "With Ollama:"
             export = f"qwen-local export --adapter FOLDER{model} --to ollama --output NEW"
             yield block(f"{export}\nollama create my-model -f NEW/Modelfile", "sh")
+            yield "With llama.cpp, LM Studio and other programs that read GGUF:"
+            export = f"qwen-local export --adapter FOLDER{model} --to gguf --output NEW"
+            yield block(export, "sh")
         case "merged":
             yield block("qwen-local chat --model FOLDER", "sh")
             if facts.weights_engine != "mlx":
@@ -315,20 +321,24 @@ def _loading(facts: CardFacts) -> Iterator[str]:
                 yield "With mlx-lm:"
                 yield block(_mlx(facts, "FOLDER", None), "sh")
         case "gguf":
-            yield "With llama.cpp, whichever `.gguf` file is taken:"
-            yield block("llama-cli -m FOLDER/MODEL.gguf", "sh")
+            yield "With llama.cpp:"
+            yield block(f"llama-cli -m FOLDER/{facts.file}", "sh")
             yield (
                 "With Ollama, use `qwen-local export --to ollama`, which writes the Modelfile with "
                 "the template and the stop tokens, too."
             )
         case "gguf-lora":
             yield "With llama.cpp, on a GGUF of the same base model:"
-            yield block("llama-cli -m BASE.gguf --lora FOLDER/ADAPTER.gguf", "sh")
-            yield "With Ollama, name both in a Modelfile: `FROM BASE.gguf`, `ADAPTER ADAPTER.gguf`."
+            yield block(f"llama-cli -m BASE.gguf --lora FOLDER/{facts.file}", "sh")
+            yield (
+                "Ollama takes no adapter beside a model; `qwen-local export --to ollama` merges it."
+            )
         case "ollama":
             yield block("ollama create my-model -f FOLDER/Modelfile\nollama run my-model", "sh")
-            yield "With llama.cpp:"
-            yield block("llama-cli -m FOLDER/MODEL.gguf", "sh")
+            yield (
+                "The GGUF file has no chat template of its own, for Ollama would prefer it to the "
+                "Modelfile's: for llama.cpp and others use `qwen-local export --to gguf`."
+            )
 
 
 def _python(facts: CardFacts, model: str, adapter: str | None) -> str:
@@ -417,11 +427,11 @@ def _prompts(facts: CardFacts) -> str:
 
 def _proof(proof: Mapping[str, float]) -> Iterator[str]:
     for key, label in PROOF_FIGURES.items():
-        if key not in proof:
+        if key not in proof or (key in OF_RUN and not proof.get("rows_of_run")):
             continue
         figure = proof[key]
         match key:
-            case "positions" | "tokens":
+            case "positions" | "rows_of_run":
                 said = f"{figure:,.0f}"
             case "top1_agreement":
                 said = f"{figure:.1%}"

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -28,7 +28,7 @@ from qwen_local.adapters.card import (
     card,
 )
 from qwen_local.adapters.lora import Origin
-from qwen_local.adapters.store import named_base
+from qwen_local.adapters.store import folder_of, named_base
 from qwen_local.datasets.sources import HUB_ID as DATA_ID
 from qwen_local.embedded import SAMPLE_DATA, TINY_MODEL, tiny_model_path
 from qwen_local.errors import InputError
@@ -36,7 +36,7 @@ from qwen_local.files import replace_file
 from qwen_local.job import read_job
 from qwen_local.models.licences import licence_in, licence_of
 from qwen_local.models.published import PUBLISHED
-from qwen_local.models.source import HUB_ID, PROOF, ModelFiles
+from qwen_local.models.source import HUB_ID, ModelFiles
 
 CARD = "README.md"
 
@@ -78,7 +78,9 @@ def card_facts(
     *,
     base: ModelFiles | None = None,
     weights: str | None = None,
-    proof: Path | None = None,
+    weights_engine: Literal["mlx", "cuda"] | None = None,
+    file: str | None = None,
+    proof: Mapping[str, float] | None = None,
 ) -> CardFacts:
     """What is known of an adapter, or of what was made of it.
 
@@ -87,20 +89,16 @@ def card_facts(
         form: of what the card is for.
         base: the base model, where it was looked up; else what the adapter says of it.
         weights: what merged weights or those of a GGUF are held in.
-        proof: a proof.json, or the folder that may hold one; its `dtype` and `requantized` stand
-            for `weights` where that is None.
+        weights_engine: the only one that reads them, where that is so.
+        file: name of the GGUF file, where it is one.
+        proof: the figures of its proof.
     """
     name, origin, trained_here = _origin(adapter)
-    rank, dora = _kind(adapter)
+    rank, dora = _rank_and_kind(adapter)
     run = run_of(adapter)
     data = None if run is None else _data(run)
-    proved = {} if proof is None else _json(proof / PROOF if proof.is_dir() else proof)
-    requantized = proved.get("requantized") in ("4bit", "8bit")
-    if weights is None and form == "merged":
-        weights = _text(proved.get("requantized" if requantized else "dtype"))
     given = origin if trained_here else None
     facts = _base_facts(name, given) if base is None else _base_facts_of(base)
-    engine = proved.get("backend")
     return CardFacts(
         form=form,
         base=facts,
@@ -109,14 +107,15 @@ def card_facts(
         engine=origin.backend,
         base_quantization=origin.quantization,
         weights=weights,
-        weights_engine=engine if requantized and engine in ("mlx", "cuda") else None,
+        weights_engine=weights_engine,
+        file=file or "MODEL.gguf",
         template_sha256=origin.template_sha256,
         enable_thinking=origin.enable_thinking,
         trained_here=trained_here,
         job=None if run is None else _job(run, facts.name, data),
         data=data,
         losses=None if run is None else _losses(run),
-        proof=_proof(proved) or None,
+        proof=proof and {key: proof[key] for key in PROOF_FIGURES if key in proof},
     )
 
 
@@ -208,16 +207,16 @@ def _origin(adapter: Path) -> tuple[str, Origin, bool]:
     return name, origin, origin != Origin()
 
 
-def _kind(adapter: Path) -> tuple[int | None, bool]:
+def _rank_and_kind(adapter: Path) -> tuple[int | None, bool]:
     """(the rank of its matrices, whether it is a DoRA), as either layout has it."""
-    for folder in (adapter, adapter / "peft", adapter / "adapter" / "peft", adapter / "mlx"):
-        config = _json(folder / "adapter_config.json")
-        inner = config.get("lora_parameters")
-        rank = inner.get("rank") if isinstance(inner, dict) else config.get("r")
-        if isinstance(rank, int):
-            dora = config.get("use_dora") is True or config.get("fine_tune_type") == "dora"
-            return rank, dora
-    return None, False
+    try:
+        config = _json(folder_of(adapter) / "adapter_config.json")
+    except InputError:
+        return None, False
+    inner = config.get("lora_parameters")
+    rank = inner.get("rank") if isinstance(inner, dict) else config.get("r")
+    dora = config.get("use_dora") is True or config.get("fine_tune_type") == "dora"
+    return rank if isinstance(rank, int) else None, dora
 
 
 def _job(run: Path, model: str, data: DataFacts | None) -> str | None:
@@ -317,16 +316,6 @@ def _events(path: Path) -> Iterator[dict[str, Any]]:
             yield event
 
 
-def _proof(proved: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a proof.json."""
-    figures = {key: proved.get(key) for key in PROOF_FIGURES}
-    return {
-        key: figure
-        for key, figure in figures.items()
-        if isinstance(figure, int | float) and math.isfinite(figure)
-    }
-
-
 def _read(kind: type[Model], content: dict[str, Any]) -> Model | None:
     try:
         return kind.model_validate(content)
@@ -348,7 +337,3 @@ def _object(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None

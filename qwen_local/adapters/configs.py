@@ -61,12 +61,12 @@ WITHOUT_EFFECT = (
     "velora_config",
 )
 """Keys of PEFT that are nothing to one who applies the adapter."""
-PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Values of `init_lora_weights` that leave the base as it is."""
+PLAIN_STARTS = ("gaussian", "eva", "orthogonal")
+"""Values of `init_lora_weights` that leave the base, and how it is computed, as they are."""
 MERGE = "merge it where it was made (merge_and_unload) and take the merged model"
 OWN_BASE = (
-    "save it with path_initial_model_for_weight_conversion, which makes a plain LoRA of it, "
-    "where it was made"
+    "where it was made, save it with path_initial_model_for_weight_conversion, which makes a plain "
+    "LoRA of most kinds, or merge it"
 )
 
 
@@ -178,7 +178,7 @@ def settings_of_peft(config: Mapping[str, Any], layers: int, where: str) -> Sett
     faults += _code_named(config.get("auto_mapping"), where)
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start not in PLAIN_STARTS:
-        problem = f"{start!r} changes the base, too, which is then not the one that is named"
+        problem = f"{start!r} changes the base, or how it is computed: this is no plain LoRA"
         faults.append(Fault(f"{where}: init_lora_weights", problem, OWN_BASE))
     faults += _unknown_targets(config.get("target_modules"), where)
     read = _read(_Peft, config, where, faults)
@@ -226,8 +226,8 @@ def _peft_places(
 ) -> frozenset[Place] | None:
     """The linear layers that `target_modules` names, as PEFT reads it: ends of their paths."""
     given = read.layers_to_transform
-    blocks = [given] if isinstance(given, int) else list(range(layers)) if given is None else given
-    if not blocks or not set(blocks) <= set(range(layers)):
+    blocks = [given] if isinstance(given, int) else given or list(range(layers))
+    if not set(blocks) <= set(range(layers)):
         problem = f"expected some of the {layers} blocks, counted from 0; found {given}"
         raise ModelError.at(f"{where}: layers_to_transform", problem)
     names = list(LINEARS) if read.target_modules == "all-linear" else read.target_modules

@@ -63,7 +63,7 @@ def named_base(path: Path) -> tuple[str, Origin]:
     Raises:
         ModelError: there is no adapter, or its settings are not readable.
     """
-    folder = _find(path)
+    folder = folder_of(path)
     config = _read_config(folder / "adapter_config.json")
     key = "model" if (folder / MLX_WEIGHTS).exists() else "base_model_name_or_path"
     return str(config.get(key) or ""), origin_in(folder)
@@ -123,7 +123,7 @@ def load_adapter(path: Path, architecture: Architecture) -> Adapter:
     Raises:
         ModelError: nothing of the kind is there, or it does not fit the model; all faults at once.
     """
-    folder = _find(path)
+    folder = folder_of(path)
     where = folder / "adapter_config.json"
     config = _read_config(where)
     mlx = (folder / MLX_WEIGHTS).exists()
@@ -133,6 +133,9 @@ def load_adapter(path: Path, architecture: Architecture) -> Adapter:
     base, origin = named_base(path)
     shapes = _readable(array_header, weights)
     if mlx:
+        if strange := [name for name in shapes if to_peft(name) == name]:
+            problem = "not a name that mlx-lm gives an array of an adapter"
+            raise ModelError([Fault(f"{weights}: {name}", problem) for name in strange])
         shapes = {to_peft(name): shape[::-1] for name, shape in shapes.items()}
     _check_shapes(shapes, settings, architecture, weights, path, base)
     if not (folder / ORIGIN).exists():  # which says that we wrote it
@@ -167,6 +170,11 @@ def _check_shapes(
     base: str,
 ) -> None:
     """Refuse arrays that are not those of an adapter of this model with these settings."""
+    ranks = {shape[0] for name, shape in shapes.items() if ".lora_A." in name and len(shape) == 2}
+    if len(ranks) == 1 and ranks != {settings.rank}:
+        where = folder_of(path) / "adapter_config.json"
+        problem = f"says rank {settings.rank}, and the matrices beside it have {ranks.pop()}"
+        raise ModelError.at(str(where), problem, "take both files from the same place")
     every = {(n, name) for n in range(architecture.layers) for name in LINEARS}
     found = set(places_of(shapes)) & every
     allowed = every if settings.places is None else settings.places
@@ -195,8 +203,15 @@ def _check_orientation(shapes: Mapping[str, Shape], weights: Path) -> None:
         )
 
 
-def _find(path: Path) -> Path:
-    """The folder that holds the adapter's two files."""
+def folder_of(path: Path) -> Path:
+    """The folder that holds an adapter's two files.
+
+    Args:
+        path: a run, its `adapter/` folder, or a PEFT or mlx-lm folder.
+
+    Raises:
+        ModelError: there is none.
+    """
     path = Path(os.path.expanduser(path))  # noqa: PTH111 - Path raises for `~nobody`
     if not os.path.isdir(path):  # noqa: PTH112 - Path raises for a name that is too long
         raise ModelError.at(
@@ -212,6 +227,10 @@ def _find(path: Path) -> Path:
             "a pickle file, which can run code when it is read",
             "load it where it was made and save it again with safe_serialization=True",
         )
+    if (path / "config.json").exists():
+        problem = "this is a model, with its adapter merged or none"
+        hint = "take it as --model; or name the run or the adapter that it was made from"
+        raise ModelError.at(f"--adapter {path}", problem, hint)
     raise ModelError.at(
         f"--adapter {path}",
         f"found neither {PEFT_WEIGHTS} (PEFT) nor {MLX_WEIGHTS} (mlx-lm)",

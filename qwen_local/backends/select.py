@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qwen_local.backends.base import Backend, Setup
 
 __all__ = [
+    "ENGINES",
     "Choice",
     "DType",
     "Device",
@@ -33,6 +34,8 @@ __all__ = [
     "without_engine",
 ]
 
+ENGINES: dict[Engine, str] = {"mlx": "MLX", "cuda": "PyTorch"}
+"""What people call them."""
 NF4_SINCE, INT8_SINCE = (6, 0), (7, 5)
 """First cards on which bitsandbytes computes NF4 and LLM.int8(), by its own documentation."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,8 +13,14 @@ from qwen_local.cli.options import (
     device_option,
     json_option,
     print_json,
+    push_options,
     quiet_option,
 )
+from qwen_local.errors import Fault, InputError
+
+if TYPE_CHECKING:
+    from qwen_local.export.export import To
+    from qwen_local.export.gguf_encoding import Outtype
 
 
 @click.command()
@@ -22,7 +28,7 @@ from qwen_local.cli.options import (
     "--adapter",
     required=True,
     type=click.Path(path_type=Path),
-    help="A run, or a folder that PEFT or mlx-lm wrote.",
+    help="A run, or an adapter's folder: of PEFT, mlx-lm, LLaMA-Factory, Unsloth, ...",
 )
 @click.option(
     "--to",
@@ -42,20 +48,26 @@ from qwen_local.cli.options import (
 )
 @click.option(
     "--outtype",
-    type=click.Choice(["f16", "bf16", "q8_0"]),
-    help="What a merged GGUF holds its matrices in; default f16.",
+    type=click.Choice(["f16", "bf16", "q8_0"], case_sensitive=False),
+    help="What a merged GGUF holds its matrices in; default f16. For less, such as Q4_K_M, run "
+    "llama.cpp's llama-quantize on it.",
 )
+@click.option("--name", help="What a GGUF calls the fine-tune; default the run's folder.")
 @click.option(
-    "--push-to-hub", metavar="OWNER/NAME", help="Upload the finished folder, and nothing else."
+    "--thinking/--no-thinking",
+    default=None,
+    help="How answers begin in Ollama; by default as the adapter was trained.",
 )
-@click.option("--private", is_flag=True, help="With --push-to-hub: for your eyes only.")
+@push_options
 @backend_option
 @device_option
 @quiet_option
 @json_option
 def export(
-    to: Any,
-    outtype: Any,
+    to: To,
+    outtype: Outtype | None,
+    name: str | None,
+    thinking: bool | None,
     push_to_hub: str | None,
     private: bool,
     quiet: bool,
@@ -64,25 +76,36 @@ def export(
 ) -> None:
     """Take an adapter to PEFT, mlx-lm, llama.cpp or Ollama.
 
-    What is written is proved: the same text goes through the live adapter and through what is in the files; nothing is left
-    behind where they differ.
+    What is written is proved: the same text goes through the live adapter and through what is in
+    the files; nothing is left behind where they differ.
     """
     from qwen_local.export.export import export as run
     from qwen_local.export.opening import Given
     from qwen_local.export.push import check_push, push
     from qwen_local.talk import talk
 
+    faults = []
     if outtype is not None and to not in ("gguf", "ollama"):
-        raise click.UsageError(f"--outtype is of a merged GGUF; --to {to} has none")
-    if private and push_to_hub is None:
-        raise click.UsageError("--private goes with --push-to-hub")
-    if push_to_hub is not None:
-        check_push(push_to_hub)
+        problem = f"is of a merged GGUF, and --to {to} has none"
+        faults.append(Fault("--outtype", problem, "leave it out"))
+    if name is not None and to in ("peft", "mlx"):
+        faults.append(Fault("--name", f"is of a GGUF, and --to {to} is none", "leave it out"))
+    if thinking is not None and to != "ollama":
+        problem = f"is of a Modelfile, and --to {to} has none"
+        faults.append(Fault("--thinking", problem, "leave it out"))
+    if faults:
+        raise InputError(faults)
+    check_push(push_to_hub, private=private)
     with talk(quiet=quiet):
-        exported = run(Given(**options), to=to, outtype=outtype or "f16")
-        url = None
-        if push_to_hub is not None:
-            url = push(Path(exported.output).expanduser(), push_to_hub, private=private)
+        exported = run(
+            Given(**options),
+            to=to,
+            outtype=outtype or "f16",
+            name=name,
+            thinking=thinking,
+            for_hub=push_to_hub is not None,
+        )
+        url = push(Path(exported.output), push_to_hub, private=private) if push_to_hub else None
     if as_json:
         print_json(exported.to_json() | ({} if url is None else {"url": url}))
     else:

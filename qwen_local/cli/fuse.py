@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -13,8 +13,13 @@ from qwen_local.cli.options import (
     device_option,
     json_option,
     print_json,
+    push_options,
     quiet_option,
 )
+
+if TYPE_CHECKING:
+    from qwen_local.backends.select import DType
+    from qwen_local.job import Quantization
 
 
 @click.command()
@@ -22,7 +27,7 @@ from qwen_local.cli.options import (
     "--adapter",
     required=True,
     type=click.Path(path_type=Path),
-    help="A run, or a folder that PEFT or mlx-lm wrote.",
+    help="A run, or an adapter's folder: of PEFT, mlx-lm, LLaMA-Factory, Unsloth, ...",
 )
 @click.option(
     "--output", required=True, type=click.Path(path_type=Path), help="Folder of the merged model."
@@ -48,11 +53,20 @@ from qwen_local.cli.options import (
     show_default=True,
     help="Of the merged weights; auto = as the base.",
 )
+@push_options
 @backend_option
 @device_option
 @quiet_option
 @json_option
-def fuse(requantize: Any, dtype: Any, quiet: bool, as_json: bool, **options: Any) -> None:
+def fuse(
+    requantize: Quantization,
+    dtype: DType | Literal["auto"],
+    push_to_hub: str | None,
+    private: bool,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Merge an adapter into its base model, and prove the result.
 
     The weights are those that the adapter was trained on: after training on a quantised base, its
@@ -60,11 +74,14 @@ def fuse(requantize: Any, dtype: Any, quiet: bool, as_json: bool, **options: Any
     """
     from qwen_local.export.fuse import fuse as run
     from qwen_local.export.opening import Given
+    from qwen_local.export.push import check_push, push
     from qwen_local.talk import talk
 
+    check_push(push_to_hub, private=private)
     with talk(quiet=quiet):
         fused = run(Given(**options), requantize=requantize, dtype=dtype)
+        url = push(Path(fused.output), push_to_hub, private=private) if push_to_hub else None
     if as_json:
-        print_json(fused.to_json())
+        print_json(fused.to_json() | ({} if url is None else {"url": url}))
     else:
-        click.echo(fused.output)
+        click.echo(fused.output if url is None else url)

@@ -90,7 +90,7 @@ def answer_options(command: Command) -> Command:
         click.option(
             "--adapter",
             type=click.Path(path_type=Path),
-            help="A run, or a folder that PEFT or mlx-lm wrote.",
+            help="A run, or an adapter's folder: of PEFT, mlx-lm, LLaMA-Factory, Unsloth, ...",
         ),
         click.option(
             "--quantization",
@@ -110,6 +110,19 @@ def answer_options(command: Command) -> Command:
         click.option("--repetition-penalty", type=float, help="Above 1: say less of it again."),
         click.option("--greedy", is_flag=True, help="Always the likeliest token."),
         click.option("--seed", type=int, help="Repeats what was drawn."),
+    ]
+    return _decorated(command, decorators)
+
+
+def push_options(command: Command) -> Command:
+    """Whether the finished folder goes to the hub."""
+    decorators = [
+        click.option(
+            "--push-to-hub",
+            metavar="OWNER/NAME",
+            help="Upload the finished folder to the hub: weights, configurations, card.",
+        ),
+        click.option("--private", is_flag=True, help="With --push-to-hub: not for the public."),
     ]
     return _decorated(command, decorators)
 

@@ -7,22 +7,24 @@ then put there.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from qwen_local.adapters.card_facts import card_facts, write_card
+from qwen_local.adapters.card_facts import card_facts, without_folders, write_card
 from qwen_local.adapters.lora import Adapter
 from qwen_local.adapters.mlx_layout import write_mlx
 from qwen_local.adapters.peft_layout import write_peft
 from qwen_local.adapters.prompt import thinking_of
 from qwen_local.adapters.store import ORIGIN, load_adapter
 from qwen_local.backends.base import Weights
+from qwen_local.errors import InputError
 from qwen_local.export.blocks import Source, Voice, in_block_0, of_arrays, of_files
 from qwen_local.export.live import live_voices, merged_voices
 from qwen_local.export.merge import ExportError, merged_tensors, open_weights, verify
@@ -40,18 +42,21 @@ from qwen_local.export.samples import make_samples
 from qwen_local.files import write_json
 from qwen_local.inference.sampling import sampling_defaults
 from qwen_local.job import Quantization
+from qwen_local.models.architecture import Architecture
+from qwen_local.models.config import engine_config
 from qwen_local.models.licences import licence_in, licence_of
 from qwen_local.models.source import PROOF, ModelFiles
+
+if TYPE_CHECKING:
+    from qwen_local.export.gguf_about import About
+    from qwen_local.export.gguf_encoding import Encoding, Outtype
 
 log = logging.getLogger("qwen_local")
 
 To = Literal["peft", "mlx", "gguf", "gguf-lora", "ollama"]
-Outtype = Literal["f16", "bf16", "q8_0"]
 CONTEXT = 8192
 """Tokens of a conversation in Ollama, which takes memory for all of them: unless the adapter was
 trained on more, or the model has fewer."""
-BYTES: dict[Outtype, float] = {"f16": 2, "bf16": 2, "q8_0": 34 / 32}
-"""Of a number in a GGUF file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +81,15 @@ class Exported:
         return {**fields, "files": list(self.files)} | proof
 
 
-def export(given: Given, *, to: To, outtype: Outtype = "f16") -> Exported:
+def export(
+    given: Given,
+    *,
+    to: To,
+    outtype: Outtype = "f16",
+    name: str | None = None,
+    thinking: bool | None = None,
+    for_hub: bool = False,
+) -> Exported:
     """Write an adapter for another program, prove it, and only then put it at its place.
 
     Args:
@@ -84,23 +97,42 @@ def export(given: Given, *, to: To, outtype: Outtype = "f16") -> Exported:
         to: `peft` and `mlx` are adapters; `gguf` is the merged model, `gguf-lora` the adapter for
             llama.cpp; `ollama` is a merged GGUF with its Modelfile.
         outtype: of a merged GGUF's matrices.
+        name: what a GGUF says that the fine-tune is called; None takes the folder's.
+        thinking: how answers begin in Ollama; None as the adapter was trained, where that is known.
+        for_hub: whether others are to load it, for whom a base on this machine is none.
 
     Raises:
         InputError: something cannot be used as given; nothing was written.
         ExportError: the export is not what was trained; nothing was left behind.
     """
-    opened = open_export(given)
+    opened = open_export(given, dora=to != "gguf-lora")
+    if opened.held != "none" and to not in ("gguf", "ollama"):
+        log.warning(
+            "the adapter was trained on a %s base, and answers to another a little otherwise; the "
+            "merged model (fuse, --to gguf) has the weights that it was trained on",
+            opened.held,
+        )
     place, base = place_of(given.output), opened.base
+    if for_hub and to in ("peft", "mlx") and base.commit is None:
+        problem = (
+            f"the base {without_folders(base.name)} is no model on the hub: nobody else has it"
+        )
+        hint = "pass --model with its hub id, or push the merged model (fuse, or --to gguf)"
+        raise InputError.at("--push-to-hub", problem, hint)
     merged = to in ("gguf", "ollama")
-    size = BYTES[outtype] * base.architecture.parameters() if merged else 0
-    check_disk(place, round(size) + sum(a.nbytes for a in opened.adapter.arrays.values()))
+    size = sum(array.nbytes for array in opened.adapter.arrays.values())
+    check_disk(place, _gguf_bytes(base.architecture, outtype) if merged else size)
     weights = open_weights(opened.choice, base)
-    title = _title(given)
+    title = _title(given) if name is None else name
+    about = _about(opened, title)
+    modelfile = _modelfile(opened, about, outtype, thinking) if to == "ollama" else None
     with to_be(place) as new:
         if merged:
-            voices = _write_gguf(new, opened, weights, outtype, title, for_ollama=to == "ollama")
+            voices = _write_gguf(new, opened, weights, outtype, about, template=modelfile is None)
+            if modelfile is not None:
+                (new / "Modelfile").write_text(modelfile, encoding="utf-8")
         else:
-            voices = {EXPORT: _write_adapter(new, opened, weights, to, title)}
+            voices = {EXPORT: _write_adapter(new, opened, weights, to, about)}
         with scratch_beside(new) as scratch:
             samples = make_samples(opened.tokenizer, given.adapter)
             voices = live_voices(opened, weights) | voices
@@ -118,8 +150,14 @@ def export(given: Given, *, to: To, outtype: Outtype = "f16") -> Exported:
             proof=proof,
         )
         write_json(new / PROOF, {**result.to_json(), "adapter": str(given.adapter)})
-        held = outtype if merged else None
-        facts = card_facts(given.adapter, to, base=base, weights=held, proof=new / PROOF)
+        facts = card_facts(
+            given.adapter,
+            to,
+            base=base,
+            weights=result.outtype,
+            file=next((name for name in files if name.endswith(".gguf")), None),
+            proof=asdict(proof),
+        )
         write_card(new, facts)
     log.info("%s", proof.describe())
     log.info("next: %s", _next(to, given, files))
@@ -128,25 +166,25 @@ def export(given: Given, *, to: To, outtype: Outtype = "f16") -> Exported:
 
 def _title(given: Given) -> str:
     """What the fine-tune is called: the run's folder, or the adapter's."""
-    path = given.adapter.expanduser().resolve()
+    path = Path(os.path.realpath(os.path.expanduser(given.adapter)))  # noqa: PTH111
     named = [part for part in (path, *path.parents) if part.name not in ("peft", "mlx", "adapter")]
-    return named[0].name
+    title = without_folders(str(named[0]))
+    return "" if title in ("~", "/") else title
 
 
 # --- adapters ---
 
 
-def _write_adapter(new: Path, opened: Opened, weights: Weights, to: To, title: str) -> Voice:
+def _write_adapter(new: Path, opened: Opened, weights: Weights, to: To, about: About) -> Voice:
     """Write an adapter, and read it again: the voice of what is in the files.
 
     Raises:
         ExportError: they do not hold what was to be written.
     """
-    adapter = replace(opened.adapter, base=opened.base.name)
-    if opened.base.commit is not None:
-        adapter = replace(adapter, origin=replace(adapter.origin, commit=opened.base.commit))
+    origin = replace(opened.adapter.origin, commit=opened.base.commit)
+    adapter = replace(opened.adapter, base=opened.base.name, origin=origin)
     if to == "gguf-lora":
-        found = _gguf_adapter(new, adapter, opened, title)
+        found = _gguf_adapter(new, adapter, opened, about)
     else:
         (write_peft if to == "peft" else write_mlx)(adapter, new)
         write_json(new / ORIGIN, asdict(adapter.origin))
@@ -155,14 +193,13 @@ def _write_adapter(new: Path, opened: Opened, weights: Weights, to: To, title: s
     return Voice(of_files(opened.base, weights, found, opened.held), found.arrays)
 
 
-def _gguf_adapter(new: Path, adapter: Adapter, opened: Opened, title: str) -> Adapter:
-    from qwen_local.export.gguf_about import file_name, labels
+def _gguf_adapter(new: Path, adapter: Adapter, opened: Opened, about: About) -> Adapter:
     from qwen_local.export.gguf_adapter import read_adapter, write_adapter
 
-    architecture, about = opened.base.architecture, _about(opened, title)
-    name = file_name(labels(about, architecture.parameters()), "f32", lora=True)
-    write_adapter(new / name, adapter=adapter, architecture=architecture, about=about)
-    held = read_adapter(new / name, architecture)
+    architecture = opened.base.architecture
+    path = new / _file_name(opened, about, "f32", lora=True)
+    write_adapter(path, adapter=adapter, architecture=architecture, about=about)
+    held = read_adapter(path, architecture)
     lora = adapter.lora.model_copy(
         update={"rank": held.rank, "alpha": held.scale * held.rank, "rslora": False}
     )
@@ -189,37 +226,37 @@ def _write_gguf(
     opened: Opened,
     weights: Weights,
     outtype: Outtype,
-    title: str,
+    about: About,
     *,
-    for_ollama: bool,
+    template: bool,
 ) -> dict[str, Voice]:
-    """Write the merged model, and a Modelfile where one is asked for.
+    """Write the merged model, with or without its chat template.
 
     Returns:
         The voices of what is in the file, and of the merge that it should hold.
     """
-    from qwen_local.export.gguf_about import file_name, labels
     from qwen_local.export.gguf_encoding import encoding_of, rounding_bound
     from qwen_local.export.gguf_model import write_model
     from qwen_local.export.gguf_read import GgufWeights
+    from qwen_local.export.gguf_vocabulary import read_vocabulary
 
-    base, about = opened.base, _about(opened, title)
-    name = file_name(labels(about, base.architecture.parameters()), outtype)
-    if for_ollama:
-        (new / "Modelfile").write_text(_modelfile(opened, name), encoding="utf-8")
+    base = opened.base
+    path = new / _file_name(opened, about, outtype)
 
-    def tensors() -> Any:
+    def tensors() -> Iterator[tuple[str, np.ndarray]]:
         return merged_tensors(base.architecture, opened.adapter, weights, opened.held)
 
     write_model(
-        new / name,
+        path,
         files=base,
         tensors=tensors(),
         outtype=outtype,
         about=about,
-        chat_template=not for_ollama,
+        chat_template=template,
     )
-    written = GgufWeights(new / name, base.architecture)
+    written = GgufWeights(path, base.architecture)
+    vocabulary = read_vocabulary(base.folder, base.architecture.vocabulary)
+    written.check_settings(engine_config(base.config), vocabulary)
     verify(
         tensors(),
         written.read,
@@ -239,21 +276,37 @@ def _source(base: ModelFiles, read: Callable[[str, slice | None], np.ndarray]) -
     return of_arrays(base, read, block)
 
 
-def _modelfile(opened: Opened, gguf: str) -> str:
+def _file_name(opened: Opened, about: About, encoding: Encoding, *, lora: bool = False) -> str:
+    from qwen_local.export.gguf_about import file_name, labels
+
+    said = labels(about, opened.base.architecture.parameters())
+    return file_name(said, encoding, lora=lora)
+
+
+def _modelfile(opened: Opened, about: About, outtype: Outtype, thinking: bool | None) -> str:
     from qwen_local.export.ollama import modelfile
 
     base = opened.base
+    if thinking is None:
+        thinking = thinking_of(opened.adapter.origin, opened.tokenizer)
     learned = opened.adapter.origin.max_length or 0
     return modelfile(
         opened.tokenizer,
         sampling_defaults(base.folder, base.name),
-        gguf=gguf,
+        gguf=_file_name(opened, about, outtype),
         context=min(base.architecture.positions, max(CONTEXT, learned)),
-        thinking=thinking_of(opened.adapter.origin, opened.tokenizer),
+        thinking=thinking,
     )
 
 
-def _about(opened: Opened, title: str) -> Any:
+def _gguf_bytes(architecture: Architecture, outtype: Outtype) -> int:
+    from qwen_local.export.gguf_encoding import encoded_bytes, encoding_of
+
+    shapes = architecture.weight_shapes().values()
+    return sum(encoded_bytes(shape, encoding_of(shape, outtype)) for shape in shapes)
+
+
+def _about(opened: Opened, title: str) -> About:
     from qwen_local.export.gguf_about import About
 
     base = opened.base
@@ -269,7 +322,7 @@ def _next(to: To, given: Given, files: list[str]) -> str:
     match to:
         case "ollama":
             model = re.sub(r"[^a-z0-9]+", "-", _title(given).lower()).strip("-") or "mine"
-            return f"ollama create {model} -f {output}/Modelfile"
+            return f"ollama create {model} -f {output}/Modelfile && ollama run {model}"
         case "gguf":
             return f"llama-cli -m {output}/{shlex.quote(gguf)}"
         case "gguf-lora":

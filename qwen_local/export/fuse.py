@@ -24,7 +24,6 @@ from qwen_local.export.merge import (
     linear_names,
     merged_tensors,
     open_weights,
-    rounding,
     verify,
     write_shards,
 )
@@ -38,6 +37,7 @@ from qwen_local.export.opening import (
     to_be,
 )
 from qwen_local.export.proof import EXPORT, Proof, check, measure
+from qwen_local.export.rounding import rounding
 from qwen_local.export.samples import make_samples
 from qwen_local.files import write_json
 from qwen_local.inference.sampling import generation_config
@@ -119,7 +119,16 @@ def fuse(
         )
         write_json(new / PROOF, {**result.to_json(), "adapter": str(given.adapter)})
         write_json(new / ORIGIN, asdict(opened.adapter.origin))
-        write_card(new, card_facts(given.adapter, "merged", base=base, proof=new / PROOF))
+        quantised = requantize != "none"
+        facts = card_facts(
+            given.adapter,
+            "merged",
+            base=base,
+            weights=requantize if quantised else rounded,
+            weights_engine=choice.backend if quantised else None,
+            proof=asdict(proof),
+        )
+        write_card(new, facts)
     log.info("%s", proof.describe())
     log.info("next: qwen-local chat --model %s", shlex.quote(str(given.output)))
     return result

@@ -15,6 +15,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 
 from qwen_local.export.merge import ExportError
+from qwen_local.export.rounding import Rounded, rounding
 
 Outtype = Literal["f16", "bf16", "q8_0"]
 """What the matrices of a model are to be held in."""
@@ -38,8 +39,7 @@ LARGEST: Mapping[Encoding, float] = {
     "q8_0": CODES * 65504.0,
 }
 """Beyond this a number would become infinite."""
-ROUNDING: Mapping[Encoding, tuple[int, float]] = {"f16": (11, 2.0**-25), "bf16": (8, 2.0**-134)}
-"""(significant bits, a half of the smallest step): |rounded - x| <= |x| / 2**bits + that half."""
+ROUNDED: Mapping[Encoding, Rounded] = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 ARITHMETIC = 2.0**-15
 """Of a step of `q8_0`: what float32 errs by when it finds codes, and the numbers from them."""
 
@@ -98,14 +98,9 @@ def rounding_bound(array: np.ndarray, encoding: Encoding) -> np.ndarray:
     Returns:
         float32, of the same shape.
     """
-    if encoding == "f32":
-        return np.zeros_like(array)
     if encoding != "q8_0":
-        bits, smallest = ROUNDING[encoding]
-        bound: np.ndarray = np.abs(array) * np.float32(2.0**-bits) + np.float32(smallest)
-        return bound
+        return rounding(array, ROUNDED[encoding])
     scales = np.abs(array).reshape(-1, BLOCK).max(axis=1) / np.float32(CODES)
-    bits, smallest = ROUNDING["f16"]
-    of_scales = scales * np.float32(2.0**-bits) + np.float32(smallest)
+    of_scales = rounding(scales, "float16")
     bounds = scales * np.float32(0.5 + ARITHMETIC) + CODES * of_scales
     return np.repeat(bounds, BLOCK).reshape(array.shape)

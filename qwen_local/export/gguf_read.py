@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 from qwen_local.errors import Fault, ModelError
 from qwen_local.export.gguf_encoding import TYPES
 from qwen_local.export.gguf_names import tensor_names
+from qwen_local.export.gguf_vocabulary import Vocabulary
+from qwen_local.export.merge import ExportError
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.config import shown
 
@@ -102,6 +105,43 @@ class GgufWeights:
             raise ModelError(faults)
         held = {tensor.name: tensor for tensor in reader.tensors}
         self._tensors = {name: held[theirs] for name, theirs in names.items()}
+        self._reader = reader
+
+    def check_settings(self, config: Mapping[str, Any], vocabulary: Vocabulary) -> None:
+        """Refuse a file whose figures or tokens are not these.
+
+        Args:
+            config: of the model, as `engine_config` has it.
+            vocabulary: of its tokenizer.
+
+        Raises:
+            ExportError: which are others.
+        """
+        family = config["model_type"]
+        heads, hidden = config["num_attention_heads"], config["hidden_size"]
+        expected = {
+            f"{family}.context_length": config["max_position_embeddings"],
+            f"{family}.embedding_length": hidden,
+            f"{family}.block_count": config["num_hidden_layers"],
+            f"{family}.feed_forward_length": config["intermediate_size"],
+            f"{family}.attention.head_count": heads,
+            f"{family}.attention.head_count_kv": config["num_key_value_heads"],
+            f"{family}.attention.key_length": config.get("head_dim", hidden // heads),
+            f"{family}.attention.value_length": config.get("head_dim", hidden // heads),
+            f"{family}.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+            f"{family}.rope.freq_base": config["rope_theta"],
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": "qwen2",
+            "tokenizer.ggml.tokens": list(vocabulary.tokens),
+            "tokenizer.ggml.token_type": [int(kind) for kind in vocabulary.types],
+            "tokenizer.ggml.merges": list(vocabulary.merges),
+            "tokenizer.ggml.eos_token_id": vocabulary.end_of_turn,
+        }
+        for key, wanted in expected.items():
+            held = value(self._reader, key)
+            rounded = float(np.float32(wanted)) if isinstance(wanted, float) else wanted
+            if held != rounded:
+                raise ExportError(f"{key} was not written as it is: {shown(held)}")
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
         """A tensor, or some of its rows, as float32.

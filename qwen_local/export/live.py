@@ -22,15 +22,15 @@ def live_voices(opened: Opened, weights: Weights) -> dict[str, Voice]:
         weights: of the base.
     """
     source = of_files(opened.base, weights, opened.adapter, opened.held)
-    voices = {LIVE: Voice(source, opened.adapter.arrays), BARE: Voice(source)}
-    if opened.rounds_inputs:
-        voices[FLOATS] = Voice(_merged(opened, weights, replace(opened.adapter, arrays={})))
-    return voices
+    return {LIVE: Voice(source, opened.adapter.arrays), BARE: Voice(source)}
 
 
 def merged_voices(opened: Opened, weights: Weights) -> dict[str, Voice]:
-    """The merge before it is rounded; arguments as above."""
-    return {MERGE: Voice(_merged(opened, weights, opened.adapter))}
+    """The merge before it is rounded, and what its layers round otherwise; arguments as above."""
+    voices = {MERGE: Voice(_merged(opened, weights, opened.adapter))}
+    if opened.rounds_inputs:
+        voices[FLOATS] = Voice(_merged(opened, weights, replace(opened.adapter, arrays={})))
+    return voices
 
 
 def _merged(opened: Opened, weights: Weights, adapter: Adapter) -> Source:

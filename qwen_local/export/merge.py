@@ -30,12 +30,8 @@ Read = Callable[[str, slice | None], np.ndarray]
 """(name of a tensor; some of its rows, or None for all) -> float32."""
 Tolerance = Callable[[np.ndarray], np.ndarray]
 
-SHARD_BYTES = 1_000_000_000
+SHARD_BYTES = 500_000_000
 """Of one file, at most, where no tensor alone is larger: what is held in memory."""
-
-
-ROUNDING = {"float32": (24, 0.0), "bfloat16": (8, 0.0), "float16": (11, 2.0**-25)}
-"""(significant bits, a half of the smallest step): |rounded - x| <= |x| / 2**bits + that half."""
 
 
 class ExportError(QwenLocalError):
@@ -136,12 +132,6 @@ def verify(tensors: Iterable[tuple[str, np.ndarray]], written: Read, tolerance: 
             error = np.abs(written(name, rows) - piece)
             if not (error <= tolerance(piece)).all():
                 raise ExportError(f"{name} was not written as it was computed")
-
-
-def rounding(array: np.ndarray, dtype: str) -> np.ndarray:
-    """The largest error that rounding to a dtype makes of each number."""
-    bits, smallest = ROUNDING[dtype]
-    return np.asarray(np.abs(array) * 2.0**-bits + smallest)
 
 
 def write_shards(

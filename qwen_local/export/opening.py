@@ -14,9 +14,9 @@ from pathlib import Path
 from qwen_local.adapters.lora import Adapter, Origin
 from qwen_local.adapters.store import base_of, load_adapter, named_base
 from qwen_local.backends.quantisation import check_quantization, choose_for, who_asks
-from qwen_local.backends.select import Choice, Machine, probe
+from qwen_local.backends.select import ENGINES, Choice, Machine, probe
 from qwen_local.datasets.tokenizer import ChatTokenizer
-from qwen_local.errors import BackendError
+from qwen_local.errors import BackendError, ModelError
 from qwen_local.export.merge import ExportError
 from qwen_local.files import free_bytes, readable_by_all
 from qwen_local.job import Quantization
@@ -70,8 +70,12 @@ class Opened:
         )
 
 
-def open_export(given: Given) -> Opened:
+def open_export(given: Given, *, dora: bool = True) -> Opened:
     """Find and check all that an export needs.
+
+    Args:
+        given: see `Given`.
+        dora: whether what is made can hold the magnitudes of one.
 
     Raises:
         InputError: something cannot be used as given; nothing was written.
@@ -86,12 +90,15 @@ def open_export(given: Given) -> Opened:
     asked_by = who_asks(given.quantization, given.adapter, origin)
     check_quantization(machine, choice, source.name, architecture, held, asked_by=asked_by)
     adapter = load_adapter(given.adapter, architecture)
+    if adapter.dora and not dora:
+        problem = "has the magnitudes of DoRA, which llama.cpp has no place for"
+        raise ModelError.at("--adapter", problem, "merge it: export --to gguf")
     if named not in ("", source.name):
         log.warning("the adapter was made for %s; this is %s", named, source.name)
     files = fetch(source)
     tokenizer = ChatTokenizer.load(files.folder)
     tokenizer.check_fits(architecture.vocabulary, source.name)
-    log.info("backend: %s on the %s (%s)", choice.backend, choice.device, choice.reason)
+    log.info("engine: %s on the %s (%s)", ENGINES[choice.backend], choice.device, choice.reason)
     return Opened(
         adapter=adapter,
         source=source,

@@ -12,18 +12,18 @@ live adapter says, and that every tensor in the files is that merge, rounded onc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from qwen_local.backends.select import Choice
 from qwen_local.export.blocks import Source, Voice, head_pieces, normed, through_all_blocks
 from qwen_local.export.merge import ExportError
-from qwen_local.rows import IGNORE, Rows
+from qwen_local.export.samples import Samples
+from qwen_local.rows import IGNORE
 
-ROUNDING = 1e-4
+FLOAT32_ERROR = 1e-4
 """Allowed difference of float32 logits; where they exceed 1, as a share of the largest."""
 
 LIVE, BARE, EXPORT, MERGE, FLOATS = "live", "bare", "export", "merge", "floats"
@@ -50,28 +50,32 @@ class Proof:
     """Share of positions whose likeliest token is the same."""
     positions: int
     """That were looked at."""
+    rows_of_run: int
+    """Rows of the run's own data that were looked at, which the losses are then over; else they are
+    over the fixed conversations, and say nothing of what the adapter was trained for."""
     loss_live: float
-    """Mean over these positions."""
+    """Mean negative log-likelihood in nats."""
     loss_export: float
     loss_base: float
 
-    def to_json(self) -> dict[str, Any]:
-        """A plain dictionary."""
-        return asdict(self)
-
     def describe(self) -> str:
         """The same for a person."""
-        return (
-            f"the same likeliest token at {self.top1_agreement:.1%} of {self.positions:,} "
-            f"positions; loss {self.loss_export:.4f} exported, {self.loss_live:.4f} live, "
-            f"{self.loss_base:.4f} without the adapter; largest logit difference "
+        same = (
+            f"proved: the same likeliest token as the live adapter at {self.top1_agreement:.1%} of "
+            f"{self.positions:,} positions; largest logit difference "
             f"{self.max_logit_difference:.2g}{self._before_rounding()}"
+        )
+        if not self.rows_of_run:
+            return same
+        return (
+            f"{same}; loss on {self.rows_of_run} rows of the run {self.loss_export:.4f}, "
+            f"{self.loss_live:.4f} live, {self.loss_base:.4f} without the adapter"
         )
 
     def _before_rounding(self) -> str:
         if self.merge_logit_difference in (None, self.max_logit_difference):
             return ""
-        return f", {self.merge_logit_difference:.2g} before rounding"
+        return f" ({self.merge_logit_difference:.2g} before rounding)"
 
 
 @dataclass(slots=True)
@@ -107,10 +111,9 @@ class _Heard:
             self.sum_N = self.sum_N * np.exp(self.most_N - most_N) + added
         self.most_N = most_N
 
-    @property
-    def loss(self) -> float:
-        """Mean negative log-likelihood of the right tokens."""
-        return float((np.log(self.sum_N) + self.most_N - self.target_N).mean())
+    def loss(self, chosen_N: np.ndarray) -> float:
+        """Mean negative log-likelihood of the right tokens at some positions."""
+        return float((np.log(self.sum_N) + self.most_N - self.target_N)[chosen_N].mean())
 
 
 @dataclass(slots=True)
@@ -132,16 +135,17 @@ class _Difference:
         return float(np.sqrt(self.squares / self.count))
 
 
-def measure(voices: Mapping[str, Voice], rows: Rows, choice: Choice, scratch: Path) -> Proof:
-    """Let every voice read the rows.
+def measure(voices: Mapping[str, Voice], samples: Samples, choice: Choice, scratch: Path) -> Proof:
+    """Let every voice read the samples.
 
     Args:
         voices: LIVE, BARE and EXPORT; MERGE where something was merged; FLOATS where live layers
             round what goes into them: twice what that makes is allowed, too.
-        rows: supervised where the logits are looked at.
+        samples: the logits are looked at where they are supervised.
         choice: the engine.
         scratch: a folder for one block at a time.
     """
+    rows = samples.rows
     sequences = [rows.row(r)[0].astype(np.int64) for r in range(len(rows))]
     hidden = through_all_blocks(voices, sequences, choice, scratch)
     supervised_T = rows.targets_T != IGNORE
@@ -156,6 +160,8 @@ def measure(voices: Mapping[str, Voice], rows: Rows, choice: Choice, scratch: Pa
     pairs |= {(name, LIVE): _Difference() for name in (MERGE,) if name in voices}
     pairs |= {(name, BARE): _Difference() for name in (FLOATS,) if name in voices}
     largest = _listen(heard, pairs, targets_N)
+    row_N = np.repeat(np.arange(len(rows)), rows.lengths_R)[supervised_T]
+    over_N = row_N >= samples.fixed if samples.of_run else row_N >= 0
     between = pairs.get((FLOATS, BARE))
     merge = pairs.get((MERGE, LIVE))
     export = pairs[EXPORT, LIVE]
@@ -164,13 +170,14 @@ def measure(voices: Mapping[str, Voice], rows: Rows, choice: Choice, scratch: Pa
         rms_logit_difference=export.root_mean_square,
         rms_adapter_effect=pairs[LIVE, BARE].root_mean_square,
         merge_logit_difference=None if merge is None else merge.most,
-        allowed_logit_difference=ROUNDING * max(1.0, largest)
+        allowed_logit_difference=FLOAT32_ERROR * max(1.0, largest)
         + (0.0 if between is None else 2 * between.most),
         top1_agreement=float((heard[EXPORT].likeliest_N == heard[LIVE].likeliest_N).mean()),
         positions=len(targets_N),
-        loss_live=heard[LIVE].loss,
-        loss_export=heard[EXPORT].loss,
-        loss_base=heard[BARE].loss,
+        rows_of_run=samples.of_run,
+        loss_live=heard[LIVE].loss(over_N),
+        loss_export=heard[EXPORT].loss(over_N),
+        loss_base=heard[BARE].loss(over_N),
     )
 
 
@@ -220,12 +227,7 @@ def check(proof: Proof, *, merged: bool, mend: str) -> None:
     if proof.rms_adapter_effect == 0:
         raise ExportError("the adapter changes nothing: its answers are those of the bare model")
     if not merged:
-        if not proof.max_logit_difference <= allowed:
-            raise ExportError(
-                f"the exported adapter differs from the live one by "
-                f"{proof.max_logit_difference:.2g} in its logits; at most {allowed:.2g} would be "
-                "rounding"
-            )
+        _check_adapter(proof)
     elif proof.merge_logit_difference is None:
         _check_quantised(proof, mend)
     elif not proof.merge_logit_difference <= allowed:
@@ -240,16 +242,29 @@ def check(proof: Proof, *, merged: bool, mend: str) -> None:
         )
 
 
+def _check_adapter(proof: Proof) -> None:
+    """Refuse an adapter that is not the live one, be it so weak that rounding could hide it."""
+    allowed = proof.allowed_logit_difference
+    weak = proof.rms_logit_difference > proof.rms_adapter_effect / 2
+    if weak or not proof.max_logit_difference <= allowed:
+        raise ExportError(
+            f"the exported adapter differs from the live one by {proof.max_logit_difference:.2g} "
+            f"in its logits; at most {allowed:.2g} would be rounding, and half of what the adapter "
+            "does to them"
+        )
+
+
 def _check_quantised(proof: Proof, mend: str) -> None:
     """Refuse an export that is nearer to the bare base than to the adapter.
 
-    By the loss, of which half may be lost, where the adapter lowers it; else by the logits.
+    By the loss, of which half may be lost, where the adapter lowers it; else by half of what it
+    does to the logits.
     """
     gained = proof.loss_base - proof.loss_live
     if gained > 0:
         kept = proof.loss_export - proof.loss_live <= gained / 2
     else:
-        kept = proof.rms_logit_difference <= proof.rms_adapter_effect
+        kept = proof.rms_logit_difference <= proof.rms_adapter_effect / 2
     if not kept:
         raise ExportError(
             "quantised again, the model has lost more than half of what the adapter does: loss "

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -21,7 +22,7 @@ from qwen_local.adapters.lora import Origin
 from qwen_local.adapters.store import MLX_WEIGHTS, ORIGIN, PEFT_WEIGHTS, named_base
 from qwen_local.backends.hub import check_settings
 from qwen_local.errors import Fault, InputError, QwenLocalError
-from qwen_local.models.source import HUB_ID
+from qwen_local.models.source import HUB_ID, PROOF
 
 log = logging.getLogger("qwen_local")
 
@@ -78,6 +79,7 @@ def push(folder: Path, repo_id: str, *, private: bool) -> str:
         QwenLocalError: the hub could not be reached, or the upload broke off.
     """
     check_settings()
+    folder = Path(os.path.expanduser(folder))  # noqa: PTH111 - Path raises for `~nobody`
     files = files_to_push(folder)
     if faults := [*_folder_faults(folder, files), *_hub_faults(repo_id)]:
         raise InputError(faults)
@@ -99,20 +101,28 @@ def push(folder: Path, repo_id: str, *, private: bool) -> str:
     except QwenLocalError:
         raise
     except Exception as error:  # each transport has errors of its own
-        raise _explained(error, repo_id) from error
+        raise _explained(error, repo_id, folder) from error
     log.info("pushed to %s: %s", url, ", ".join(files))
     return str(url)
 
 
-def check_push(repo_id: str) -> None:
+def check_push(repo_id: str | None, *, private: bool) -> None:
     """Refuse what no folder could be pushed with, before the folder is made.
 
+    Args:
+        repo_id: `owner/name`; None where nothing is to be pushed.
+        private: whether the repository is to be.
+
     Raises:
-        InputError: a bad id, no token, no network wanted.
+        InputError: a bad id, no token, no network wanted; `private` without an id.
     """
-    check_settings()
-    if faults := [*_hub_faults(repo_id)]:
-        raise InputError(faults)
+    if repo_id is not None:
+        check_settings()
+        if faults := [*_hub_faults(repo_id)]:
+            raise InputError(faults)
+    elif private:
+        problem = "goes with --push-to-hub OWNER/NAME, which is missing"
+        raise InputError.at("--private", problem, "nothing is uploaded without it")
 
 
 def files_to_push(folder: Path) -> list[str]:
@@ -156,8 +166,8 @@ def _base_faults(folder: Path) -> Iterator[Fault]:
         yield Fault(
             f"{folder / 'adapter_config.json'}: base model",
             f"expected a model on the hub; found {name!r:.80}",
-            "push the merged model, which needs no base; or, if the base is on the hub, write its "
-            f"id here and its commit into {ORIGIN}",
+            "push the merged model, which needs no base (fuse, or export --to gguf); or, if the "
+            "base is on the hub, export again with --model and its id",
         )
 
 
@@ -175,7 +185,7 @@ def _hub_faults(repo_id: str) -> Iterator[Fault]:
         yield Fault(where, problem, hint)
 
 
-def _explained(error: Exception, repo_id: str) -> QwenLocalError:
+def _explained(error: Exception, repo_id: str, folder: Path) -> QwenLocalError:
     """What went wrong between here and the hub."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -201,7 +211,8 @@ def _explained(error: Exception, repo_id: str) -> QwenLocalError:
     said = [type(error).__name__, *str(error).strip().splitlines()[:1]]
     return QwenLocalError(
         f"{where}: the upload to {constants.ENDPOINT} broke off: {': '.join(said)}\n\n"
-        "hint: check the connection (HTTPS_PROXY, HF_ENDPOINT), and run the command again"
+        f"hint: {folder} is whole; check the connection (HTTPS_PROXY, HF_ENDPOINT), and upload it "
+        f"with: hf upload {repo_id} {shlex.quote(str(folder))} . --exclude {PROOF}"
     )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from qwen_local.adapters.card_facts import run_of
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import InputError
 from qwen_local.job import read_job
@@ -41,13 +43,28 @@ READ = 640
 """Records that are read for them."""
 
 
-def make_samples(tokenizer: ChatTokenizer, run: Path) -> Rows:
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """What is looked at."""
+
+    rows: Rows
+    """The fixed conversations, and rows of the run behind them."""
+    fixed: int
+    """How many rows are fixed conversations."""
+
+    @property
+    def of_run(self) -> int:
+        """How many rows are the run's own."""
+        return len(self.rows) - self.fixed
+
+
+def make_samples(tokenizer: ChatTokenizer, adapter: Path) -> Samples:
     """The fixed conversations as rows of training data, and some rows of the run behind them.
 
     Args:
         tokenizer: of the model.
-        run: of the adapter; a folder that is no run, or whose data are no longer there or no
-            longer the same, adds none.
+        adapter: a folder that lies in no run, or in one whose data are no longer there or no longer
+            the same, adds none.
     """
     pairs = []
     for question, answer in CONVERSATIONS:
@@ -58,12 +75,11 @@ def make_samples(tokenizer: ChatTokenizer, run: Path) -> Rows:
         for row in tokenizer.encode_conversation(messages):
             trained = zip(row.ids[1:], row.trained[1:], strict=True)
             pairs.append((row.ids[:-1], [id_ if said else IGNORE for id_, said in trained]))
-    rows = Rows.from_pairs(pairs)
-    more = _rows_of_run(run, tokenizer)
-    if more is None:
-        return rows
-    both = [rows.row(r) for r in range(len(rows))] + [more.row(r) for r in _few(more)]
-    return Rows.from_pairs(both)
+    fixed = Rows.from_pairs(pairs)
+    more = _rows_of_run(adapter, tokenizer)
+    own = [] if more is None else [more.row(r) for r in _few(more)]
+    rows = Rows.from_pairs([*(fixed.row(r) for r in range(len(fixed))), *own])
+    return Samples(rows, len(fixed))
 
 
 def _few(rows: Rows) -> Iterator[int]:
@@ -75,12 +91,13 @@ def _few(rows: Rows) -> Iterator[int]:
             yield row
 
 
-def _rows_of_run(run: Path, tokenizer: ChatTokenizer) -> Rows | None:
-    """Rows that a run was evaluated on, or else trained on.
+def _rows_of_run(adapter: Path, tokenizer: ChatTokenizer) -> Rows | None:
+    """Rows that the run of an adapter was evaluated on, or else trained on.
 
     Paths of a job count from the folder that it ran in, which may not be this one.
     """
-    if not ((run / "job.yaml").is_file() and (run / "data.json").is_file()):
+    run = run_of(adapter)
+    if run is None or not (run / "data.json").is_file():
         return None
     try:
         job = read_job(run / "job.yaml", preset="none").complete(0)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from qwen_local.adapters.store import base_of, load_adapter, origin_in
 from qwen_local.backends.base import Completion, Sampling, Session, Setup
 from qwen_local.backends.quantisation import check_quantization, choose_for, who_asks
 from qwen_local.backends.select import (
+    ENGINES,
     Choice,
     DType,
     Machine,
@@ -43,7 +45,11 @@ from qwen_local.models.source import PROOF, fetch
 Messages = list[dict[str, Any]]
 """`role` and `content`; from data, also what `qwen_local.datasets.formats.Message` may have."""
 
-ENGINES = {"mlx": "MLX", "cuda": "PyTorch"}
+LIBRARIES = {
+    "mlx": ("qwen-local", "mlx", "mlx-lm"),
+    "cuda": ("qwen-local", "torch", "transformers", "peft"),
+}
+"""What answers follow from, too: another version may compute another last digit."""
 
 log = logging.getLogger("qwen_local")
 
@@ -191,6 +197,7 @@ class Answerer:
             "adapter": adapter if self._adapted else None,
             "thinking": self._thinking,
             **self._held,
+            "versions": {name: metadata.version(name) for name in LIBRARIES[self._held["backend"]]},
         }
 
     def session(self) -> Session:

@@ -33,6 +33,7 @@ class Answers:
         """
         self.path = path
         self.settings_file = path.with_name(f"{path.name}.settings.json")
+        self._made = not path.exists()
         self._file = path.open("a+b", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -48,7 +49,7 @@ class Answers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if os.fstat(self._file.fileno()).st_size == 0:  # nothing came of it
+        if self._made and os.fstat(self._file.fileno()).st_size == 0:  # nothing came of it
             self.path.unlink(missing_ok=True)
         self._file.close()
 
@@ -86,15 +87,18 @@ class Answers:
         Raises:
             InputError: they were not.
         """
-        if not begun:
+        if not begun and not self.settings_file.exists():
             replace_file(self.settings_file, json_bytes(settings))
             return
         try:
             before = json.loads(self.settings_file.read_bytes())
         except ValueError:
             before = None
-        if not isinstance(before, dict):
+        if not isinstance(before, dict) or not before.keys() & settings.keys():
             raise InputError.at(str(self.settings_file), "not the settings of answers", ANOTHER)
+        if not begun:
+            replace_file(self.settings_file, json_bytes(settings))
+            return
         faults = [
             Fault(f"{self.settings_file}: {key}", _another(key, before.get(key), value), ANOTHER)
             for key, value in settings.items()

@@ -61,7 +61,7 @@ def check_greedy(wishes: Wishes) -> None:
         Fault(
             f"--{key.replace('_', '-')}",
             "--batch takes the likeliest token each time, and draws nothing",
-            "leave it out, and write --greedy",
+            "leave it out",
         )
         for key in ALLOWED
         if getattr(wishes, key) is not None and (key, getattr(wishes, key)) != ("temperature", 0)
@@ -111,6 +111,11 @@ def answer_file(
             done = before + work.written
             log.info("%s: %d of %d rows; the same command goes on", output, done, len(rows))
             raise
+    log.info(
+        "%d rows answered%s",
+        work.written - work.too_long,
+        f", {work.cut} of them cut off at {max_tokens} tokens (--max-tokens)" if work.cut else "",
+    )
     if work.too_long:
         log.warning(
             "%d of %d rows leave no room for %d tokens in the model's %d positions (too_long)",
@@ -137,7 +142,7 @@ class _Work:
     ) -> None:
         self._model, self._answers = model, answers
         self._system, self._max_tokens = system, max_tokens
-        self.written = self.too_long = 0
+        self.written = self.too_long = self.cut = 0
         self._tokens, self._seconds = 0, 0.0
 
     @property
@@ -160,6 +165,7 @@ class _Work:
                 said = self._model.go_on([prompts[i] for i in chosen], max_tokens=self._max_tokens)
                 self._seconds += time.monotonic() - began
                 self._tokens += sum(answer.completion_tokens for answer in said)
+                self.cut += sum(answer.finish_reason == "length" for answer in said)
                 ready.update(zip(chosen, said, strict=True))
             rows = []
             while done in ready:

@@ -7,7 +7,7 @@ as training reads it, and what the assistant says at its end is taken off again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ class Question:
     message."""
     tools: tuple[Mapping[str, Any], ...]
     asked: Mapping[str, Any]
-    """What its row of answers repeats: `prompt`, with `system` where it has one, or `messages`."""
+    """What its row of answers repeats: `prompt`, with `system` where it has one, or `messages`; and
+    `tools`, where it has some."""
 
     def behind(self, system: str | None) -> Messages:
         """The conversation, with this system message where the row has none."""
@@ -85,11 +86,20 @@ def read_questions(path: Path) -> Questions:
         ignored.update(reading.ignored)
         if reading.question is not None:
             rows.append(reading.question)
+    faults += _twice(rows)
     if not number:
         faults.append(Fault(str(path), "expected rows; it is empty"))
     if faults:
         raise DatasetError(faults)
     return Questions(rows=tuple(rows), ignored=ignored)
+
+
+def _twice(rows: Sequence[Question]) -> Iterator[Fault]:
+    """Rows whose id another row has: their answers could not be told apart."""
+    first: dict[str | int, str] = {}
+    for row in rows:
+        if (before := first.setdefault(row.id, row.where)) != row.where:
+            yield Fault(f"{row.where}: id", f"{row.id!r:.60} is that of {before}, too")
 
 
 class _Reading:
@@ -121,6 +131,8 @@ class _Reading:
             return
         assert not isinstance(example.content, str)  # only the format text has it so
         messages = system + _up_to_the_question(example.content)
+        if messages and not messages[-1]["content"].strip():
+            self._fault(key, "expected text to answer; it is empty")
         if not messages or messages[-1]["role"] not in ASKING:
             self._fault(key, "expected a message of the user that is to be answered")
         if sum(message["role"] == "system" for message in messages) > 1:
@@ -132,6 +144,8 @@ class _Reading:
             asked = {"prompt": record.value["prompt"]}
             if system:
                 asked["system"] = record.value["system"]
+        if example.tools:
+            asked["tools"] = list(example.tools)
         if not self.faults:
             self.question = Question(
                 where=record.where,

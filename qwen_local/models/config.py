@@ -127,6 +127,7 @@ def _no_config(folder: Path, name: str) -> Fault:
         return Fault(name, "expected a model; found an adapter", hint)
     hint = "give a model as safetensors with its config.json, for example Qwen/Qwen3-0.6B"
     if any(folder.glob("*.gguf")):
+        hint = "GGUF is for llama.cpp and Ollama; give the run or the folder that it was made from"
         return Fault(name, "expected a model as safetensors; found GGUF", hint)
     return Fault(name, "has no config.json", hint)
 

@@ -91,6 +91,8 @@ def find_model(name: str, revision: str | None = None) -> ModelSource:
         source = ModelSource(kind="folder", name=name, folder=Path(place), revision=revision)
     elif os.path.exists(place):  # noqa: PTH110
         hint = f"give the folder that holds it: {Path(place).parent}"
+        if place.endswith(".gguf"):
+            hint = "GGUF is for llama.cpp and Ollama; give the model that it was made from"
         raise ModelError.at(name, "expected a model's folder; found a file", hint)
     elif name.startswith("qwen-local/"):
         raise ModelError.at(name, "no such embedded model", f"did you mean {TINY_MODEL}?")

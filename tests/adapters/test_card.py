@@ -145,9 +145,11 @@ def test_a_card_of_which_nothing_is_known_is_a_whole_page() -> None:
         '```sh\nmlx_lm.generate --model BASE --adapter-path FOLDER --prompt "Hello!"\n```\n\n'
         "For PEFT, convert it:\n\n"
         "```sh\nqwen-local export --adapter FOLDER --model BASE --to peft --output NEW\n```\n\n"
-        "With Ollama (llama.cpp loads the GGUF file in `NEW` as well):\n\n"
+        "With Ollama:\n\n"
         "```sh\nqwen-local export --adapter FOLDER --model BASE --to ollama --output NEW\n"
         "ollama create my-model -f NEW/Modelfile\n```\n\n"
+        "With llama.cpp, LM Studio and other programs that read GGUF:\n\n"
+        "```sh\nqwen-local export --adapter FOLDER --model BASE --to gguf --output NEW\n```\n\n"
         "## Limits\n\n"
         "What the data do not show was not learned, the errors of the base model remain, and "
         "beyond the figures on this page nothing was measured.\n"
@@ -216,7 +218,8 @@ def test_the_figures_of_data_training_and_proof_are_told() -> None:
 @pytest.mark.parametrize("form", ["gguf", "gguf-lora", "ollama"])
 def test_a_gguf_names_the_programs_that_load_it(form: Form) -> None:
     said = card(CardFacts(form=form, base=QWEN3))
-    assert "llama-cli -m " in said and "Ollama" in said
+    assert "Ollama" in said and "llama.cpp" in said
+    assert ("llama-cli -m " in said) is (form != "ollama")  # whose file has no chat template
     assert "from_pretrained" not in said
 
 
@@ -322,8 +325,7 @@ def test_no_place_on_the_users_machine_gets_into_a_card(home: Path) -> None:
             {"name": f"{home}/train.jsonl", "sha256": "ef" * 32, "dropped": {"overlong": 1}},
         ],
     )
-    (run / "proof.json").write_text(json.dumps({"output": str(home), "top1_agreement": 0.5}))
-    text = card(card_facts(run, "peft", proof=run))
+    text = card(card_facts(run, "peft", proof={"top1_agreement": 0.5}))
     assert "somebody" not in text
     assert str(home.parent) not in text
     block = re.findall(r"```yaml\n(.*?)```", text, re.S)[0]
@@ -364,14 +366,14 @@ def test_of_an_adapter_of_another_tool_only_what_it_says_is_said() -> None:
     [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"sources": 1}', b"[" * 100_000, b"a: &a [*a]\n"],
     ids=range(8),
 )
-@pytest.mark.parametrize("name", ["job.yaml", "data.json", "metrics.jsonl", "proof.json"])
+@pytest.mark.parametrize("name", ["job.yaml", "data.json", "metrics.jsonl"])
 def test_a_file_that_is_not_as_we_write_it_is_left_out(
     name: str, broken: bytes, tmp_path: Path
 ) -> None:
     run = make_run(tmp_path / "run", base="qwen-local/tiny", sets=[], sources=[])
-    whole = card_facts(run, "adapter", proof=run)
+    whole = card_facts(run, "adapter")
     (run / name).write_bytes(broken)
-    found = card_facts(run, "adapter", proof=run)
+    found = card_facts(run, "adapter")
     assert found.base == whole.base
     assert card(found)
     if name == "data.json":
@@ -413,14 +415,14 @@ def test_a_hub_id_is_told_from_a_folder(
     assert hub_base(name, origin) == (name if found else None)
 
 
-def test_the_proof_of_a_merged_model_says_what_its_weights_are_held_in(tmp_path: Path) -> None:
-    proof = tmp_path / "proof.json"
-    proof.write_text('{"dtype": "bfloat16", "requantized": "4bit", "backend": "mlx"}')
-    facts = card_facts(GOLDEN / "peft", "merged", proof=proof)
-    assert (facts.weights, facts.weights_engine) == ("4bit", "mlx")
-    proof.write_text('{"dtype": "bfloat16", "requantized": "none", "backend": "mlx"}')
-    facts = card_facts(GOLDEN / "peft", "merged", proof=tmp_path)
-    assert (facts.weights, facts.weights_engine) == ("bfloat16", None)
+def test_losses_are_shown_where_they_are_over_rows_of_the_run() -> None:
+    figures = {"top1_agreement": 1.0, "loss_live": 0.25, "loss_export": 0.26, "loss_base": 3.0}
+    with_rows = card_facts(GOLDEN / "peft", "peft", proof={**figures, "rows_of_run": 7})
+    assert "| rows of the run's data among them | 7 |" in card(with_rows)
+    assert "| loss on them with the bare base model | 3 |" in card(with_rows)
+    without = card(card_facts(GOLDEN / "peft", "peft", proof={**figures, "rows_of_run": 0}))
+    assert "| share of positions with the same likeliest token | 100.0% |" in without
+    assert "loss on" not in without
 
 
 def test_the_ways_to_load_it_work_as_the_card_says(tmp_path: Path) -> None:

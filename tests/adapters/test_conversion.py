@@ -332,9 +332,9 @@ MERGE = "\n\nhint: merge it where it was made (merge_and_unload) and take the me
         (
             "init_lora_weights",
             "pissa_niter_4",
-            "'pissa_niter_4' changes the base, too, which is then not the one that is named\n\n"
-            "hint: save it with path_initial_model_for_weight_conversion, which makes a plain LoRA "
-            "of it, where it was made",
+            "'pissa_niter_4' changes the base, or how it is computed: this is no plain LoRA\n\n"
+            "hint: where it was made, save it with path_initial_model_for_weight_conversion, which "
+            "makes a plain LoRA of most kinds, or merge it",
         ),
         (
             "auto_mapping",

@@ -238,7 +238,7 @@ def test_every_fault_of_a_peft_config_is_told_at_once(saved: tuple[Path, ModelFi
     ]
 
 
-@pytest.mark.parametrize("given", [[], [2, 3], 3, [-1]])
+@pytest.mark.parametrize("given", [[2, 3], 3, [-1]])
 def test_blocks_that_the_model_does_not_have_are_told(
     given: object, saved: tuple[Path, ModelFiles]
 ) -> None:

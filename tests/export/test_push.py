@@ -244,8 +244,8 @@ def test_an_adapter_whose_base_nobody_else_has_is_not_uploaded(
         (
             f"{folder / 'adapter_config.json'}: base model",
             f"expected a model on the hub; found {base!r}",
-            "push the merged model, which needs no base; or, if the base is on the hub, write its "
-            "id here and its commit into qwen_local.json",
+            "push the merged model, which needs no base (fuse, or export --to gguf); or, if the "
+            "base is on the hub, export again with --model and its id",
         )
     ]
     assert not hub.asked
@@ -348,8 +348,9 @@ def test_a_hub_that_cannot_be_reached_is_told_with_its_address(
     assert first.startswith(
         "--push-to-hub me/my-adapter: the upload to http://127.0.0.1:9 broke off: ConnectError: "
     )
-    assert (
-        hint == "hint: check the connection (HTTPS_PROXY, HF_ENDPOINT), and run the command again"
+    assert hint == (
+        f"hint: {adapter} is whole; check the connection (HTTPS_PROXY, HF_ENDPOINT), and upload it "
+        f"with: hf upload me/my-adapter {adapter} . --exclude proof.json"
     )
 
 

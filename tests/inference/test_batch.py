@@ -106,7 +106,10 @@ def test_a_killed_run_goes_on_where_it_stood(tmp_path: Path, cli: Cli) -> None:
     file.write_bytes(content + torn)
     said = cli(*BATCH, *limit, "--json")
     assert said.code == 0
-    assert said.err == f"a.jsonl: {before} of {3 * WINDOW} rows are answered already\n{SAID}"
+    assert said.err == (
+        f"a.jsonl: {before} of {3 * WINDOW} rows are answered already\n{SAID}"
+        f"{3 * WINDOW - before} rows answered\n"
+    )
     found = json.loads(said.out)
     assert (found["before"], found["answered"]) == (before, 3 * WINDOW - before)
     assert file.read_bytes().startswith(content)
@@ -158,7 +161,8 @@ def test_rows_that_leave_no_room_are_counted_and_the_others_answered(
     said = cli(*BATCH, "--json", "--max-tokens", "16")
     assert said.code == 0
     assert said.err == (
-        f"{SAID}1 of 2 rows leave no room for 16 tokens in the model's 2048 positions (too_long)\n"
+        f"{SAID}1 rows answered\n"
+        "1 of 2 rows leave no room for 16 tokens in the model's 2048 positions (too_long)\n"
     )
     assert json.loads(said.out)["too_long"] == 1
     long, short = answers(tmp_path)
@@ -178,11 +182,12 @@ def test_answers_given_with_other_settings_are_not_gone_on_with(cli: Cli, tmp_pa
     mend = "hint: repeat the command as it was, or name another --output"
     there = "the answers there were given with"
     assert said.code == 2
-    assert said.err.endswith(
+    assert (
         f"a.jsonl.settings.json: max_tokens: {there} 4; this is 5\n\n{mend}\n\n"
         f'a.jsonl.settings.json: system: {there} null; this is "Be kind."\n\n{mend}\n\n'
         f'a.jsonl.settings.json: backend: {there} "cuda"; this is "mlx"\n\n{mend}\n'
-    )
+    ) in said.err
+    assert "a.jsonl.settings.json: versions: " in said.err
     assert (tmp_path / "a.jsonl").read_bytes() == before
 
 
@@ -290,9 +295,9 @@ def test_nothing_is_left_where_the_model_cannot_be_opened(cli: Cli, tmp_path: Pa
         (
             ("--batch", "q.jsonl", "--output", "a", "--temperature", "0.7", "--top-k", "5"),
             "--temperature: --batch takes the likeliest token each time, and draws nothing\n\n"
-            "hint: leave it out, and write --greedy\n\n"
+            "hint: leave it out\n\n"
             "--top-k: --batch takes the likeliest token each time, and draws nothing\n\n"
-            "hint: leave it out, and write --greedy",
+            "hint: leave it out",
         ),
     ],
     ids=["both", "neither", "no output", "output of a prompt", "draws"],

@@ -414,8 +414,8 @@ def test_a_config_that_cannot_be_read_is_one_fault(
         ),
         (
             "model.gguf",
-            "m: expected a model as safetensors; found GGUF\n\nhint: give a model as safetensors "
-            "with its config.json, for example Qwen/Qwen3-0.6B",
+            "m: expected a model as safetensors; found GGUF\n\nhint: GGUF is for llama.cpp and "
+            "Ollama; give the run or the folder that it was made from",
         ),
         (
             "notes.txt",

@@ -180,6 +180,7 @@ class TorchBackend:
 
     def load_state(self, state: State) -> None:
         """See `Backend.load_state`."""
+        assert state.adapter.keys() == self._parameters.keys()
         self.load_adapter(state.adapter)
         self._steps = state.steps
         if state.steps == 0:

@@ -209,6 +209,8 @@ class MlxBackend:
 
     def load_state(self, state: State) -> None:
         """See `Backend.load_state`."""
+        names = mlx.utils.tree_flatten(self._model.trainable_parameters())
+        assert state.adapter.keys() == {to_peft(name) for name, _ in names}
         self.load_adapter(state.adapter)
         self._steps = state.steps
         flat = dict(mlx.utils.tree_flatten(self._optimizer.state))
