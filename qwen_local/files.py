@@ -216,26 +216,26 @@ def arrays_of(content: bytes) -> dict[str, np.ndarray]:
     return arrays
 
 
-def read_rows(path: Path, name: str, rows: slice) -> np.ndarray:
-    """Some rows of a matrix of a safetensors file as float32; the rest stays on the disk.
+def read_rows(path: Path, name: str, rows: slice = slice(None)) -> np.ndarray:
+    """Some rows of an array of a safetensors file as float32; the rest stays on the disk.
 
     The library has a slice of bfloat16 for PyTorch alone.
 
     Args:
         path: a file that was checked.
-        name: of floats, [R, C].
+        name: of floats, [R, ...].
         rows: which.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         entry = json.loads(file.read(length))[name]
-        count, columns = entry["shape"]
+        count, *rest = entry["shape"]
         start, stop, _ = rows.indices(count)
         begin, end = entry["data_offsets"]
         width = (end - begin) // count
         file.seek(8 + length + begin + start * width)
         content = file.read(max(0, stop - start) * width)
-    return _floats(content, entry["dtype"]).reshape(-1, columns)
+    return _floats(content, entry["dtype"]).reshape(-1, *rest)
 
 
 def _floats(content: bytes, dtype: str) -> np.ndarray:
@@ -243,7 +243,9 @@ def _floats(content: bytes, dtype: str) -> np.ndarray:
     import numpy as np
 
     if dtype == "BF16":  # the upper half of a float32
-        return (np.frombuffer(content, "<u2").astype("<u4") << 16).view("<f4")
+        halves = np.zeros((len(content) // 2, 2), "<u2")
+        halves[:, 1] = np.frombuffer(content, "<u2")
+        return halves.reshape(-1).view("<f4")
     return np.frombuffer(content, FLOATS[dtype]).astype(np.float32)
 
 

@@ -287,7 +287,8 @@ def _read(kind: type[Config], config: Mapping[str, Any], where: str, faults: lis
             problem = problem.replace("Input should be", "expected")
             problem = problem[0].lower() + problem[1:]
             seen = "" if found["type"] == "missing" else f"; found {found['input']!r:.80}"
-            faults.append(Fault(f"{where}: {key}", f"{problem}{seen}"))
+            hint = MERGE if key in ("bias", "peft_type", "fine_tune_type") else None
+            faults.append(Fault(f"{where}: {key}", f"{problem}{seen}", hint))
         raise ModelError(faults) from None
     if faults:
         raise ModelError(faults)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from qwen_local.adapters.configs import (
+    MERGE,
     Settings,
     read_origin,
     settings_of_mlx,
@@ -102,6 +103,11 @@ def base_of(model: str | None, revision: str | None, adapter: Path | None) -> Mo
         named = f"--adapter {adapter}: its base model {base}"
         hint = "pass --model with the place where it is now"
         raise ModelError([Fault(named, f.problem, hint) for f in error.faults]) from None
+    ours = origin != Origin()
+    if source.kind == "hub" and ours and origin.commit is None:  # else it would be a stranger's
+        problem = "a folder when it was trained, and none from here"
+        hint = "pass --model with the place where it is now"
+        raise ModelError.at(f"--adapter {adapter}: its base model {base}", problem, hint)
     if source.kind == "hub" and revision is None:
         source = replace(source, revision=origin.commit)
     if model is None:
@@ -218,7 +224,11 @@ def folder_of(path: Path) -> Path:
             f"--adapter {path}", "no such folder", "name a run folder, or an adapter's folder"
         )
     for folder in (path, path / "peft", path / "adapter" / "peft", path / "mlx"):
-        if (folder / PEFT_WEIGHTS).exists() or (folder / MLX_WEIGHTS).exists():
+        found = [name for name in (PEFT_WEIGHTS, MLX_WEIGHTS) if (folder / name).exists()]
+        if len(found) > 1:
+            problem = f"holds two adapters, {found[0]} and {found[1]}, and one adapter_config.json"
+            raise ModelError.at(str(folder), problem, "move the one that is not meant away")
+        if found:
             return folder
     pickled = path / "adapter_model.bin"
     if pickled.exists():
@@ -231,10 +241,13 @@ def folder_of(path: Path) -> Path:
         problem = "this is a model, with its adapter merged or none"
         hint = "take it as --model; or name the run or the adapter that it was made from"
         raise ModelError.at(f"--adapter {path}", problem, hint)
+    inner = [file.parent for name in (PEFT_WEIGHTS, MLX_WEIGHTS) for file in path.glob(f"*/{name}")]
     raise ModelError.at(
         f"--adapter {path}",
         f"found neither {PEFT_WEIGHTS} (PEFT) nor {MLX_WEIGHTS} (mlx-lm)",
-        "name a run folder, or the folder that holds one of these files",
+        f"there is one in {inner[0]}"
+        if inner
+        else "name a run folder, or the folder that holds one of these files",
     )
 
 
@@ -260,7 +273,7 @@ def shape_faults(
         if name not in shapes:
             yield Fault(f"{path}: {name}", "missing")
         elif name not in wanted:
-            yield Fault(f"{path}: {name}", "not a matrix of this model's adapter")
+            yield Fault(f"{path}: {name}", "not a matrix of this model's adapter", MERGE)
         elif shapes[name] != wanted[name]:
             problem = f"expected shape {wanted[name]}; found {shapes[name]}"
             yield Fault(f"{path}: {name}", problem)

@@ -34,7 +34,7 @@ from qwen_local.export.opening import (
     check_disk,
     open_export,
     place_of,
-    scratch_beside,
+    scratch_in,
     to_be,
 )
 from qwen_local.export.proof import EXPORT, Proof, check, measure
@@ -113,6 +113,12 @@ def export(
             opened.held,
         )
     place, base = place_of(given.output), opened.base
+    if to == "mlx" and base.architecture.model_type == "qwen2" and "rope_theta" not in base.config:
+        log.warning(
+            "%s: config.json has rope_theta in rope_parameters alone, where mlx-lm does not look; "
+            "write it beside them, or mlx-lm computes another base than the adapter was trained on",
+            base.name,
+        )
     if for_hub and to in ("peft", "mlx") and base.commit is None:
         problem = (
             f"the base {without_folders(base.name)} is no model on the hub: nobody else has it"
@@ -121,7 +127,8 @@ def export(
         raise InputError.at("--push-to-hub", problem, hint)
     merged = to in ("gguf", "ollama")
     size = sum(array.nbytes for array in opened.adapter.arrays.values())
-    check_disk(place, _gguf_bytes(base.architecture, outtype) if merged else size)
+    size = _gguf_bytes(base.architecture, outtype) if merged else size
+    check_disk(place, size, base.architecture)
     weights = open_weights(opened.choice, base)
     title = _title(given) if name is None else name
     about = _about(opened, title)
@@ -133,11 +140,12 @@ def export(
                 (new / "Modelfile").write_text(modelfile, encoding="utf-8")
         else:
             voices = {EXPORT: _write_adapter(new, opened, weights, to, about)}
-        with scratch_beside(new) as scratch:
+        with scratch_in(new) as scratch:
             samples = make_samples(opened.tokenizer, given.adapter)
             voices = live_voices(opened, weights) | voices
             proof = measure(voices, samples, opened.choice, scratch)
-        check(proof, merged=merged, mend="pass --outtype f16")
+        exact = "take --to gguf-lora, or fuse --dtype float32"
+        check(proof, merged=merged, mend=exact if outtype == "f16" else "pass --outtype f16")
         files = sorted(path.name for path in new.iterdir())
         result = Exported(
             output=str(given.output),

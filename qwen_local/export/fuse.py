@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError
-
 from qwen_local.adapters.card_facts import card_facts, write_card
 from qwen_local.adapters.store import ORIGIN
 from qwen_local.backends.base import Weights
@@ -20,7 +18,6 @@ from qwen_local.backends.select import DType
 from qwen_local.export.blocks import Voice, of_files, reader
 from qwen_local.export.live import live_voices, merged_voices
 from qwen_local.export.merge import (
-    ExportError,
     linear_names,
     merged_tensors,
     open_weights,
@@ -33,7 +30,7 @@ from qwen_local.export.opening import (
     check_disk,
     open_export,
     place_of,
-    scratch_beside,
+    scratch_in,
     to_be,
 )
 from qwen_local.export.proof import EXPORT, Proof, check, measure
@@ -42,6 +39,7 @@ from qwen_local.export.samples import make_samples
 from qwen_local.files import write_json
 from qwen_local.inference.sampling import generation_config
 from qwen_local.job import Quantization
+from qwen_local.models.config import engine_config
 from qwen_local.models.source import PROOF, fetch, find_model
 from qwen_local.models.weights import float_type
 
@@ -102,7 +100,8 @@ def fuse(
         )
     place = place_of(given.output)
     rounded = float_type(base.folder) if dtype == "auto" else dtype
-    check_disk(place, base.architecture.parameters() * (4 if rounded == "float32" else 2))
+    size = base.architecture.parameters() * (4 if rounded == "float32" else 2)
+    check_disk(place, size, base.architecture)
     generation = with_stops(generation_config(base.folder, base.name), opened.tokenizer.stop_ids)
     with to_be(place) as new:
         weights = open_weights(choice, base)
@@ -154,7 +153,7 @@ def _prove(
         voices |= merged_voices(opened, weights)
         tensors = merged_tensors(files.architecture, opened.adapter, weights, opened.held)
         verify(tensors, reader(written), lambda array: rounding(array, dtype))
-    with scratch_beside(folder) as scratch:
+    with scratch_in(folder) as scratch:
         proof = measure(voices, make_samples(opened.tokenizer, run), opened.choice, scratch)
     mend = "pass --dtype float32"
     if requantize != "none":
@@ -177,20 +176,19 @@ def _write(
     config = {k: v for k, v in files.config.items() if not k.startswith("quantization")}
     config.pop("torch_dtype", None)  # its name in transformers 4; two would contradict each other
     config["dtype"] = dtype
+    # transformers 5 has it in rope_parameters alone, where mlx-lm's qwen2 does not look.
+    config["rope_theta"] = engine_config(files.config)["rope_theta"]
     if requantize != "none":
         quantised = frozenset(linear_names(files.architecture))
         config |= weights.config(requantize, dtype)
-    try:
-        write_shards(
-            folder,
-            merged_tensors(files.architecture, opened.adapter, weights, opened.held),
-            weights,
-            dtype=dtype,
-            quantised=quantised,
-            quantization=requantize,
-        )
-    except (OSError, RuntimeError, SafetensorError) as error:  # as each library has it
-        raise ExportError(f"{folder.parent}: cannot be written: {error}") from error
+    write_shards(
+        folder,
+        merged_tensors(files.architecture, opened.adapter, weights, opened.held),
+        weights,
+        dtype=dtype,
+        quantised=quantised,
+        quantization=requantize,
+    )
     write_json(folder / "config.json", config)
     for name in COPIED:
         if (files.folder / name).is_file():

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import gguf
 
+from qwen_local.adapters.card_facts import without_folders
 from qwen_local.export.gguf_encoding import Encoding
 from qwen_local.models.source import ModelSource
 
@@ -37,7 +38,7 @@ class About:
         """The base without its owner or its folder: `Qwen3-0.6B`."""
         base = self.base
         if base.kind == "folder" and base.folder is not None:
-            name = base.folder.resolve().name
+            name = without_folders(str(base.folder.resolve())).strip("~/")
         else:
             name = base.name.rpartition("/")[2]
         return re.sub(r"\s+", "-", name) or "model"

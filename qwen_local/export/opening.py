@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import logging
+import math
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from qwen_local.adapters.lora import Adapter, Origin
 from qwen_local.adapters.store import base_of, load_adapter, named_base
 from qwen_local.backends.quantisation import check_quantization, choose_for, who_asks
 from qwen_local.backends.select import ENGINES, Choice, Machine, probe
 from qwen_local.datasets.tokenizer import ChatTokenizer
-from qwen_local.errors import BackendError, ModelError
+from qwen_local.errors import BackendError, Fault, InputError, ModelError, RunBusyError
 from qwen_local.export.merge import ExportError
 from qwen_local.files import free_bytes, readable_by_all
 from qwen_local.job import Quantization
@@ -25,6 +29,9 @@ from qwen_local.models.source import ModelFiles, ModelSource, fetch
 from qwen_local.training.run_directory import check_free
 
 log = logging.getLogger("qwen_local")
+
+DISK = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Errors of a disk; None where a library says it in words alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +87,7 @@ def open_export(given: Given, *, dora: bool = True) -> Opened:
     Raises:
         InputError: something cannot be used as given; nothing was written.
     """
+    _check_names(given)
     check_free(_expanded(given.output))
     machine = probe()
     named, origin = named_base(given.adapter)
@@ -90,6 +98,12 @@ def open_export(given: Given, *, dora: bool = True) -> Opened:
     asked_by = who_asks(given.quantization, given.adapter, origin)
     check_quantization(machine, choice, source.name, architecture, held, asked_by=asked_by)
     adapter = load_adapter(given.adapter, architecture)
+    if held != origin.quantization and origin != Origin():
+        log.warning(
+            "the adapter was trained on a base held in %s; --quantization takes it as if in %s",
+            origin.quantization,
+            held,
+        )
     if adapter.dora and not dora:
         problem = "has the magnitudes of DoRA, which llama.cpp has no place for"
         raise ModelError.at("--adapter", problem, "merge it: export --to gguf")
@@ -110,6 +124,23 @@ def open_export(given: Given, *, dora: bool = True) -> Opened:
     )
 
 
+def _check_names(given: Given) -> None:
+    """Refuse names that could not be written into JSON.
+
+    Raises:
+        InputError: both at once.
+    """
+    faults = []
+    for flag, path in (("--adapter", given.adapter), ("--output", given.output)):
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            problem = f"its name is not UTF-8: {str(path)!r}"
+            faults.append(Fault(flag, problem, "rename it"))
+    if faults:
+        raise InputError(faults)
+
+
 def _choose(machine: Machine, given: Given, architecture: Architecture, origin: Origin) -> Choice:
     """The engine: where the base was quantised the one that did it, whose codes are its own."""
     if origin.quantization != "none" and given.backend not in (
@@ -125,19 +156,22 @@ def _choose(machine: Machine, given: Given, architecture: Architecture, origin: 
     return choose_for(machine, given.backend, given.device, architecture, origin)
 
 
-def check_disk(output: Path, need: int) -> None:
+def check_disk(output: Path, need: int, architecture: Architecture) -> None:
     """Refuse a disk without room.
 
     Args:
         output: what will be made.
-        need: bytes.
+        need: its bytes.
+        architecture: of the base, one block of which is there in float32 for a moment.
 
     Raises:
         ExportError: how much is missing.
     """
+    need += 4 * sum(map(math.prod, architecture.linear_shapes().values()))
     if (free := free_bytes(output)) < need:
         raise ExportError(
-            f"{output}: the export needs {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+            f"{output}: the export needs {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
+            "\n\nhint: make room, or choose another disk with --output"
         )
 
 
@@ -152,22 +186,68 @@ def _expanded(output: Path) -> Path:
 
 @contextmanager
 def to_be(output: Path) -> Iterator[Path]:
-    """A new folder beside `output`, which takes its place unless an error ends the `with`."""
+    """A new folder beside `output`, which takes its place unless an error ends the `with`.
+
+    What a process that was killed left there is cleared away.
+
+    Raises:
+        RunBusyError: another process makes the same output.
+        ExportError: the disk is full, or will not take it.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=".new-", dir=output.parent))
-    try:
-        yield new
-        check_free(output)  # meanwhile, too
-        readable_by_all(new)
-        new.replace(output)  # an empty folder gives way
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+    new = output.with_name(f".new-{output.name}")
+    with _alone(new, output):
+        try:
+            yield new
+            check_free(output)  # meanwhile, too
+            readable_by_all(new)
+            new.replace(output)  # an empty folder gives way
+        except (OSError, SafetensorError) as error:
+            if getattr(error, "errno", None) not in DISK:
+                raise
+            said = getattr(error, "strerror", None) or error
+            raise ExportError(
+                f"{output.parent}: cannot be written: {said}"
+                "\n\nhint: make room, or choose another disk with --output"
+            ) from error
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
 
 @contextmanager
-def scratch_beside(new: Path) -> Iterator[Path]:
+def _alone(new: Path, output: Path) -> Iterator[None]:
+    """Hold an empty folder for as long as the `with`; it may move meanwhile."""
+    while True:
+        new.mkdir(mode=0o700, exist_ok=True)
+        handle = os.open(new, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            problem = "another process is making it"
+            raise RunBusyError(
+                f"{output}: {problem}\n\nhint: wait for it, or stop it first"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # a file system without locks
+                os.close(handle)
+                raise
+        if new.exists() and os.path.samestat(os.fstat(handle), new.stat()):
+            break
+        os.close(handle)  # another finished in between, and it moved to its place
+    try:
+        for left in new.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def scratch_in(new: Path) -> Iterator[Path]:
     """A folder for what is needed for a moment, on the disk of the export."""
-    folder = Path(tempfile.mkdtemp(prefix=".scratch-", dir=new.parent))
+    folder = new / ".scratch"
+    folder.mkdir()
     try:
         yield folder
     finally:

@@ -106,7 +106,7 @@ def _rows_of_run(adapter: Path, tokenizer: ChatTokenizer) -> Rows | None:
             return None  # on the hub
         few = job.data.model_copy(update={"limit": min(job.data.limit or READ, READ)})
         prepared = prepare_data(job.model_copy(update={"data": few}), tokenizer)
-    except (InputError, KeyError, TypeError, ValueError) as error:
+    except (InputError, KeyError, TypeError, ValueError, RecursionError) as error:
         said = error.faults[0] if isinstance(error, InputError) else "its data.json is not ours"
         log.info("proof: on fixed conversations alone; the run's data: %s", said)
         return None

@@ -15,6 +15,8 @@ from qwen_local.files import json_bytes, replace_file
 from qwen_local.inference.questions import Question
 
 ANOTHER = "repeat the command as it was, or name another --output"
+ANSWERED = ("answer", "finish_reason", "prompt_tokens", "completion_tokens")
+"""What a row has beside its question."""
 DIGESTS = ("weights", "tokenizer", "adapter")
 """Settings whose values mean nothing to a reader."""
 
@@ -29,8 +31,12 @@ class Answers:
         """Open the file, or make it.
 
         Raises:
+            InputError: it is no plain file.
             RunBusyError: another process writes to it.
         """
+        if not path.name or (path.exists() and not path.is_file()):
+            raise InputError.at("--output", f"expected a file's name; found {str(path)!r}")
+        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.settings_file = path.with_name(f"{path.name}.settings.json")
         self._made = not path.exists()
@@ -92,7 +98,7 @@ class Answers:
             return
         try:
             before = json.loads(self.settings_file.read_bytes())
-        except ValueError:
+        except (ValueError, RecursionError):
             before = None
         if not isinstance(before, dict) or not before.keys() & settings.keys():
             raise InputError.at(str(self.settings_file), "not the settings of answers", ANOTHER)
@@ -124,13 +130,13 @@ def _mismatch(line: bytes, question: Sequence[Question]) -> str | None:
         return "there are more answers than questions"
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
-    if not isinstance(row, dict):
+    if not isinstance(row, dict) or not row.keys() >= {*ANSWERED}:
         return "not a row of answers"
     (asked,) = question
     expected = {"id": asked.id, **asked.asked}
-    if _line({key: row.get(key) for key in expected}) == _line(expected):
+    if _line({key: row[key] for key in row if key not in ANSWERED}) == _line(expected):
         return None
     return f"expected the answer to {asked.where}; found that to another question"
 

@@ -327,7 +327,7 @@ MERGE = "\n\nhint: merge it where it was made (merge_and_unload) and take the me
         ("modules_to_save", ["lm_head"], f"this adapter cannot be loaded with it set{MERGE}"),
         ("target_parameters", ["x"], f"this adapter cannot be loaded with it set{MERGE}"),
         ("layer_replication", [[0, 2]], f"this adapter cannot be loaded with it set{MERGE}"),
-        ("bias", "all", "expected 'none'; found 'all'"),
+        ("bias", "all", f"expected 'none'; found 'all'{MERGE}"),
         ("r", 10**9, "expected less than or equal to 1024; found 1000000000"),
         (
             "init_lora_weights",

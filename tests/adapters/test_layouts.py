@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import transformers
 
 from qwen_local.adapters.lora import Adapter, initial_arrays, lora_shapes
 from qwen_local.adapters.mlx_layout import to_mlx, to_peft
-from qwen_local.adapters.store import load_adapter, save_adapter
+from qwen_local.adapters.store import base_of, load_adapter, save_adapter
 from qwen_local.backends.base import Backend
 from qwen_local.backends.select import Engine
 from qwen_local.errors import ModelError
@@ -229,6 +230,7 @@ def test_every_fault_of_a_peft_config_is_told_at_once(saved: tuple[Path, ModelFi
         "up_proj, down_proj; found 'lm_head'",
         "hint: merge it where it was made (merge_and_unload) and take the merged model",
         f"{where}: peft_type: expected 'LORA'; found 'IA3'",
+        "hint: merge it where it was made (merge_and_unload) and take the merged model",
         f"{where}: r: expected less than or equal to 1024; found 1000000000",
         f"{where}: lora_alpha: expected a valid number; found 'x'",
         f"{where}: use_rslora: expected a valid boolean; found 'no'",
@@ -282,6 +284,7 @@ def test_every_fault_of_an_mlx_config_is_told_at_once(saved: tuple[Path, ModelFi
         load_adapter(folder / "mlx", model.architecture)
     assert str(error.value).split("\n\n") == [
         f"{where}: fine_tune_type: expected 'lora' or 'dora'; found 'full'",
+        "hint: merge it where it was made (merge_and_unload) and take the merged model",
         f"{where}: num_layers: expected a valid integer; found True",
         f"{where}: lora_parameters.rank: expected greater than or equal to 1; found 0",
         f"{where}: lora_parameters.scale: expected less than or equal to 1000000; found 1e+308",
@@ -308,6 +311,7 @@ def test_arrays_that_do_not_fit_the_model_are_each_named(saved: tuple[Path, Mode
         f"--adapter {folder / 'peft'}: made for a/base; its matrices are not those of an adapter "
         "of this model",
         f"{path}: another: not a matrix of this model's adapter",
+        "hint: merge it where it was made (merge_and_unload) and take the merged model",
         f"{path}: {first}: missing",
         f"{path}: {second}: expected shape {wanted}; found {arrays[second].shape}",
     ]
@@ -365,3 +369,72 @@ def test_a_file_that_is_no_safetensors_is_told(saved: tuple[Path, ModelFiles]) -
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ModelError, match="not a readable safetensors file"):
         load_adapter(folder / "peft", model.architecture)
+
+
+def test_two_adapters_in_one_folder_are_not_guessed_between(
+    saved: tuple[Path, ModelFiles],
+) -> None:
+    folder, model = saved
+    (folder / "peft/adapters.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError) as error:
+        load_adapter(folder / "peft", model.architecture)
+    assert str(error.value) == (
+        f"{folder / 'peft'}: holds two adapters, adapter_model.safetensors and "
+        "adapters.safetensors, and one adapter_config.json\n\nhint: move the one that is not meant "
+        "away"
+    )
+
+
+def test_an_adapter_one_folder_deeper_is_pointed_to(saved: tuple[Path, ModelFiles]) -> None:
+    folder, model = saved
+    (folder / "peft").rename(folder / "default")
+    shutil.rmtree(folder / "mlx")
+    with pytest.raises(ModelError, match=rf"\n\nhint: there is one in {folder / 'default'}$"):
+        load_adapter(folder, model.architecture)
+
+
+def test_a_merged_model_is_no_adapter_and_is_told_so(saved: tuple[Path, ModelFiles]) -> None:
+    _, model = saved
+    with pytest.raises(ModelError) as error:
+        load_adapter(model.folder, model.architecture)
+    assert str(error.value) == (
+        f"--adapter {model.folder}: this is a model, with its adapter merged or none\n\nhint: take "
+        "it as --model; or name the run or the adapter that it was made from"
+    )
+
+
+def test_another_rank_than_that_of_the_matrices_is_one_fault(
+    saved: tuple[Path, ModelFiles],
+) -> None:
+    folder, model = saved
+    where = change(folder / "peft", r=16)
+    with pytest.raises(ModelError) as error:
+        load_adapter(folder / "peft", model.architecture)
+    assert str(error.value) == (
+        f"{where}: says rank 16, and the matrices beside it have 4\n\nhint: take both files from "
+        "the same place"
+    )
+
+
+def test_names_of_peft_in_a_file_for_mlx_lm_are_refused(saved: tuple[Path, ModelFiles]) -> None:
+    """mlx-lm would refuse them, and transposed they would pass for its own."""
+    folder, model = saved
+    shutil.copy(folder / "peft/adapter_model.safetensors", folder / "mlx/adapters.safetensors")
+    with pytest.raises(ModelError, match="not a name that mlx-lm gives an array of an adapter"):
+        load_adapter(folder / "mlx", model.architecture)
+
+
+def test_a_folder_that_a_base_was_is_never_looked_up_on_the_hub(
+    saved: tuple[Path, ModelFiles], tmp_path: Path
+) -> None:
+    folder, _ = saved
+    for file in (folder / "peft/adapter_config.json", folder / "mlx/adapter_config.json"):
+        key = "model" if "mlx" in file.parts else "base_model_name_or_path"
+        file.write_text(json.dumps({**json.loads(file.read_text()), key: "models/qwen"}))
+        (file.parent / "qwen_local.json").write_text('{"max_length": 64}')
+        with pytest.raises(ModelError) as error:
+            base_of(None, None, file.parent)
+        assert str(error.value) == (
+            f"--adapter {file.parent}: its base model models/qwen: a folder when it was trained, "
+            "and none from here\n\nhint: pass --model with the place where it is now"
+        )

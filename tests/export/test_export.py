@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -20,21 +21,24 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
-from qwen_local.adapters.lora import Adapter, array_shapes, lora_name
+from qwen_local.adapters.lora import Adapter, array_shapes, lora_name, lora_shapes
 from qwen_local.adapters.peft_layout import write_peft
-from qwen_local.adapters.store import load_adapter
+from qwen_local.adapters.store import load_adapter, save_adapter
 from qwen_local.backends.select import Engine
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.embedded import TINY_MODEL, sample_data_path, tiny_model_path
+from qwen_local.errors import RunBusyError
 from qwen_local.export import export as exporting
 from qwen_local.export import merge
 from qwen_local.export.export import export
+from qwen_local.export.fuse import fuse
 from qwen_local.export.merge import ExportError, merged
-from qwen_local.export.opening import Given
+from qwen_local.export.opening import Given, to_be
+from qwen_local.export.proof import measure
 from qwen_local.job import LoraSpec, Quantization, read_job
 from qwen_local.models.source import fetch, find_model
 from qwen_local.training.run import train
-from tests.conftest import Cli
+from tests.conftest import Cli, MakeModel
 
 GOLDEN = Path(__file__).resolve().parents[2] / "adapters"
 TINY = fetch(find_model(TINY_MODEL))
@@ -299,8 +303,13 @@ def test_a_gguf_of_a_faulty_merge_is_an_error(
     ("flags", "problem"),
     [
         (
-            ("--to", "mlx", "--outtype", "f16", "--private"),
+            ("--to", "mlx", "--outtype", "F16", "--name", "x", "--no-thinking"),
             "--outtype: is of a merged GGUF, and --to mlx has none\n\nhint: leave it out\n\n"
+            "--name: is of a GGUF, and --to mlx is none\n\nhint: leave it out\n\n"
+            "--thinking: is of a Modelfile, and --to mlx has none\n\nhint: leave it out\n",
+        ),
+        (
+            ("--to", "mlx", "--private"),
             "--private: goes with --push-to-hub OWNER/NAME, which is missing\n\nhint: nothing is "
             "uploaded without it\n",
         ),
@@ -331,3 +340,79 @@ def test_an_adapter_moved_to_another_name_of_its_base_says_so(run: Path, tmp_pat
     assert config["base_model_name_or_path"] == str(moved)
     card = (tmp_path / "out/README.md").read_text()
     assert str(tmp_path) not in card
+
+
+# --- disks, and other processes ---
+
+
+def test_a_disk_that_fills_up_in_the_proof_is_told_and_nothing_is_left(
+    engine: Engine, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def on_a_full_disk(*given: Any) -> Any:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        try:
+            return measure(*given)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    monkeypatch.setattr(exporting, "measure", on_a_full_disk)
+    given = Given(adapter=run, output=tmp_path / "out", backend=engine, device="cpu")
+    with pytest.raises(ExportError, match=rf"^{tmp_path}: cannot be written: .*\n\nhint: make"):
+        export(given, to="gguf-lora")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_export_left_is_cleared_away_and_one_that_runs_is_not(
+    run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / ".new-out/.scratch").mkdir(parents=True)
+    (tmp_path / ".new-out/model.safetensors").write_bytes(b"half")
+    given = Given(adapter=run, output=tmp_path / "out", device="cpu")
+    with to_be(tmp_path / "out") as new:
+        assert list(new.iterdir()) == []
+        with pytest.raises(RunBusyError) as refused:
+            export(given, to="peft")
+        busy = f"{tmp_path / 'out'}: another process is making it"
+        assert str(refused.value) == f"{busy}\n\nhint: wait for it, or stop it first"
+        (new / "mine").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_a_name_that_is_not_utf_8_is_refused_at_once(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^--output: its name is not UTF-8: "):
+        export(Given(adapter=run, output=tmp_path / "\udcff", device="cpu"), to="peft")
+
+
+# --- Qwen2 bases of transformers 5, whose rope_theta mlx-lm does not find ---
+
+
+def test_a_fused_qwen2_is_the_same_in_mlx_lm(random_model: MakeModel, tmp_path: Path) -> None:
+    model = random_model("qwen2", True)
+    assert "rope_theta" not in model.config
+    shutil.copytree(model.folder, tmp_path / "base")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model_path() / file, tmp_path / "base")
+    config = json.loads((tmp_path / "base/config.json").read_text())
+    architecture = replace(model.architecture, vocabulary=TINY.architecture.vocabulary)
+    grown = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    grown.resize_token_embeddings(architecture.vocabulary)
+    grown.save_pretrained(tmp_path / "base")
+    assert config["rope_parameters"]["rope_theta"] == 50_000.0
+    lora = LoraSpec(rank=4, dropout=0.0)
+    arrays = {
+        name: np.random.default_rng(0).normal(0, 0.1, shape).astype(np.float32)
+        for name, shape in lora_shapes(architecture, lora).items()
+    }
+    save_adapter(Adapter(str(tmp_path / "base"), lora, 3, arrays), tmp_path / "adapter")
+    fuse(
+        Given(adapter=tmp_path / "adapter", output=tmp_path / "fused", device="cpu"),
+        dtype="float32",
+    )
+    ours = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "fused")
+    theirs, _ = mlx_lm.load(str(tmp_path / "fused"))[:2]
+    with torch.no_grad():
+        expected = ours(torch.tensor([IDS])).logits[0].numpy()
+    assert np.abs(np.array(theirs(mx.array([IDS]))[0]) - expected).max() <= 1e-4

@@ -21,6 +21,7 @@ from qwen_local.inference.batch import ROWS, WINDOW, batches
 Cli = Callable[..., Any]
 TINY = "qwen-local/tiny"
 GENERATE = ("generate", "--model", TINY, "--device", "cpu")
+TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
 BATCH = (*GENERATE, "--batch", "q.jsonl", "--output", "a.jsonl")
 SAID = f"{TINY} on PyTorch (cpu, float32): asked for by --device; PyTorch runs on the CPU\n"
 COLOURS = ("the sky", "grass", "snow", "blood", "coal")
@@ -189,6 +190,56 @@ def test_answers_given_with_other_settings_are_not_gone_on_with(cli: Cli, tmp_pa
     ) in said.err
     assert "a.jsonl.settings.json: versions: " in said.err
     assert (tmp_path / "a.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"prompt": "a", "system": "Answer in French."}, {"prompt": "a"}),
+        ({"prompt": "a"}, {"prompt": "a", "system": "Answer in French."}),
+        ({"prompt": "a", "tools": [TOOL]}, {"prompt": "a"}),
+        ({"prompt": "a"}, {"prompt": "a", "tools": [TOOL]}),
+    ],
+)
+def test_a_row_that_has_changed_is_not_taken_for_answered(
+    before: dict[str, Any], after: dict[str, Any], cli: Cli, tmp_path: Path
+) -> None:
+    write(tmp_path, [before])
+    assert cli(*BATCH, "--max-tokens", "2").code == 0
+    write(tmp_path, [after])
+    said = cli(*BATCH, "--max-tokens", "2")
+    assert said.code == 2
+    assert "a.jsonl:1: expected the answer to q.jsonl:1; found that to another" in said.err
+
+
+def test_a_row_without_its_answer_is_not_taken_for_answered(cli: Cli, tmp_path: Path) -> None:
+    write(tmp_path, [{"prompt": "a"}])
+    assert cli(*BATCH, "--max-tokens", "2").code == 0
+    (tmp_path / "a.jsonl").write_text('{"id": 1, "prompt": "a"}\n')
+    said = cli(*BATCH, "--max-tokens", "2")
+    assert (said.code, said.err.splitlines()[0]) == (2, "a.jsonl:1: not a row of answers")
+    (tmp_path / "a.jsonl").write_text("[" * 100_000 + "\n")
+    assert cli(*BATCH, "--max-tokens", "2").code == 2
+
+
+def test_rows_without_text_and_ids_that_stand_twice_are_refused(cli: Cli, tmp_path: Path) -> None:
+    write(tmp_path, [{"prompt": " "}, {"prompt": "a", "id": 7}, {"prompt": "b", "id": 7}])
+    said = cli(*BATCH)
+    assert (said.code, said.err) == (
+        2,
+        "q.jsonl:1: prompt: expected text to answer; it is empty\n\n"
+        "q.jsonl:3: id: 7 is that of q.jsonl:2, too\n",
+    )
+
+
+@pytest.mark.parametrize("output", ["", "/dev/null"])
+def test_an_output_that_is_no_file_is_refused(output: str, cli: Cli, tmp_path: Path) -> None:
+    write(tmp_path, questions(1))
+    said = cli(*BATCH[:-1], output)
+    assert (said.code, said.err) == (
+        2,
+        f"--output: expected a file's name; found {str(Path(output))!r}\n",
+    )
 
 
 def test_answers_of_another_adapter_are_not_gone_on_with(cli: Cli, tmp_path: Path) -> None:

@@ -32,17 +32,15 @@ class MlxWeights:
     ) -> np.ndarray:
         """See `Weights.read`."""
         path = name.removesuffix(".weight")
-        if rows is not None and f"{path}.scales" not in self._file:
-            return read_rows(self._file[name], name, rows)
+        if f"{path}.scales" not in self._file and quantization == "none":
+            return read_rows(self._file[name], name, slice(None) if rows is None else rows)
         raw = self._array(name, rows)
         if f"{path}.scales" in self._file:
             assert self._stored is not None
             scales, biases = (self._array(f"{path}.{part}", rows) for part in ("scales", "biases"))
             bits, group = self._stored.bits, self._stored.group
             return np.array(from_codes(raw, scales, biases, bits=bits, group=group))
-        if quantization != "none":
-            raw = dequantised(raw, quantization)
-        return np.array(raw.astype(mx.float32))
+        return np.array(dequantised(raw, quantization))
 
     def cut(self, path: Path, block: int) -> None:
         """See `Weights.cut`."""
@@ -54,7 +52,7 @@ class MlxWeights:
         }
         norm = parts["model.layers.0.input_layernorm.weight"]
         ends = {EMBEDDING: mx.ones_like(norm)[None], NORM: mx.ones_like(norm)}
-        mx.save_safetensors(str(path), parts | ends, metadata={"format": "mlx"})
+        _save(path, parts | ends)
 
     def encode(
         self, name: str, array: np.ndarray, *, dtype: str, quantization: Quantization
@@ -73,7 +71,7 @@ class MlxWeights:
 
     def write(self, path: Path, parts: Mapping[str, Any]) -> None:
         """See `Weights.write`."""
-        mx.save_safetensors(str(path), dict(parts), metadata={"format": "mlx"})
+        _save(path, dict(parts))
         readable_by_all(path)
 
     def config(self, quantization: Quantization, dtype: str) -> dict[str, Any]:
@@ -85,3 +83,10 @@ class MlxWeights:
         arrays = mx.load(str(self._file[name]))  # lazy: one alone is read
         assert isinstance(arrays, dict)
         return arrays[name] if rows is None else arrays[name][rows]
+
+
+def _save(path: Path, arrays: dict[str, mx.array]) -> None:
+    try:
+        mx.save_safetensors(str(path), arrays, metadata={"format": "mlx"})
+    except RuntimeError as error:  # of a disk that is full, too
+        raise OSError(str(error)) from error
