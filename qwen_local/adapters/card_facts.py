@@ -204,7 +204,7 @@ def _origin(adapter: Path) -> tuple[str, Origin, bool]:
         name, origin = named_base(adapter)
     except InputError:
         return "", Origin(), False
-    return name, origin, origin != Origin()
+    return name, origin, origin.template_sha256 is not None
 
 
 def _rank_and_kind(adapter: Path) -> tuple[int | None, bool]:

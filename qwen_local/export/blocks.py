@@ -119,13 +119,17 @@ def through_all_blocks(
     """
     hidden = {name: embedded(voice.source.read, sequences) for name, voice in voices.items()}
     layers = next(iter(voices.values())).source.model.architecture.layers
-    for number in range(layers):
-        for source, names in _by_source(voices):
-            with _engine(source, number, choice, scratch) as engine:
-                for name in names:
-                    if source.adapter is not None:
-                        engine.load_adapter(_arrays_of_block(voices[name].arrays, number))
-                    hidden[name] = engine.through_blocks(hidden[name])
+    gc.freeze()  # what is there already need not be looked through after every block
+    try:
+        for number in range(layers):
+            for source, names in _by_source(voices):
+                with _engine(source, number, choice, scratch) as engine:
+                    for name in names:
+                        if source.adapter is not None:
+                            engine.load_adapter(_arrays_of_block(voices[name].arrays, number))
+                        hidden[name] = engine.through_blocks(hidden[name])
+    finally:
+        gc.unfreeze()
     return hidden
 
 

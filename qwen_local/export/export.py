@@ -10,10 +10,9 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,13 +20,21 @@ from qwen_local.adapters.card_facts import card_facts, without_folders, write_ca
 from qwen_local.adapters.lora import Adapter
 from qwen_local.adapters.mlx_layout import write_mlx
 from qwen_local.adapters.peft_layout import write_peft
-from qwen_local.adapters.prompt import thinking_of
 from qwen_local.adapters.store import ORIGIN, load_adapter
 from qwen_local.backends.base import Weights
 from qwen_local.errors import InputError
-from qwen_local.export.blocks import Source, Voice, in_block_0, of_arrays, of_files
-from qwen_local.export.live import live_voices, merged_voices
-from qwen_local.export.merge import ExportError, merged_tensors, open_weights, verify
+from qwen_local.export.blocks import Voice, of_files
+from qwen_local.export.gguf_about import About
+from qwen_local.export.gguf_encoding import Outtype
+from qwen_local.export.gguf_export import (
+    about_of,
+    gguf_bytes,
+    modelfile_of,
+    write_gguf,
+    write_gguf_adapter,
+)
+from qwen_local.export.live import live_voices
+from qwen_local.export.merge import ExportError, open_weights
 from qwen_local.export.opening import (
     Given,
     Opened,
@@ -40,23 +47,12 @@ from qwen_local.export.opening import (
 from qwen_local.export.proof import EXPORT, Proof, check, measure
 from qwen_local.export.samples import make_samples
 from qwen_local.files import write_json
-from qwen_local.inference.sampling import sampling_defaults
 from qwen_local.job import Quantization
-from qwen_local.models.architecture import Architecture
-from qwen_local.models.config import engine_config
-from qwen_local.models.licences import licence_in, licence_of
-from qwen_local.models.source import PROOF, ModelFiles
-
-if TYPE_CHECKING:
-    from qwen_local.export.gguf_about import About
-    from qwen_local.export.gguf_encoding import Encoding, Outtype
+from qwen_local.models.source import PROOF
 
 log = logging.getLogger("qwen_local")
 
 To = Literal["peft", "mlx", "gguf", "gguf-lora", "ollama"]
-CONTEXT = 8192
-"""Tokens of a conversation in Ollama, which takes memory for all of them: unless the adapter was
-trained on more, or the model has fewer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,36 +102,19 @@ def export(
         ExportError: the export is not what was trained; nothing was left behind.
     """
     opened = open_export(given, dora=to != "gguf-lora")
-    if opened.held != "none" and to not in ("gguf", "ollama"):
-        log.warning(
-            "the adapter was trained on a %s base, and answers to another a little otherwise; the "
-            "merged model (fuse, --to gguf) has the weights that it was trained on",
-            opened.held,
-        )
     place, base = place_of(given.output), opened.base
-    if to == "mlx" and base.architecture.model_type == "qwen2" and "rope_theta" not in base.config:
-        log.warning(
-            "%s: config.json has rope_theta in rope_parameters alone, where mlx-lm does not look; "
-            "write it beside them, or mlx-lm computes another base than the adapter was trained on",
-            base.name,
-        )
-    if for_hub and to in ("peft", "mlx") and base.commit is None:
-        problem = (
-            f"the base {without_folders(base.name)} is no model on the hub: nobody else has it"
-        )
-        hint = "pass --model with its hub id, or push the merged model (fuse, or --to gguf)"
-        raise InputError.at("--push-to-hub", problem, hint)
+    _check_target(opened, to, for_hub=for_hub)
     merged = to in ("gguf", "ollama")
     size = sum(array.nbytes for array in opened.adapter.arrays.values())
-    size = _gguf_bytes(base.architecture, outtype) if merged else size
+    size = gguf_bytes(base.architecture, outtype) if merged else size
     check_disk(place, size, base.architecture)
     weights = open_weights(opened.choice, base)
     title = _title(given) if name is None else name
-    about = _about(opened, title)
-    modelfile = _modelfile(opened, about, outtype, thinking) if to == "ollama" else None
+    about = about_of(opened, title)
+    modelfile = modelfile_of(opened, about, outtype, thinking) if to == "ollama" else None
     with to_be(place) as new:
         if merged:
-            voices = _write_gguf(new, opened, weights, outtype, about, template=modelfile is None)
+            voices = write_gguf(new, opened, weights, outtype, about, template=modelfile is None)
             if modelfile is not None:
                 (new / "Modelfile").write_text(modelfile, encoding="utf-8")
         else:
@@ -172,6 +151,32 @@ def export(
     return result
 
 
+def _check_target(opened: Opened, to: To, *, for_hub: bool) -> None:
+    """Say where the target will fall short of the live adapter.
+
+    Raises:
+        InputError: nobody else could use it, and it is for others.
+    """
+    base = opened.base
+    if for_hub and to in ("peft", "mlx") and base.commit is None:
+        named = without_folders(base.name)
+        problem = f"the base {named} is no model on the hub: nobody else has it"
+        hint = "pass --model with its hub id, or push the merged model (fuse, or --to gguf)"
+        raise InputError.at("--push-to-hub", problem, hint)
+    if opened.held != "none" and to not in ("gguf", "ollama"):
+        log.warning(
+            "the adapter was trained on a %s base, and answers to another a little otherwise; the "
+            "merged model (fuse, --to gguf) has the weights that it was trained on",
+            opened.held,
+        )
+    if to == "mlx" and base.architecture.model_type == "qwen2" and "rope_theta" not in base.config:
+        log.warning(
+            "%s: config.json has rope_theta in rope_parameters alone, where mlx-lm does not look; "
+            "write it beside them, or mlx-lm computes another base than the adapter was trained on",
+            base.name,
+        )
+
+
 def _title(given: Given) -> str:
     """What the fine-tune is called: the run's folder, or the adapter's."""
     path = Path(os.path.realpath(os.path.expanduser(given.adapter)))  # noqa: PTH111
@@ -192,26 +197,13 @@ def _write_adapter(new: Path, opened: Opened, weights: Weights, to: To, about: A
     origin = replace(opened.adapter.origin, commit=opened.base.commit)
     adapter = replace(opened.adapter, base=opened.base.name, origin=origin)
     if to == "gguf-lora":
-        found = _gguf_adapter(new, adapter, opened, about)
+        found = write_gguf_adapter(new, adapter, opened, about)
     else:
         (write_peft if to == "peft" else write_mlx)(adapter, new)
         write_json(new / ORIGIN, asdict(adapter.origin))
         found = load_adapter(new, opened.base.architecture)
     _check_same(adapter, found)
     return Voice(of_files(opened.base, weights, found, opened.held), found.arrays)
-
-
-def _gguf_adapter(new: Path, adapter: Adapter, opened: Opened, about: About) -> Adapter:
-    from qwen_local.export.gguf_adapter import read_adapter, write_adapter
-
-    architecture = opened.base.architecture
-    path = new / _file_name(opened, about, "f32", lora=True)
-    write_adapter(path, adapter=adapter, architecture=architecture, about=about)
-    held = read_adapter(path, architecture)
-    lora = adapter.lora.model_copy(
-        update={"rank": held.rank, "alpha": held.scale * held.rank, "rslora": False}
-    )
-    return replace(adapter, lora=lora, arrays=held.arrays)
 
 
 def _check_same(written: Adapter, found: Adapter) -> None:
@@ -224,103 +216,6 @@ def _check_same(written: Adapter, found: Adapter) -> None:
     )
     if not same or not np.isclose(written.lora.scale, found.lora.scale, rtol=1e-6, atol=0):
         raise ExportError("the adapter was not written as it is")
-
-
-# --- merged models ---
-
-
-def _write_gguf(
-    new: Path,
-    opened: Opened,
-    weights: Weights,
-    outtype: Outtype,
-    about: About,
-    *,
-    template: bool,
-) -> dict[str, Voice]:
-    """Write the merged model, with or without its chat template.
-
-    Returns:
-        The voices of what is in the file, and of the merge that it should hold.
-    """
-    from qwen_local.export.gguf_encoding import encoding_of, rounding_bound
-    from qwen_local.export.gguf_model import write_model
-    from qwen_local.export.gguf_read import GgufWeights
-    from qwen_local.export.gguf_vocabulary import read_vocabulary
-
-    base = opened.base
-    path = new / _file_name(opened, about, outtype)
-
-    def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        return merged_tensors(base.architecture, opened.adapter, weights, opened.held)
-
-    write_model(
-        path,
-        files=base,
-        tensors=tensors(),
-        outtype=outtype,
-        about=about,
-        chat_template=template,
-    )
-    written = GgufWeights(path, base.architecture)
-    vocabulary = read_vocabulary(base.folder, base.architecture.vocabulary)
-    written.check_settings(engine_config(base.config), vocabulary)
-    verify(
-        tensors(),
-        written.read,
-        lambda array: rounding_bound(array, encoding_of(array.shape, outtype)),
-    )
-    return {EXPORT: Voice(_source(base, written.read)), **merged_voices(opened, weights)}
-
-
-def _source(base: ModelFiles, read: Callable[[str, slice | None], np.ndarray]) -> Source:
-    """The tensors of a GGUF file."""
-    names = base.architecture.weight_shapes()
-
-    def block(number: int) -> dict[str, np.ndarray]:
-        prefix = f"model.layers.{number}."
-        return {in_block_0(name): read(name, None) for name in names if name.startswith(prefix)}
-
-    return of_arrays(base, read, block)
-
-
-def _file_name(opened: Opened, about: About, encoding: Encoding, *, lora: bool = False) -> str:
-    from qwen_local.export.gguf_about import file_name, labels
-
-    said = labels(about, opened.base.architecture.parameters())
-    return file_name(said, encoding, lora=lora)
-
-
-def _modelfile(opened: Opened, about: About, outtype: Outtype, thinking: bool | None) -> str:
-    from qwen_local.export.ollama import modelfile
-
-    base = opened.base
-    if thinking is None:
-        thinking = thinking_of(opened.adapter.origin, opened.tokenizer)
-    learned = opened.adapter.origin.max_length or 0
-    return modelfile(
-        opened.tokenizer,
-        sampling_defaults(base.folder, base.name),
-        gguf=_file_name(opened, about, outtype),
-        context=min(base.architecture.positions, max(CONTEXT, learned)),
-        thinking=thinking,
-    )
-
-
-def _gguf_bytes(architecture: Architecture, outtype: Outtype) -> int:
-    from qwen_local.export.gguf_encoding import encoded_bytes, encoding_of
-
-    shapes = architecture.weight_shapes().values()
-    return sum(encoded_bytes(shape, encoding_of(shape, outtype)) for shape in shapes)
-
-
-def _about(opened: Opened, title: str) -> About:
-    from qwen_local.export.gguf_about import About
-
-    base = opened.base
-    licence = licence_of(base.name) or licence_in(base.folder)
-    named = None if licence is None else licence.name or licence.identifier
-    return About(base=opened.source, title=title, license=named)
 
 
 def _next(to: To, given: Given, files: list[str]) -> str:

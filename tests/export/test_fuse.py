@@ -398,7 +398,8 @@ def test_a_disk_without_room_is_told_before_anything_is_computed(
     with pytest.raises(ExportError) as refused:
         fused(run, tmp_path / "out")
     assert str(refused.value) == (
-        f"{tmp_path / 'out'}: the export needs 0.0 GB, and 0.0 GB are free"
+        f"{tmp_path / 'out'}: the export needs 0.01 GB, and 0.00 GB are free\n\nhint: make room, "
+        "or choose another disk with --output"
     )
 
 
