@@ -16,8 +16,6 @@ from qwen_local.files import write_arrays, write_json
 from qwen_local.models.architecture import LINEARS, block_path
 
 PREFIX = "base_model.model."
-
-
 ARRAYS = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector"}
 """mlx-lm's name of an array of a linear layer -> PEFT's."""
 

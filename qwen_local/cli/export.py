@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qwen_local.cli.options import (
-    QUANTIZATIONS,
     backend_option,
     device_option,
+    export_options,
     json_option,
     print_json,
     push_options,
@@ -24,27 +24,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--adapter",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="A run, or an adapter's folder: of PEFT, mlx-lm, LLaMA-Factory, Unsloth, ...",
-)
+@export_options
 @click.option(
     "--to",
     required=True,
     type=click.Choice(["peft", "mlx", "gguf", "gguf-lora", "ollama"]),
     help="An adapter's layout, the merged model as GGUF, or that with a Modelfile.",
-)
-@click.option(
-    "--output", required=True, type=click.Path(path_type=Path), help="Folder of the export."
-)
-@click.option("--model", help="The base model; default the one that the adapter names.")
-@click.option("--revision", help="Commit, branch or tag of a hub model.")
-@click.option(
-    "--quantization",
-    type=click.Choice(QUANTIZATIONS),
-    help="What the base was held in while training; default as recorded.",
 )
 @click.option(
     "--outtype",

@@ -11,6 +11,7 @@ from qwen_local.cli.options import (
     QUANTIZATIONS,
     backend_option,
     device_option,
+    export_options,
     json_option,
     print_json,
     push_options,
@@ -23,22 +24,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--adapter",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="A run, or an adapter's folder: of PEFT, mlx-lm, LLaMA-Factory, Unsloth, ...",
-)
-@click.option(
-    "--output", required=True, type=click.Path(path_type=Path), help="Folder of the merged model."
-)
-@click.option("--model", help="The base model; default the one that the adapter names.")
-@click.option("--revision", help="Commit, branch or tag of a hub model.")
-@click.option(
-    "--quantization",
-    type=click.Choice(QUANTIZATIONS),
-    help="What the base was held in while training; default as recorded.",
-)
+@export_options
 @click.option(
     "--requantize",
     type=click.Choice(QUANTIZATIONS),

@@ -114,6 +114,32 @@ def answer_options(command: Command) -> Command:
     return _decorated(command, decorators)
 
 
+def export_options(command: Command) -> Command:
+    """What is exported to where: the fields of `qwen_local.export.opening.Given`."""
+    decorators = [
+        click.option(
+            "--adapter",
+            required=True,
+            type=click.Path(path_type=Path),
+            help="A run, or an adapter's folder: of PEFT, mlx-lm, LLaMA-Factory, Unsloth, ...",
+        ),
+        click.option(
+            "--output",
+            required=True,
+            type=click.Path(path_type=Path),
+            help="Folder to make.",
+        ),
+        click.option("--model", help="The base model; default the one that the adapter names."),
+        click.option("--revision", help="Commit, branch or tag of a hub model."),
+        click.option(
+            "--quantization",
+            type=click.Choice(QUANTIZATIONS),
+            help="What the base was held in while training; default as recorded.",
+        ),
+    ]
+    return _decorated(command, decorators)
+
+
 def push_options(command: Command) -> Command:
     """Whether the finished folder goes to the hub."""
     decorators = [

@@ -67,7 +67,6 @@ def of_files(
     quantization: Quantization = "none",
 ) -> Source:
     """The weights of a model's files, as an engine loads them."""
-
     quantised = model.architecture.stored is not None
     return Source(model, reader(weights), weights.cut, quantised, adapter, quantization)
 

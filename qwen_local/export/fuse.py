@@ -40,21 +40,10 @@ from qwen_local.files import write_json
 from qwen_local.inference.sampling import generation_config
 from qwen_local.job import Quantization
 from qwen_local.models.config import engine_config
-from qwen_local.models.source import PROOF, fetch, find_model
+from qwen_local.models.source import PROOF, TOKENIZER_PARTS, fetch, find_model
 from qwen_local.models.weights import float_type
 
 log = logging.getLogger("qwen_local")
-
-COPIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-)
-"""What goes along as it is, where the base has it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,7 +179,7 @@ def _write(
         quantization=requantize,
     )
     write_json(folder / "config.json", config)
-    for name in COPIED:
+    for name in TOKENIZER_PARTS:
         if (files.folder / name).is_file():
             shutil.copyfile(files.folder / name, folder / name)
     write_json(folder / "generation_config.json", generation)

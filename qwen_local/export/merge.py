@@ -1,10 +1,10 @@
 """An adapter merged into the weights that it was trained on, one tensor at a time.
 
 W' = W + scale * (B A) in float32, rounded once when it is written (a DoRA's rows are scaled to its
-magnitudes before that). W is the base as the training
-engine held it: after a run on a quantised base, its dequantised weights. Merged into the original
-ones the adapter would answer to weights that it never saw (QLoRA adapters lose much of what they
-learned that way; so they do when the sum is quantised again).
+magnitudes before that). W is the base as the training engine held it: after a run on a quantised
+base, its dequantised weights. Merged into the original ones the adapter would answer to weights
+that it never saw (QLoRA adapters lose much of what they learned that way; so they do when the sum
+is quantised again).
 """
 
 from __future__ import annotations

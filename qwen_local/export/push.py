@@ -22,7 +22,7 @@ from qwen_local.adapters.lora import Origin
 from qwen_local.adapters.store import MLX_WEIGHTS, ORIGIN, PEFT_WEIGHTS, named_base
 from qwen_local.backends.hub import check_settings
 from qwen_local.errors import Fault, InputError, QwenLocalError
-from qwen_local.models.source import HUB_ID, PROOF
+from qwen_local.models.source import HUB_ID, PROOF, TOKENIZER_PARTS
 
 log = logging.getLogger("qwen_local")
 
@@ -38,13 +38,7 @@ OTHERS = (
     "README.md",
     "Modelfile",
     "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
+    *TOKENIZER_PARTS,
 )
 """A proof.json is not among them: it names the folders that it was made from, and the model card
 has its figures."""

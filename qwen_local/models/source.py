@@ -30,6 +30,16 @@ PROOF = "proof.json"
 """What `fuse` leaves beside a merged model."""
 CONFIG_FILES = ("config.json",)
 TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "*.jinja")
+TOKENIZER_PARTS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+"""What goes along with a model that is made of another, as it is, where that has it."""
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.json")
 """What is downloaded of a model: data only, no code and no pickle."""
 
