@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +76,11 @@ def ask_everyone(folder: Path) -> dict[str, Any]:
         "the bare base": bare,
     }
     try:
-        version = metadata.version("llama-cpp-python")
-    except metadata.PackageNotFoundError:
+        import llama_cpp
+    except ImportError:
         version = None
     else:
+        version = llama_cpp.__version__
         answers |= with_llama(folder, tokenizer, prompts)
     return {
         "llama_cpp_python": version,
