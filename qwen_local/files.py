@@ -25,6 +25,11 @@ FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 """Types of safetensors that numpy has, too."""
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with `~` as the home folder; `Path.expanduser` raises for `~nobody`."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
 def json_bytes(content: Any) -> bytes:
     """Readable JSON with a final newline. JSON has no NaN: a number that is not finite is a bug."""
     return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -32,7 +32,7 @@ from qwen_local.adapters.store import folder_of, named_base
 from qwen_local.datasets.sources import HUB_ID as DATA_ID
 from qwen_local.embedded import SAMPLE_DATA, TINY_MODEL, tiny_model_path
 from qwen_local.errors import InputError
-from qwen_local.files import replace_file
+from qwen_local.files import expanded, replace_file
 from qwen_local.job import read_job
 from qwen_local.models.licences import licence_in, licence_of
 from qwen_local.models.published import PUBLISHED
@@ -153,7 +153,7 @@ def run_of(adapter: Path) -> Path | None:
     Args:
         adapter: the run itself, its `adapter/`, or one of the two layouts in that.
     """
-    place = Path(os.path.realpath(os.path.expanduser(adapter)))  # noqa: PTH111 - as in the store
+    place = Path(os.path.realpath(expanded(adapter)))
     if place.name in ("peft", "mlx") and place.parent.name == "adapter":
         place = place.parent
     if place.name == "adapter":
@@ -189,7 +189,7 @@ def _base_facts(name: str, origin: Origin | None) -> BaseFacts:
         return BaseFacts(name=hub, on_hub=True, commit=commit, licence=licence_of(hub))
     if name == TINY_MODEL:
         return BaseFacts(name=name, on_hub=False, licence=licence_in(tiny_model_path()))
-    folder = Path(os.path.expanduser(name))  # noqa: PTH111 - Path raises for `~nobody`
+    folder = expanded(name)
     licence = licence_in(folder) if name else None
     return BaseFacts(name=without_folders(name) if name else "", on_hub=False, licence=licence)
 

@@ -24,7 +24,14 @@ from qwen_local.adapters.lora import Adapter, Origin, array_shapes, places_of
 from qwen_local.adapters.mlx_layout import to_peft, write_mlx
 from qwen_local.adapters.peft_layout import write_peft
 from qwen_local.errors import Fault, ModelError
-from qwen_local.files import array_header, read_arrays, replace_folder, sync_tree, write_json
+from qwen_local.files import (
+    array_header,
+    expanded,
+    read_arrays,
+    replace_folder,
+    sync_tree,
+    write_json,
+)
 from qwen_local.models.architecture import LINEARS, Architecture
 from qwen_local.models.source import ModelSource, find_model
 
@@ -178,7 +185,7 @@ def _check_shapes(
     """Refuse arrays that are not those of an adapter of this model with these settings."""
     ranks = {shape[0] for name, shape in shapes.items() if ".lora_A." in name and len(shape) == 2}
     if len(ranks) == 1 and ranks != {settings.rank}:
-        where = folder_of(path) / "adapter_config.json"
+        where = weights.with_name("adapter_config.json")
         problem = f"says rank {settings.rank}, and the matrices beside it have {ranks.pop()}"
         raise ModelError.at(str(where), problem, "take both files from the same place")
     every = {(n, name) for n in range(architecture.layers) for name in LINEARS}
@@ -218,7 +225,7 @@ def folder_of(path: Path) -> Path:
     Raises:
         ModelError: there is none.
     """
-    path = Path(os.path.expanduser(path))  # noqa: PTH111 - Path raises for `~nobody`
+    path = expanded(path)
     if not os.path.isdir(path):  # noqa: PTH112 - Path raises for a name that is too long
         raise ModelError.at(
             f"--adapter {path}", "no such folder", "name a run folder, or an adapter's folder"

@@ -20,7 +20,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 
 from qwen_local.datasets import stored
 from qwen_local.datasets.making import Made, Making
-from qwen_local.files import json_bytes, room_for, write_durably
+from qwen_local.files import expanded, json_bytes, room_for, write_durably
 
 COMPLETE = "COMPLETE.json"
 PIECE = 2**20
@@ -34,7 +34,7 @@ def cache_folder() -> Path:
         Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     )
     folder = os.environ.get("HF_DATASETS_CACHE") or str(Path(home) / "datasets")
-    return Path(os.path.expanduser(folder)) / "qwen-local"  # noqa: PTH111 - Path raises for `~nobody`
+    return expanded(folder) / "qwen-local"
 
 
 def cache_key(making: Making, **more: Any) -> str:

@@ -7,7 +7,6 @@ import contextlib
 import difflib
 import hashlib
 import importlib
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from qwen_local.datasets.files import (
 )
 from qwen_local.datasets.formats import Example, Turns, examples, missing_column
 from qwen_local.errors import DatasetError, Fault
+from qwen_local.files import expanded
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?::([\w.+-]+))?(?:\[([\w.+-]+)\])?")
 """`owner/name`, perhaps with `:subset` and `[split]` after it."""
@@ -186,7 +186,7 @@ def _find(
 
 
 def _path(name: str) -> Path:
-    return Path(os.path.expanduser(name))  # noqa: PTH111 - Path raises for `~nobody`
+    return expanded(name)
 
 
 def looks_local(path: Path) -> bool:

@@ -46,7 +46,7 @@ from qwen_local.export.opening import (
 )
 from qwen_local.export.proof import EXPORT, Proof, check, measure
 from qwen_local.export.samples import make_samples
-from qwen_local.files import write_json
+from qwen_local.files import expanded, write_json
 from qwen_local.job import Quantization
 from qwen_local.models.source import PROOF
 
@@ -179,7 +179,7 @@ def _check_target(opened: Opened, to: To, *, for_hub: bool) -> None:
 
 def _title(given: Given) -> str:
     """What the fine-tune is called: the run's folder, or the adapter's."""
-    path = Path(os.path.realpath(os.path.expanduser(given.adapter)))  # noqa: PTH111
+    path = Path(os.path.realpath(expanded(given.adapter)))
     named = [part for part in (path, *path.parents) if part.name not in ("peft", "mlx", "adapter")]
     title = without_folders(str(named[0]))
     return "" if title in ("~", "/") else title

@@ -22,7 +22,7 @@ from qwen_local.backends.select import ENGINES, Choice, Machine, probe
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import BackendError, Fault, InputError, ModelError, RunBusyError
 from qwen_local.export.merge import ExportError
-from qwen_local.files import free_bytes, readable_by_all
+from qwen_local.files import expanded, free_bytes, readable_by_all
 from qwen_local.job import Quantization
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.source import ModelFiles, ModelSource, fetch
@@ -88,7 +88,7 @@ def open_export(given: Given, *, dora: bool = True) -> Opened:
         InputError: something cannot be used as given; nothing was written.
     """
     _check_names(given)
-    check_free(_expanded(given.output))
+    check_free(expanded(given.output))
     machine = probe()
     named, origin = named_base(given.adapter)
     source = base_of(given.model, given.revision, given.adapter)
@@ -177,11 +177,7 @@ def check_disk(output: Path, need: int, architecture: Architecture) -> None:
 
 def place_of(output: Path) -> Path:
     """Where an output goes: a link to an empty folder stays a link."""
-    return Path(os.path.realpath(_expanded(output)))
-
-
-def _expanded(output: Path) -> Path:
-    return Path(os.path.expanduser(output))  # noqa: PTH111 - Path raises for `~nobody`
+    return Path(os.path.realpath(expanded(output)))
 
 
 @contextmanager

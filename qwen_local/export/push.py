@@ -22,6 +22,7 @@ from qwen_local.adapters.lora import Origin
 from qwen_local.adapters.store import MLX_WEIGHTS, ORIGIN, PEFT_WEIGHTS, named_base
 from qwen_local.backends.hub import check_settings
 from qwen_local.errors import Fault, InputError, QwenLocalError
+from qwen_local.files import expanded
 from qwen_local.models.source import HUB_ID, PROOF, TOKENIZER_PARTS
 
 log = logging.getLogger("qwen_local")
@@ -73,7 +74,7 @@ def push(folder: Path, repo_id: str, *, private: bool) -> str:
         QwenLocalError: the hub could not be reached, or the upload broke off.
     """
     check_settings()
-    folder = Path(os.path.expanduser(folder))  # noqa: PTH111 - Path raises for `~nobody`
+    folder = expanded(folder)
     files = files_to_push(folder)
     if faults := [*_folder_faults(folder, files), *_hub_faults(repo_id)]:
         raise InputError(faults)

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from qwen_local.errors import CheckpointError, Fault, JobError
-from qwen_local.files import sync_folder
+from qwen_local.files import expanded, sync_folder
 from qwen_local.job import Draft, Job
 from qwen_local.job_file import FILE, show
 from qwen_local.training import checkpoints
@@ -270,7 +270,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _expanded(path: str) -> Path:
-    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path raises for `~nobody`
+    return expanded(path)
 
 
 def _names_a_step(text: str) -> bool:

@@ -21,7 +21,7 @@ from typing import Any
 from qwen_local.backends.base import Setup
 from qwen_local.backends.select import Choice, Machine
 from qwen_local.errors import JobError, RunBusyError
-from qwen_local.files import NO_ROOM, json_bytes, new_name, replace_file, sync_folder
+from qwen_local.files import NO_ROOM, expanded, json_bytes, new_name, replace_file, sync_folder
 from qwen_local.job import Job
 
 log = logging.getLogger("qwen_local")
@@ -44,7 +44,7 @@ def run_folder(job: Job) -> Path:
     """Where a run of this job writes: `output`, or the default."""
     if job.output is None:
         return default_output(job.model.name)
-    return Path(os.path.expanduser(job.output))  # noqa: PTH111 - Path raises for `~nobody`
+    return expanded(job.output)
 
 
 def default_output(model: str, root: Path = Path("runs")) -> Path:

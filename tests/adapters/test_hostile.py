@@ -183,7 +183,7 @@ def test_a_rank_that_is_none_is_refused(rank: object, good: Path) -> None:
 
 def test_a_base_at_an_absolute_path_that_is_not_there_is_told(good: Path, cli: Cli) -> None:
     config = json.loads((good / "adapter_config.json").read_text())
-    changed = config | {"base_model_name_or_path": "/../../root/.ssh"}
+    changed = config | {"base_model_name_or_path": "/../../nowhere/model"}
     (good / "adapter_config.json").write_text(json.dumps(changed))
     said = cli("generate", "--adapter", good, "--prompt", "x")
     assert said.code == 2
