@@ -1,26 +1,29 @@
-"""Rows cut into the micro-batches of one step, padded: the same for both engines.
+"""Rows cut into the micro-batches of one step, padded or packed: the same for both engines.
 
-Shapes: B = rows of a micro-batch, W = its padded width, N = its supervised positions.
+Shapes: B = rows of a micro-batch, W = its padded width, N = its supervised positions. Packed, all
+rows are one: B = 1, and W is the sum of their lengths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from qwen_local.backends.base import Scores
-from qwen_local.datasets.plan import MOST, micro_batches, padded
+from qwen_local.datasets.plan import MOST, PADDED, Layout, micro_batches, padded
 from qwen_local.rows import IGNORE, Rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MicroBatch:
-    """Padded input, and where in it something is to be predicted."""
+    """Input, and where in it something is to be predicted."""
 
     ids_BW: np.ndarray
     """int32 [B, W], padded on the right; under a causal mask padding reaches nothing before it."""
+    lengths: tuple[int, ...]
+    """Of the rows, in their order; packed they lie one behind the other."""
     positions_N: np.ndarray
     """int64 [N]: supervised positions, counted through the flattened [B * W]."""
     targets_N: np.ndarray
@@ -30,24 +33,42 @@ class MicroBatch:
 
 
 def cut(
-    rows: Rows, *, budget: int, widths: Sequence[int] = (), most: int = MOST
+    rows: Rows, *, budget: int, layout: Layout = PADDED, most: int = MOST
 ) -> Iterator[MicroBatch]:
-    """The micro-batches of `rows`, each within `budget` padded positions (a longer row is alone).
+    """The micro-batches of `rows`, each within `budget` positions (a longer row is alone).
 
     Args:
+        rows: at least one.
         budget: B * W at most.
-        widths: see `micro_batches`.
+        layout: see `micro_batches`.
         most: see `micro_batches`.
     """
-    for indices in micro_batches(rows.lengths_R.tolist(), budget=budget, widths=widths, most=most):
-        ids_BW, _, targets_BW = padded(rows, indices, widths=widths)
-        row, column = np.nonzero(targets_BW != IGNORE)
-        yield MicroBatch(
-            ids_BW=ids_BW,
-            positions_N=row * ids_BW.shape[1] + column,
-            targets_N=targets_BW[row, column].astype(np.int64),
-            rows_N=np.asarray(indices, np.int64)[row],
-        )
+    for indices in micro_batches(rows.lengths_R.tolist(), budget=budget, layout=layout, most=most):
+        yield (_pack if layout.packed else _pad)(rows, indices, layout)
+
+
+def _pad(rows: Rows, indices: list[int], layout: Layout) -> MicroBatch:
+    ids_BW, lengths_B, targets_BW = padded(rows, indices, widths=layout.widths)
+    row, column = np.nonzero(targets_BW != IGNORE)
+    return MicroBatch(
+        ids_BW=ids_BW,
+        lengths=tuple(lengths_B.tolist()),
+        positions_N=row * ids_BW.shape[1] + column,
+        targets_N=targets_BW[row, column].astype(np.int64),
+        rows_N=np.asarray(indices, np.int64)[row],
+    )
+
+
+def _pack(rows: Rows, indices: list[int], layout: Layout) -> MicroBatch:
+    chosen = rows.take(indices)
+    (positions_N,) = np.nonzero(chosen.targets_T != IGNORE)
+    return MicroBatch(
+        ids_BW=chosen.ids_T[None],
+        lengths=tuple(chosen.lengths_R.tolist()),
+        positions_N=positions_N,
+        targets_N=chosen.targets_T[positions_N].astype(np.int64),
+        rows_N=np.repeat(np.asarray(indices, np.int64), chosen.lengths_R)[positions_N],
+    )
 
 
 def scores(

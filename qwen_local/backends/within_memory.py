@@ -6,13 +6,13 @@ go of what the failed work left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 from qwen_local.backends.base import RowTooLargeError
 from qwen_local.backends.batches import MicroBatch, cut
-from qwen_local.datasets.plan import MOST, micro_batches, widths_of
+from qwen_local.datasets.plan import MOST, PADDED, Layout, micro_batches
 from qwen_local.errors import OutOfMemoryError
 from qwen_local.rows import Rows
 
@@ -23,20 +23,20 @@ class Budget:
     """How much an engine computes at once; halved for good whenever memory runs out."""
 
     def __init__(
-        self, tokens: int, *, ran_out: Callable[[Exception], bool], widths: Sequence[int] = ()
+        self, tokens: int, *, ran_out: Callable[[Exception], bool], layout: Layout = PADDED
     ) -> None:
         """Start with this many tokens.
 
         Args:
-            tokens: padded positions of a micro-batch, at most.
+            tokens: positions of a micro-batch, at most, padding among them.
             ran_out: whether an error of the engine means that memory ran out.
-            widths: of micro-batches, where few shapes are wanted.
+            layout: of a micro-batch.
         """
         self.tokens = tokens
         self.positions = 0
-        """Padded positions of all micro-batches of the last work that came to its end."""
+        """Of all micro-batches of the last work that came to its end, padding among them."""
         self._ran_out = ran_out
-        self._widths = widths
+        self.layout = layout
 
     def run(
         self,
@@ -60,7 +60,7 @@ class Budget:
             RowTooLargeError: memory ran out over a row that is alone already.
         """
         while True:
-            batches = _Counted(cut(rows, budget=self.tokens, widths=self._widths, most=most))
+            batches = _Counted(cut(rows, budget=self.tokens, layout=self.layout, most=most))
             try:
                 done = work(batches)
                 self.positions = batches.positions
@@ -97,14 +97,15 @@ class Budget:
         The largest decides, not the last, over which memory ran out: what the largest left behind
         may be why a smaller one found no room.
         """
-        lengths = rows.lengths_R.tolist()
-        groups = micro_batches(lengths, budget=self.tokens, widths=self._widths, most=most)[:begun]
-        width_R = widths_of(rows.lengths_R, self._widths).tolist()
+        lengths_R = rows.lengths_R
+        groups = micro_batches(
+            lengths_R.tolist(), budget=self.tokens, layout=self.layout, most=most
+        )[:begun]
+        sizes = [self.layout.positions(lengths_R[group]) for group in groups]
+        largest = max((n for n, g in zip(sizes, groups, strict=True) if len(g) > 1), default=0)
         last = groups[-1]
-        size = width_R[last[0]]  # the first row of a group is its longest
-        largest = max((len(g) * width_R[g[0]] for g in groups if len(g) > 1), default=0)
-        if len(last) == 1 and size >= largest:
-            raise RowTooLargeError(last[0], lengths[last[0]])
+        if len(last) == 1 and sizes[-1] >= largest:
+            raise RowTooLargeError(last[0], int(lengths_R[last[0]]))
         while self.tokens >= largest:
             self.tokens //= 2
 

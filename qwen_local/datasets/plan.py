@@ -6,6 +6,7 @@ Shapes: B = rows of one micro-batch, W = their common width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -32,21 +33,41 @@ SIZES = tuple(sorted(m * 2**n for n in range(20) for m in (1, 3) if m * 2**n > 2
 """Rows of a group where few shapes are wanted: 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the rows of a micro-batch lie together."""
+
+    widths: tuple[int, ...] = ()
+    """Which a rectangle may have, rising, and then of `SIZES` rows; none for any width and any
+    number of rows. A row beyond the widest has its own."""
+    packed: bool = False
+    """One behind the other without padding, instead of side by side in a rectangle."""
+
+    def positions(self, lengths_R: np.ndarray) -> int:
+        """What a micro-batch of rows of these lengths (int64 [R], at least one) computes."""
+        if self.packed:
+            return int(lengths_R.sum())
+        return len(lengths_R) * int(widths_of(lengths_R, self.widths).max())
+
+
+PADDED, PACKED = Layout(), Layout(packed=True)
+
+
 def micro_batches(
-    lengths: Sequence[int], *, budget: int, widths: Sequence[int] = (), most: int = MOST
+    lengths: Sequence[int], *, budget: int, layout: Layout = PADDED, most: int = MOST
 ) -> list[list[int]]:
     """The rows of one optimizer step in groups that fit into memory together.
 
     Sorted by length, the rows are cut where it leaves the least padding, into no more groups than
     `most` or than memory asks for. The longest come first, so that a budget which is too large
-    fails at once; rows of one length keep their order.
+    fails at once; rows of one length keep their order. Packed rows have no padding, and are cut
+    where the budget is full.
 
     Args:
         lengths: tokens of each row, at least one.
-        budget: tokens of a group, padding included: rows x width stays within it. A row that is
-            larger by itself makes a group of its own.
-        widths: the widths that groups may have, rising, and of `SIZES` rows; none for any width
-            and any number of rows. A row beyond the widest has its own.
+        budget: positions of a group, padding included. A row that is larger by itself makes a group
+            of its own.
+        layout: of a group.
         most: groups, where memory would hold the rows in fewer.
 
     Returns:
@@ -54,14 +75,20 @@ def micro_batches(
 
     >>> micro_batches([300, 900, 301, 890], budget=2000)
     [[1, 3], [2, 0]]
-    >>> micro_batches([300, 900, 301, 890], budget=2000, widths=[512, 1024])
+    >>> micro_batches([300, 900, 301, 890], budget=2000, layout=Layout((512, 1024)))
     [[1], [3], [2, 0]]
+    >>> micro_batches([300, 900, 301, 890], budget=2000, layout=PACKED)
+    [[1, 3], [2, 0]]
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    width_R = widths_of(np.array([lengths[i] for i in order], np.int64), widths)
-    counts = _filled(width_R, budget, few=bool(widths))
-    if 1 < len(order) <= LARGE:
-        counts = _best(width_R, budget, most=max(most, len(counts)), few=bool(widths))
+    length_R = np.array([lengths[i] for i in order], np.int64)
+    if layout.packed:
+        counts = _full(length_R, budget)
+    else:
+        width_R, few = widths_of(length_R, layout.widths), bool(layout.widths)
+        counts = _filled(width_R, budget, few=few)
+        if 1 < len(order) <= LARGE:
+            counts = _best(width_R, budget, most=max(most, len(counts)), few=few)
     ends = np.cumsum(counts)
     return [order[end - n : end] for n, end in zip(counts, ends.tolist(), strict=True)]
 
@@ -77,6 +104,20 @@ def widths_of(lengths_R: np.ndarray, widths: Sequence[int]) -> np.ndarray:
     at = np.searchsorted(widths, lengths_R)
     known = np.asarray(widths, np.int64)[np.minimum(at, len(widths) - 1)]
     return np.where(at < len(widths), known, lengths_R)
+
+
+def _full(length_R: np.ndarray, budget: int) -> list[int]:
+    """Rows of each group where every group takes what fits behind each other."""
+    counts: list[int] = []
+    room = 0
+    for length in length_R.tolist():
+        if length <= room:
+            counts[-1] += 1
+            room -= length
+        else:
+            counts.append(1)
+            room = budget - length
+    return counts
 
 
 def _filled(width_R: np.ndarray, budget: int, *, few: bool) -> list[int]:

@@ -8,9 +8,9 @@ from typing import Literal
 from qwen_local.backends.base import Setup
 from qwen_local.training.memory import Workload, estimate_memory
 
-FAVOURITE = {"cpu": 2048, "gpu": 8192}
-"""Padded positions of one forward pass where memory does not matter. A bigger product gains nothing
-on a CPU."""
+FAVOURITE = {"cpu": 1024, "gpu": 8192}
+"""Positions of one forward pass where memory does not matter. A bigger product gains nothing on a
+CPU."""
 
 SMALLEST = 256
 """Below it nothing is gained by going on."""

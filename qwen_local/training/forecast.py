@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from qwen_local.datasets.plan import epoch_order, micro_batches, widths_of
+from qwen_local.datasets.plan import Layout, epoch_order, micro_batches
 from qwen_local.rows import AnyRows, Rows
 from qwen_local.training.schedule import EVALUATION_COST, Schedule
 
@@ -48,7 +47,7 @@ def forecast(
     batch_size: int,
     seed: int,
     budget: int,
-    widths: Sequence[int],
+    layout: Layout,
     seconds: float,
     tokens: int,
     done: int = 0,
@@ -64,8 +63,8 @@ def forecast(
         evaluation: rows to evaluate on.
         batch_size: rows of an optimizer step.
         seed: of the order.
-        budget: padded positions of a micro-batch.
-        widths: of micro-batches, where they have few.
+        budget: positions of a micro-batch.
+        layout: of a micro-batch.
         seconds: that the trial took, forward and backward.
         tokens: its positions.
         done: optimizer steps that the run had when it was gone on with.
@@ -74,13 +73,13 @@ def forecast(
     lengths_R = train.lengths_R
     order = epoch_order(len(train), seed=seed, epoch=0)
     starts = range(0, len(order), batch_size)[:STEPS_LOOKED_AT]
-    positions = [_padded(lengths_R[order[at : at + batch_size]], budget, widths) for at in starts]
+    positions = [_computed(lengths_R[order[at : at + batch_size]], budget, layout) for at in starts]
     left = schedule.steps - done
     evaluations, scored = 0, 0
     if evaluation is not None:
         before = 1 + done // schedule.eval_every if done else 0
         evaluations = max(0, schedule.evaluations - before)
-        scored = _padded(evaluation.lengths_R, budget, widths)
+        scored = _computed(evaluation.lengths_R, budget, layout)
     return Forecast(
         steps=left,
         evaluations=evaluations,
@@ -89,11 +88,10 @@ def forecast(
     )
 
 
-def _padded(lengths_R: np.ndarray, budget: int, widths: Sequence[int]) -> int:
+def _computed(lengths_R: np.ndarray, budget: int, layout: Layout) -> int:
     """Positions that rows of these lengths take, in their micro-batches."""
-    groups = micro_batches(lengths_R.tolist(), budget=budget, widths=widths)
-    width_R = widths_of(lengths_R, widths)
-    return sum(len(group) * int(width_R[group[0]]) for group in groups)
+    groups = micro_batches(lengths_R.tolist(), budget=budget, layout=layout)
+    return sum(layout.positions(lengths_R[group]) for group in groups)
 
 
 def describe(coming: Forecast) -> str:

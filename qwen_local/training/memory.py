@@ -1,14 +1,14 @@
 """How much memory a run is expected to need, by part. An estimate from shapes; nothing is loaded.
 
-Kept for the backward pass, per padded position and block (Qwen2 and Qwen3, frozen weights, LoRA on
-every linear layer): the two norms' inputs and outputs (4 hidden), queries before and after norm and
-rotation and the attention's output (PyTorch 3 q, MLX 4 q), keys and values likewise (4 kv), gate,
-up, their activation and product (4 intermediate; MLX also the sigmoid), and one rank-wide vector
-for every target. With dropout PyTorch keeps each target's own dropped input and its mask beside
-these; MLX keeps them in the place of the inputs. Norms compute in float32 whatever the model is
-held in. With gradient checkpointing, one hidden vector per block and a single block in full. MLX
-keeps the attention's weights as well, a square of the row's width for each head; PyTorch's
-attention does not.
+Kept for the backward pass, per position and block (Qwen2 and Qwen3, frozen weights, LoRA on every
+linear layer): the two norms' inputs and outputs (4 hidden); queries, keys and values after rotation
+(q, 2 kv), on Qwen3 before their norm, too (q, kv); the attention's output, twice where rows are
+packed (2 q); gate, up and their product (3 intermediate); and one rank-wide vector for every
+target. With dropout the linear layers keep each target's own dropped input and its mask instead of
+their inputs. That is PyTorch (`backends/cuda/fused.py`); MLX keeps q and 2 kv more, the activation
+and the sigmoid (2 intermediate), the attention's weights, a square of the row's width for each
+head, and the norms' arrays in float32. With gradient checkpointing, one hidden vector per block and
+a single block in full.
 
 Checked against what PyTorch keeps (`tests/backends/test_kept_tensors.py`), and as a whole against
 the peaks of real runs (`tests/training/test_plan_accuracy.py`, `benchmarks/plan_accuracy.py`). What
@@ -27,6 +27,7 @@ import numpy as np
 from qwen_local.backends.base import (
     HEAD_CHUNK,
     HEAD_CHUNK_GPU,
+    HEAD_CHUNK_MLX,
     MLX_CACHE_BYTES,
     QUANTISED_BITS,
     Setup,
@@ -44,9 +45,6 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PUBLISHED_WIDTH = 2
 """Bytes of a weight in the files: Qwen publishes bfloat16."""
 
-DROPOUT_BYTES = 1.6
-"""PyTorch: of a dropped input beside itself: a byte of mask, and what goes with it (fitted)."""
-
 MODULES = {"cuda": {"bitsandbytes": 115 << 20, "peft": 50 << 20}, "mlx": {"mlx_lm": 30 << 20}}
 """What an engine imports beside its framework, with all that they import (measured on Linux)."""
 
@@ -56,7 +54,7 @@ FIRST_STEP = {"cuda": 35 << 20, "mlx": 20 << 20}
 GPU_CONTEXT = {"cuda": 500 << 20, "mlx": 0}
 """What a process holds on a GPU before its first array; Metal's working set counts arrays only."""
 
-KEPT_BY_MALLOC = 0.75
+KEPT_BY_MALLOC = 0.15
 """PyTorch on a CPU takes its arrays from the C library, which keeps freed blocks of less than
 32 MiB. The widths of one pass hardly fill the holes of another: about so much of what a pass
 allocates stays (measured with glibc; its `M_MMAP_THRESHOLD` at 128 KiB brings it to nothing)."""
@@ -191,12 +189,17 @@ def micro_batch_shapes(workload: Workload, budget: int) -> tuple[np.ndarray, np.
     """(rows [S], width [S]) of the largest micro-batch of every width that rows of the data have.
 
     It is that of `datasets.plan.micro_batches` in the worst order: the rows that are no longer than
-    the width, as many as the budget and an optimizer step allow.
+    the width, as many as the budget and an optimizer step allow. PyTorch packs its rows: there it
+    is one row, as long as the longest of a step together or as the budget.
 
     Args:
         workload: for its rows.
-        budget: padded positions of a micro-batch; a row that is longer is one of its own.
+        budget: positions of a micro-batch; a row that is longer is one of its own.
     """
+    if workload.engine == "cuda":
+        longest_R = np.sort(workload.lengths_R)[::-1][: workload.batch_size]
+        packed = max(longest_R[0], min(budget, longest_R.sum()))
+        return np.ones(1, np.int64), np.array([packed])
     width_S, count_S = np.unique(workload.lengths_R, return_counts=True)
     rows_S = np.minimum(np.maximum(1, budget // width_S), workload.batch_size)
     return np.minimum(rows_S, np.cumsum(count_S)), width_S
@@ -222,41 +225,44 @@ def _activations(
 def _block(setup: Setup, engine: Engine) -> int:
     """Bytes that a block keeps for the backward pass, for each padded position."""
     assert setup.lora is not None
-    return _kept_per_position(setup.model.architecture, setup.lora, BYTES[setup.dtype], engine)
+    width = BYTES[setup.dtype]
+    mask = width if engine == "cuda" and setup.device == "cpu" else 1  # of dropout, in bytes
+    return _kept_per_position(setup.model.architecture, setup.lora, width, mask, engine)
 
 
-def _kept_per_position(shape: Architecture, lora: LoraSpec, width: int, engine: Engine) -> int:
+def _kept_per_position(
+    shape: Architecture, lora: LoraSpec, width: int, mask: int, engine: Engine
+) -> int:
     """See `_block`; attention weights are not among it."""
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     low_rank = lora.rank * len(lora.target_names)
-    everything = 4 * shape.hidden + 3 * queries + 4 * keys + 4 * shape.intermediate + low_rank
-    in_float32 = 4 * shape.hidden + low_rank
-    if engine == "mlx":
-        everything += queries + shape.intermediate
-    elif shape.model_type == "qwen3":
-        in_float32 += 2 * (queries + keys)  # its queries and keys are normalised, too
-    kept = 4 * in_float32 + width * (everything - in_float32)
-    if not lora.dropout:
-        return kept
     linear = shape.linear_shapes()
-    dropped = sum(linear[name][1] for name in lora.target_names)
-    if engine == "cuda":
-        return kept + round((width + DROPOUT_BYTES) * dropped)
+    dropped = sum(linear[name][1] for name in lora.target_names) if lora.dropout else 0
     inputs = [("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)]
     shared = [group[0] for group in inputs if set(group) & set(lora.target_names)]
-    return kept + (width + 1) * dropped - width * sum(linear[name][1] for name in shared)
+    instead = sum(linear[name][1] for name in shared) if lora.dropout else 0
+    everything = 4 * shape.hidden + 3 * queries + 2 * keys + 3 * shape.intermediate + low_rank
+    if engine == "cuda":
+        if shape.model_type == "qwen3":  # its queries and keys are normalised, too
+            everything += queries + keys
+        return width * (everything - instead) + (width + mask) * dropped
+    everything += queries + 2 * keys + 2 * shape.intermediate
+    in_float32 = 4 * shape.hidden + low_rank
+    kept = 4 * in_float32 + width * (everything - in_float32)
+    return kept + (width + mask) * dropped - width * instead
 
 
 def _head(setup: Setup, engine: Engine, supervised: int) -> int:
     """Bytes of the logits of a chunk and what is computed from them.
 
-    PyTorch: the logits, their exponentials and their gradient, and from the second chunk on the
-    gradient of the one before. MLX: four from the first. (Its own count of a peak is up to three
-    times that on a CPU, where it allocates ahead of computing; what is not written takes nothing.)
+    PyTorch: the logits, in place of which everything else is computed, and in 16 bits a copy of
+    them. MLX: four from the first. (Its own count of a peak is up to three times that on a CPU,
+    where it allocates ahead of computing; what is not written takes nothing.)
     """
-    chunk = HEAD_CHUNK_GPU if setup.device == "gpu" else HEAD_CHUNK
-    arrays = 4 if engine == "mlx" or supervised > chunk else 3
-    return arrays * 4 * min(chunk, supervised) * setup.model.architecture.vocabulary
+    on_cpu = HEAD_CHUNK_MLX if engine == "mlx" else HEAD_CHUNK
+    chunk = HEAD_CHUNK_GPU if setup.device == "gpu" else on_cpu
+    each = 4 * 4 if engine == "mlx" else 4 + (0 if setup.dtype == "float32" else 2)
+    return each * min(chunk, supervised) * setup.model.architecture.vocabulary
 
 
 def _loading(setup: Setup, engine: Engine) -> int:

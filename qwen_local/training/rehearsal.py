@@ -43,23 +43,44 @@ def rehearse(
         OutOfMemoryError: memory does not hold the longest row.
     """
 
+    def fullest(rows: AnyRows, most: int) -> list[np.ndarray]:
+        budget, lengths_R = backend.micro_batch_tokens, rows.lengths_R
+        if backend.layout.packed:
+            return [_packed(lengths_R, most, budget)]
+        return [_first(lengths_R, most, budget), _largest(lengths_R, most, budget)]
+
     def tried(
         rows: AnyRows, places: Sequence[str], most: int, work: Callable[[Rows], object]
     ) -> None:
         with budget_told(backend, metrics, step):
-            for chosen in (_first, _largest):
-                indices = chosen(rows.lengths_R, most, backend.micro_batch_tokens)
+            for kind in range(len(fullest(rows, most))):
+                indices = fullest(rows, most)[kind]  # after the first, memory may have shown less
                 with rows_named([places[i] for i in indices]):
                     work(rows.take(indices))
 
     tried(data.train, data.train_places, batch_size, backend.rehearse)
-    indices = _largest(data.train.lengths_R, batch_size, backend.micro_batch_tokens)
+    indices = fullest(data.train, batch_size)[-1]
     began = time.monotonic()
     tokens = backend.rehearse(data.train.take(indices))
     took = time.monotonic() - began
     if data.evaluation is not None:
         tried(data.evaluation, data.eval_places, len(data.evaluation), backend.score)
     return Rehearsal(seconds=took, tokens=tokens, peak_memory_bytes=backend.peak_memory_bytes())
+
+
+def _packed(lengths_R: np.ndarray, most: int, budget: int) -> np.ndarray:
+    """The longest row, and behind it the longest of the others that fit.
+
+    >>> _packed(np.array([3, 9, 4, 8]), 3, 20).tolist(), _packed(np.array([3, 9]), 3, 5).tolist()
+    ([1, 3, 0], [1])
+    """
+    chosen: list[int] = []
+    left = budget
+    for index in np.argsort(-lengths_R, kind="stable").tolist():
+        if len(chosen) < most and (not chosen or lengths_R[index] <= left):
+            chosen.append(index)
+            left -= int(lengths_R[index])
+    return np.array(chosen, np.int64)
 
 
 def _first(lengths_R: np.ndarray, most: int, budget: int) -> np.ndarray:

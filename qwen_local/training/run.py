@@ -442,7 +442,7 @@ def _rehearse(ready: _Ready, engine: Backend, data: Data, metrics: Metrics) -> F
         batch_size=batch_size,
         seed=ready.job.train.seed,
         budget=engine.micro_batch_tokens,
-        widths=ready.setup.widths,
+        layout=engine.layout,
         seconds=tried.seconds,
         tokens=tried.tokens,
         done=start.step,

@@ -101,13 +101,16 @@ def nll(engine: Engine, logits_NV: np.ndarray, targets_N: np.ndarray) -> tuple[n
         from qwen_local.backends.mlx import head as mlx_head
 
         targets = mx.array(targets_N.astype(np.int32))
-        return tuple(np.array(a) for a in mlx_head.nll(mx.array(logits_NV), targets))
+        nll_N, gradient_NV, total_N1 = mlx_head.nll(mx.array(logits_NV), targets)
+        return np.array(nll_N), np.array(gradient_NV / total_N1)
     import torch
 
     from qwen_local.backends.cuda import head as torch_head
 
-    given = torch.from_numpy(logits_NV.copy()), torch.from_numpy(targets_N)
-    return tuple(a.numpy() for a in torch_head.nll(*given))
+    left_NV = torch.from_numpy(logits_NV.copy())
+    losses_N, rest_N1, all_N1 = torch_head.nll_in_place(left_NV, torch.from_numpy(targets_N))
+    left_NV[np.arange(len(targets_N)), targets_N] = -rest_N1.squeeze(1)
+    return losses_N.numpy(), (left_NV / all_N1).numpy()
 
 
 # --- truth ---

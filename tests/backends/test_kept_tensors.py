@@ -22,7 +22,8 @@ def kept_bytes(setup: Setup) -> int:
     backend = TorchBackend(setup)
     backend._model.train()
     ids = np.arange(256)
-    batch = next(cut(Rows.from_pairs([(ids, ids)] * 8), budget=setup.micro_batch_tokens))
+    rows = Rows.from_pairs([(ids, ids)] * 8)
+    batch = next(cut(rows, budget=setup.micro_batch_tokens, layout=backend.layout))
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from qwen_local.backends.base import Setup
-from qwen_local.backends.mlx.engine import MlxBackend, with_few_shapes
-from qwen_local.backends.mlx.head import loss_and_gradient
+from qwen_local.backends.mlx.engine import MlxBackend, keep_wired, with_few_shapes
+from qwen_local.backends.mlx.head import _exp, loss_and_gradient
 from qwen_local.job import LoraSpec
 from qwen_local.models.source import ModelFiles
 from qwen_local.rows import Rows
@@ -88,6 +88,57 @@ def test_few_shapes_are_few_and_say_the_same() -> None:
         assert targets.tolist() == [*range(rows), *[-1] * (len(targets) - rows)]
         assert padded.shape[1] <= max(32, 1.25 * width)
     assert len(shapes) <= 120
+
+
+def test_supervised_positions_are_padded_to_few_counts_with_little_waste() -> None:
+    """Micro-batches of four answers of 8 to 300 words, lognormal."""
+    generator = np.random.default_rng(0)
+    answers = np.clip(generator.lognormal(4.2, 0.8, (1000, 4)), 8, 300).astype(int).sum(1)
+    counts = []
+    for count in answers.tolist():
+        ids = np.ones((1, count), np.int32)
+        _, positions, targets = with_few_shapes(ids, np.arange(count), np.arange(count))
+        assert len(positions) == len(targets)
+        counts.append(len(targets))
+    assert len(set(counts)) <= 16
+    assert sum(counts) <= 1.13 * answers.sum()
+
+
+@pytest.mark.parametrize(
+    ("said", "wired"),
+    [({"max_recommended_working_set_size": 5 << 30}, [5 << 30]), ({"device_name": "cpu"}, [])],
+)
+def test_memory_is_wired_as_far_as_a_device_recommends(
+    said: dict[str, object], wired: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[int] = []
+    monkeypatch.setattr(mx, "device_info", lambda: said)
+    monkeypatch.setattr(mx, "set_wired_limit", limits.append)
+    keep_wired()
+    assert limits == wired
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_gradients_hold_a_vocabulary_of_equal_odds(dtype: str) -> None:
+    """The exponentials of 151,936 equal logits add up to more than float16 can hold."""
+    half = getattr(mx, dtype)
+    weight = mx.zeros((151_936, 2), half).at[3].add(1)
+    nll, gradient = loss_and_gradient(
+        mx.zeros((1, 2), half), lambda h: h @ weight.T, lambda g: g.astype(half) @ weight,
+        mx.array([3]), 64,
+    )  # fmt: skip
+    assert nll.item() == pytest.approx(np.log(151_936), rel=1e-5)
+    assert gradient.tolist() == [[-1.0, -1.0]]
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "arm64"])
+def test_the_exponential_of_either_processor_is_that_of_float64(
+    machine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    values = np.concatenate([np.linspace(-80, 0, 1000), [-1e4, -np.inf]]).astype(np.float32)
+    found = np.array(_exp(mx.array(values)), np.float64)
+    np.testing.assert_allclose(found, np.exp(values.astype(np.float64)), rtol=4e-6, atol=1e-38)
 
 
 def test_the_head_holds_the_logits_of_a_few_chunks_however_many_there_are() -> None:

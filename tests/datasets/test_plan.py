@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from qwen_local.datasets.plan import (
     ONE_MORE,
     SIZES,
+    Layout,
     choose_widths,
     epoch_order,
     micro_batches,
@@ -29,7 +30,7 @@ several_widths = st.sampled_from([(), (16, 64, 320), (8, 40)])
 def test_every_row_is_planned_once_and_within_the_budget(
     lengths: list[int], budget: int, widths: tuple[int, ...]
 ) -> None:
-    groups = micro_batches(lengths, budget=budget, widths=widths)
+    groups = micro_batches(lengths, budget=budget, layout=Layout(widths))
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
     for group in groups:
         width = widths_of(np.array([max(lengths[index] for index in group)]), widths).item()
@@ -41,7 +42,7 @@ def test_every_row_is_planned_once_and_within_the_budget(
 def test_the_longest_come_first_and_equal_rows_keep_their_order(
     lengths: list[int], budget: int, widths: tuple[int, ...]
 ) -> None:
-    groups = micro_batches(lengths, budget=budget, widths=widths)
+    groups = micro_batches(lengths, budget=budget, layout=Layout(widths))
     order = [index for group in groups for index in group]
     assert order == sorted(order, key=lambda index: (-lengths[index], index))
 
@@ -99,7 +100,7 @@ def waste(batch: int, widths: tuple[int, ...]) -> float:
     generator = np.random.default_rng(1)
     for _ in range(300):
         rows = generator.choice(every, batch)
-        groups = micro_batches(rows.tolist(), budget=10**9, widths=widths)
+        groups = micro_batches(rows.tolist(), budget=10**9, layout=Layout(widths))
         assert len(groups) <= 8
         used += int(rows.sum())
         for group in groups:

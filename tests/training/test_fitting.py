@@ -60,9 +60,9 @@ def test_where_there_is_room_the_device_gets_what_it_likes_best() -> None:
         "8,192 tokens computed at once, the most that a GPU gains from; activations are kept",
     )
     assert fitted(10**12, device="cpu") == (
-        2048,
+        1024,
         False,
-        "2,048 tokens computed at once, the most that a CPU gains from; activations are kept",
+        "1,024 tokens computed at once, the most that a CPU gains from; activations are kept",
     )
 
 
@@ -72,7 +72,7 @@ def test_where_less_fits_the_budget_is_halved_first() -> None:
         False,
         "4,096 tokens computed at once, as 8,192 would not fit; activations are kept",
     )
-    assert fitted(room_for(2048, False))[:2] == (2048, False)
+    assert fitted(room_for(1024, False))[:2] == (1024, False)
 
 
 def test_rather_than_a_tiny_budget_activations_are_computed_twice() -> None:

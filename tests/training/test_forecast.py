@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from pytest import approx
 
+from qwen_local.datasets.plan import PADDED
 from qwen_local.job import TrainSpec
 from qwen_local.rows import Rows
 from qwen_local.training.forecast import Forecast, describe, forecast, how_far_off
@@ -26,7 +27,7 @@ def foretold(train: Rows, evaluation: Rows | None, spec: TrainSpec, **given: int
         evaluation,
         batch_size=spec.batch_size,
         seed=0,
-        widths=(),
+        layout=PADDED,
         budget=given.get("budget", 40),
         seconds=2.0,
         tokens=100,

@@ -24,6 +24,7 @@ from qwen_local.backends.base import (
     State,
     StepResult,
 )
+from qwen_local.datasets.plan import PADDED, Layout
 from qwen_local.errors import OutOfMemoryError
 from qwen_local.job import TrainSpec
 from qwen_local.rows import Rows
@@ -52,6 +53,7 @@ class ScalarBackend:
     scored: list[list[int]] = field(default_factory=list)
     """The targets of each evaluation."""
     micro_batch_tokens: int = 64
+    layout: Layout = PADDED
 
     def step(self, rows: Rows, *, lr: float, tokens: int) -> StepResult:
         y = rows.targets_T

@@ -9,7 +9,13 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from qwen_local.backends.base import HEAD_CHUNK, HEAD_CHUNK_GPU, MLX_CACHE_BYTES, Setup
+from qwen_local.backends.base import (
+    HEAD_CHUNK,
+    HEAD_CHUNK_GPU,
+    HEAD_CHUNK_MLX,
+    MLX_CACHE_BYTES,
+    Setup,
+)
 from qwen_local.datasets.plan import epoch_order, micro_batches
 from qwen_local.job import LoraSpec
 from qwen_local.models.architecture import Architecture, Stored
@@ -258,10 +264,10 @@ def test_from_the_second_chunk_on_a_gradient_of_the_one_before_is_there() -> Non
 
 def test_mlx_has_four_arrays_of_a_chunk_from_the_first() -> None:
     def head(chunks: float, device: Literal["cpu", "gpu"] = "cpu") -> int:
-        workload = replace(many(int(chunks * HEAD_CHUNK)), engine="mlx")
+        workload = replace(many(int(chunks * HEAD_CHUNK_MLX)), engine="mlx")
         return estimate(workload=workload, device=device).head
 
-    logits = 4 * HEAD_CHUNK * 100
+    logits = 4 * HEAD_CHUNK_MLX * 100
     assert [head(n) / logits for n in (0.5, 1, 2, 3, 9)] == [2, 4, 4, 4, 4]
     assert head(99, "gpu") == 4 * 4 * HEAD_CHUNK_GPU * 100
 

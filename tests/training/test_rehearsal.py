@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_local.backends.base import Backend, RowTooLargeError, Scores
-from qwen_local.datasets.plan import micro_batches
+from qwen_local.datasets.plan import PADDED, micro_batches
 from qwen_local.errors import OutOfMemoryError
 from qwen_local.rows import Rows
 from qwen_local.training.loop import Data
@@ -26,6 +26,8 @@ class Notes:
         self.micro_batch_tokens, self._room, self._tight = 64, room, tight
         self.rehearsed: list[list[int]] = []
         self.scored: list[list[int]] = []
+
+    layout = PADDED
 
     def rehearse(self, rows: Rows) -> int:
         self._look_at(rows)

@@ -1,7 +1,8 @@
 """One LoRA model under PyTorch: the step, the score, the state, greedy answers.
 
 transformers gives the model, PEFT the LoRA layers, torch.optim the optimizer. Ours are the
-micro-batches, the head (`head.py`), and that the mean is taken once, over the step's tokens.
+micro-batches, the way through the blocks in training (`forward.py`), the head (`head.py`), and that
+the mean is taken once, over the step's tokens.
 """
 
 from __future__ import annotations
@@ -35,11 +36,14 @@ from qwen_local.backends.base import (
     peak_resident_bytes,
 )
 from qwen_local.backends.batches import MicroBatch, scores
+from qwen_local.backends.cuda import vector_math
+from qwen_local.backends.cuda.attention import Borders
+from qwen_local.backends.cuda.forward import hidden_states
 from qwen_local.backends.cuda.head import SupervisedLoss, score_rows
 from qwen_local.backends.cuda.quantised import load
 from qwen_local.backends.cuda.session import TorchSession
 from qwen_local.backends.within_memory import Budget
-from qwen_local.datasets.plan import MOST
+from qwen_local.datasets.plan import MOST, PACKED, Layout
 from qwen_local.rows import Rows
 
 T = TypeVar("T")
@@ -61,11 +65,12 @@ class TorchBackend:
     """The contract of `qwen_local.backends.base.Backend` on PyTorch."""
 
     def __init__(self, setup: Setup) -> None:
+        vector_math.call_once()
         self._setup = setup
         self._device = torch.device("cuda" if setup.device == "gpu" else "cpu")
         self._chunk = HEAD_CHUNK_GPU if setup.device == "gpu" else HEAD_CHUNK
         self._steps = 0
-        self._budget = Budget(setup.micro_batch_tokens, ran_out=ran_out_of_memory)
+        self._budget = Budget(setup.micro_batch_tokens, ran_out=ran_out_of_memory, layout=PACKED)
         transformers.utils.logging.disable_progress_bar()
         base = load(setup, self._device)
         base.requires_grad_(False)
@@ -98,8 +103,6 @@ class TorchBackend:
             # transformers is renaming gradient to activation checkpointing: PEFT still reads the
             # old name, and the oldest release that we allow has no other.
             warnings.simplefilter("ignore", FutureWarning)
-            if setup.gradient_checkpointing:
-                base.gradient_checkpointing_enable({"use_reentrant": False})
             self._model = peft.get_peft_model(base, config)
         self._parameters = {
             _saved_name(name): parameter
@@ -143,6 +146,11 @@ class TorchBackend:
     def micro_batch_tokens(self) -> int:
         """See `Backend.micro_batch_tokens`."""
         return self._budget.tokens
+
+    @property
+    def layout(self) -> Layout:
+        """See `Backend.layout`."""
+        return self._budget.layout
 
     def adapter(self) -> Arrays:
         """See `Backend.adapter`."""
@@ -314,28 +322,24 @@ class TorchBackend:
                 }
 
     def _hidden(self, batch: MicroBatch) -> Tensor:
-        """Hidden states after the last norm at the supervised positions, [N, D].
-
-        The mask of every layer is given as None, plainly causal: padding on the right reaches no
-        real position, and transformers would ask the device whether rows are packed.
-        """
-        causal = {"full_attention": None}
-        with self._autocast():
-            hidden_BWD = self._backbone(
-                input_ids=self._to_device(batch.ids_BW), attention_mask=causal, use_cache=False
-            ).last_hidden_state
-        hidden_ND: Tensor = hidden_BWD.flatten(0, 1)[self._to_device(batch.positions_N)]
-        return hidden_ND.to(self._head.dtype)
+        """Hidden states after the last norm at the supervised positions, [N, D]."""
+        return hidden_states(
+            self._backbone,
+            self._to_device(batch.ids_BW[0]),
+            Borders.of(batch.lengths, self._to_device),
+            self._to_device(batch.positions_N),
+            twice=self._setup.gradient_checkpointing,
+        )
 
     def _targets(self, batch: MicroBatch) -> tuple[Tensor, int]:
         return self._to_device(batch.targets_N), self._chunk
 
     def _to_device(self, array: np.ndarray) -> Tensor:
-        """int64 on the device, without waiting for it."""
+        """The same on the device, without waiting for it."""
         tensor = torch.from_numpy(array)
         if self._device.type == "cuda":
-            tensor = tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor.to(torch.int64)
+            return tensor.pin_memory().to(self._device, non_blocking=True)
+        return tensor
 
     def _autocast(self) -> AbstractContextManager[object]:
         """Matrix products in the model's dtype: PEFT computes float32 adapters in float32."""

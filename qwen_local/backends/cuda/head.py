@@ -15,30 +15,52 @@ import torch
 from torch import Tensor
 
 
-def nll(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of the targets, and its gradient with respect to the logits.
+def nll_in_place(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Negative log-likelihood of the targets; the logits become what their gradient is made of.
 
     For a confident row the probability of the target is 1 up to rounding and log(sum) loses the
     loss; the mass of all the *other* entries keeps it: nll = log1p(rest / exp(target)).
 
     Args:
-        logits_CV: float32.
+        logits_CV: float32. Afterwards exp(logit - the largest of the row), and 0 at the target.
         targets_C: int64.
 
     Returns:
-        (nll float32 [C], d nll / d logits float32 [C, V]).
+        (nll float32 [C], rest float32 [C, 1]: the sum of what is left in the row, total float32
+        [C, 1]: the same with the target's). The gradient with respect to the logits is what is left
+        / total, and -rest / total at the target.
     """
     at = targets_C.unsqueeze(1)
-    exp_CV = (logits_CV - logits_CV.amax(1, keepdim=True)).exp_()
-    target_C1 = exp_CV.gather(1, at)
-    rest_C1 = exp_CV.scatter_(1, at, 0.0).sum(1, keepdim=True)
+    largest_C1 = logits_CV.amax(1, keepdim=True)
+    shifted_C1 = logits_CV.gather(1, at) - largest_C1
+    others_CV = logits_CV.sub_(largest_C1).exp_().scatter_(1, at, 0.0)
+    target_C1 = shifted_C1.exp()
+    rest_C1 = others_CV.sum(1, keepdim=True)
     total_C1 = rest_C1 + target_C1
-    shifted_C1 = logits_CV.gather(1, at) - logits_CV.amax(1, keepdim=True)
     nll_C1 = torch.where(
         target_C1 > rest_C1, torch.log1p(rest_C1 / target_C1), total_C1.log() - shifted_C1
     )
-    gradient_CV = (exp_CV / total_C1).scatter_(1, at, -rest_C1 / total_C1)
-    return nll_C1.squeeze(1), gradient_CV
+    return nll_C1.squeeze(1), rest_C1, total_C1
+
+
+def logits_in(room_CV: Tensor, hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
+    """The logits of some positions, float32, written over what a chunk before them left.
+
+    Args:
+        room_CV: float32, with at least as many rows.
+        hidden_CD: in the dtype of the weight.
+        weight_VD: the head.
+    """
+    logits_CV = room_CV[: len(hidden_CD)]
+    if weight_VD.dtype == torch.float32:
+        return torch.mm(hidden_CD, weight_VD.T, out=logits_CV)
+    return logits_CV.copy_(hidden_CD @ weight_VD.T)
+
+
+def room(positions: int, weight_VD: Tensor, chunk: int) -> Tensor:
+    """Memory for the logits of a chunk, float32 [C, V]."""
+    size = min(positions, chunk), len(weight_VD)
+    return torch.empty(size, dtype=torch.float32, device=weight_VD.device)
 
 
 class SupervisedLoss(torch.autograd.Function):
@@ -50,15 +72,18 @@ class SupervisedLoss(torch.autograd.Function):
     ) -> Tensor:
         """The summed loss in nats, a float32 scalar."""
         gradient_ND = torch.empty_like(hidden_ND)
-        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        losses_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_ND.device)
+        room_CV = room(len(targets_N), weight_VD, chunk)
         for start in range(0, len(targets_N), chunk):
             part = slice(start, start + chunk)
-            logits_CV = (hidden_ND[part] @ weight_VD.T).float()
-            nll_C, gradient_CV = nll(logits_CV, targets_N[part])
-            total += nll_C.sum()
-            gradient_ND[part] = gradient_CV.to(weight_VD.dtype) @ weight_VD
+            logits_CV = logits_in(room_CV, hidden_ND[part], weight_VD)
+            losses_N[part], rest_C1, total_C1 = nll_in_place(logits_CV, targets_N[part])
+            # The division and the target's own entry are put behind the product: [C, D] is small.
+            others_CD = (logits_CV.to(weight_VD.dtype) @ weight_VD).float()
+            own_CD = rest_C1 * weight_VD[targets_N[part]]
+            gradient_ND[part] = others_CD.sub_(own_CD).div_(total_C1)
         ctx.save_for_backward(gradient_ND)
-        return total
+        return losses_N.sum()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
@@ -69,8 +94,10 @@ class SupervisedLoss(torch.autograd.Function):
 
 def score_rows(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int) -> Tensor:
     """Negative log-likelihood of each position, float32 [N]; no gradient."""
-    parts = [
-        nll((hidden_ND[s : s + chunk] @ weight_VD.T).float(), targets_N[s : s + chunk])[0]
-        for s in range(0, len(targets_N), chunk)
-    ]
-    return torch.cat(parts) if parts else torch.zeros(0, device=hidden_ND.device)
+    losses_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_ND.device)
+    room_CV = room(len(targets_N), weight_VD, chunk)
+    for start in range(0, len(targets_N), chunk):
+        part = slice(start, start + chunk)
+        logits_CV = logits_in(room_CV, hidden_ND[part], weight_VD)
+        losses_N[part] = nll_in_place(logits_CV, targets_N[part])[0]
+    return losses_N

@@ -9,51 +9,67 @@ Shapes: N = supervised positions, C = positions of a chunk, D = hidden size, V =
 
 from __future__ import annotations
 
+import math
+import platform
 from collections.abc import Callable
 
 import mlx.core as mx
 
 BLOCK = 128
-"""Entries of the vocabulary that are summed first. MLX's CPU sum is a running one in float32, which
-loses the tail of a long row once one entry dominates; a sum of block sums does not."""
+"""Sums that a row of the vocabulary is reduced to first. MLX's CPU sum is a running one in float32,
+which loses the tail of a long row once one entry dominates; one in two stages does not."""
+
+X86 = ("x86_64", "AMD64")
 
 Head = Callable[[mx.array], mx.array]
 """[C, D] -> [C, V]; the way back is [C, V] -> [C, D], a product with the head's weight [V, D]."""
 
 
-def nll(logits_CV: mx.array, targets_C: mx.array) -> tuple[mx.array, mx.array]:
+def nll(logits_CV: mx.array, targets_C: mx.array) -> tuple[mx.array, mx.array, mx.array]:
     """Negative log-likelihood of the targets, and its gradient with respect to the logits.
 
     The formula is that of the PyTorch engine: for a confident row, log1p(rest / exp(target)).
+    The gradient is left without its divisor, so that a product with the head may come before the
+    division, which then goes over [C, D] and not [C, V].
 
     Args:
         logits_CV: float32.
         targets_C: int32.
 
     Returns:
-        (nll float32 [C], d nll / d logits float32 [C, V]).
+        (nll float32 [C], total x d nll / d logits float32 [C, V], total float32 [C, 1]); total is
+        the sum of the exponentials, the greatest of which is 1.
     """
     at = targets_C[:, None]
-    shifted_CV = logits_CV - logits_CV.max(1, keepdims=True)
-    exp_CV = mx.exp(shifted_CV)
-    target_C1 = mx.take_along_axis(exp_CV, at, 1)
-    others_CV = mx.put_along_axis(exp_CV, at, mx.array(0.0), 1)
-    rest_C1 = _sum_in_blocks(others_CV)
-    total_C1 = rest_C1 + target_C1
-    nll_C1 = mx.where(
-        target_C1 > rest_C1,
-        mx.log1p(rest_C1 / target_C1),
-        mx.log(total_C1) - mx.take_along_axis(shifted_CV, at, 1),
-    )
-    gradient_CV = mx.put_along_axis(others_CV / total_C1, at, -rest_C1 / total_C1, 1)
-    return nll_C1.squeeze(1), gradient_CV
+    max_C1 = _in_blocks(logits_CV, -math.inf).max(1).max(1, keepdims=True)
+    target_C1 = mx.take_along_axis(logits_CV, at, 1) - max_C1
+    others_CV = mx.put_along_axis(_exp(logits_CV - max_C1), at, mx.array(0.0), 1)
+    rest_C1 = _in_blocks(others_CV, 0.0).sum(1).sum(1, keepdims=True)
+    exp_C1 = mx.exp(target_C1)
+    total_C1 = rest_C1 + exp_C1
+    nll_C1 = mx.where(exp_C1 > rest_C1, mx.log1p(rest_C1 / exp_C1), mx.log(total_C1) - target_C1)
+    return nll_C1.squeeze(1), mx.put_along_axis(others_CV, at, -rest_C1, 1), total_C1
 
 
-def _sum_in_blocks(values_CV: mx.array) -> mx.array:
-    """Row sums [C, 1] in two stages."""
+def _in_blocks(values_CV: mx.array, fill: float) -> mx.array:
+    """Rows as [C, V / BLOCK, BLOCK], to be reduced over axis 1 and then over what is left.
+
+    In this order MLX's CPU reduces whole blocks at a time, seven times as fast as it does a row.
+    """
     rows, width = values_CV.shape
-    values_CV = mx.pad(values_CV, [(0, 0), (0, -width % BLOCK)])
-    return values_CV.reshape(rows, -1, BLOCK).sum(2).sum(1, keepdims=True)
+    values_CV = mx.pad(values_CV, [(0, 0), (0, -width % BLOCK)], constant_values=fill)
+    return values_CV.reshape(rows, -1, BLOCK)
+
+
+def _exp(values: mx.array) -> mx.array:
+    """e to these powers.
+
+    Built for x86, MLX calls the C library for every `fma` of its own exponential: 14 ns an entry,
+    where the library's `powf` takes 6 and is no less exact.
+    """
+    if platform.machine() in X86 and mx.default_device() == mx.cpu:
+        return mx.power(mx.array(math.e), values)
+    return mx.exp(values)
 
 
 def _after(chunk_CD: mx.array, before: list[mx.array]) -> mx.array:
@@ -83,9 +99,13 @@ def loss_and_gradient(
         real_C = (targets_N[part] >= 0).astype(mx.float32)
         hidden_CD = _after(hidden_ND[part], gradients[-1:] + losses[-1:])
         logits_CV = head(hidden_CD).astype(mx.float32)
-        nll_C, gradient_CV = nll(logits_CV, mx.maximum(targets_N[part], 0))
+        nll_C, gradient_CV, total_C1 = nll(logits_CV, mx.maximum(targets_N[part], 0))
         losses.append(nll_C * real_C)
-        gradients.append(back(gradient_CV * real_C[:, None]))
+        real_C1 = real_C[:, None] / total_C1
+        if hidden_ND.dtype == mx.float32:
+            gradients.append(back(gradient_CV) * real_C1)
+        else:  # the cast is a pass over [C, V] anyway; and float16 does not hold every total
+            gradients.append(back(gradient_CV * real_C1))
     return mx.concatenate(losses), mx.concatenate(gradients)
 
 
@@ -95,6 +115,6 @@ def losses(hidden_ND: mx.array, head: Head, targets_N: mx.array, chunk: int) -> 
     for start in range(0, hidden_ND.shape[0], chunk):
         part = slice(start, start + chunk)
         logits_CV = head(_after(hidden_ND[part], parts[-1:])).astype(mx.float32)
-        nll_C, _ = nll(logits_CV, mx.maximum(targets_N[part], 0))
+        nll_C, _, _ = nll(logits_CV, mx.maximum(targets_N[part], 0))
         parts.append(mx.where(targets_N[part] >= 0, nll_C, 0.0))
     return mx.concatenate(parts)

@@ -1,0 +1,228 @@
+"""What must agree on any engine and device, as checks: each a figure with its bound.
+
+The embedded model on its own sample data: it was trained, so that its losses mean something, and it
+loads in a moment. `benchmarks.gpu` and `benchmarks.metal` ask these of a card or a Mac.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.parts import Device, Figure, check
+from qwen_local.backends.base import Arrays, Backend, Setup
+from qwen_local.backends.select import Choice, Engine, open_backend
+from qwen_local.embedded import TINY_MODEL, sample_data_path, tiny_model_path
+from qwen_local.job import LoraSpec
+from qwen_local.models.source import fetch, find_model
+from qwen_local.rows import Rows
+from qwen_local.training.metrics import largest_difference
+
+STEPS = 20
+BATCH = 8
+RATE = 1e-3
+WHOLE_BATCH = 16_384
+"""Tokens of a micro-batch that hold all rows of any step here."""
+ONE_ROW = 1
+"""Tokens of a micro-batch that hold no two rows."""
+
+SAME_CURVE = 1e-4
+"""Promise 1 of the design, for float32."""
+ROUNDED_CURVE = 0.05
+"""The same measure for bfloat16, which keeps 8 bits: 0.4 % of every number."""
+ROUNDED = 0.02
+"""For a single pass in it, relative."""
+SAME_FLOAT32 = 5e-5
+"""Relative, of sums that were added up in another order."""
+FOUR_BITS = 0.10
+"""What quantising to 4 bits may cost of the loss, relative."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """An engine on a device."""
+
+    engine: Engine
+    device: Device
+
+    def __str__(self) -> str:
+        name = {"cuda": "PyTorch", "mlx": "MLX"}[self.engine]
+        return f"{name} on {'a GPU' if self.device == 'gpu' else 'the CPU'}"
+
+
+def opened(place: Place, **settings: Any) -> Backend:
+    """The embedded model under an adapter, float32 unless another `dtype` is given.
+
+    Args:
+        place: where.
+        settings: of `Setup`.
+    """
+    given: dict[str, Any] = {
+        "model": fetch(find_model(TINY_MODEL)),
+        "lora": LoraSpec(rank=16, alpha=32, dropout=0.0),
+        "dtype": "float32",
+        "max_grad_norm": 1.0,
+        "micro_batch_tokens": WHOLE_BATCH,
+        **settings,
+    }
+    setup = Setup(device=place.device, **given)
+    return open_backend(Choice(place.engine, place.device, "a benchmark"), setup)
+
+
+def sample_rows() -> Rows:
+    """The embedded sample data, tokenised, in the order of its file."""
+    from qwen_local.datasets.prepare import prepare
+    from qwen_local.datasets.sources import Wanted
+    from qwen_local.datasets.tokenizer import ChatTokenizer
+
+    prepared = prepare(
+        ChatTokenizer.load(tiny_model_path()),
+        train=[Wanted(name=str(sample_data_path() / "train.jsonl"))],
+        eval=[],
+        eval_fraction=0.0,
+        max_length=2048,
+        overlong="drop",
+        train_on="assistant",
+        seed=0,
+    )
+    return prepared.train.take(range(STEPS * BATCH))
+
+
+def curve(backend: Backend, rows: Rows, *, start: int = 0, steps: int = STEPS) -> list[float]:
+    """Mean loss of each step, from a step on."""
+    losses = []
+    for number in range(start, start + steps):
+        batch = rows.take(range(number * BATCH, (number + 1) * BATCH))
+        result = backend.step(batch, lr=RATE, tokens=batch.supervised)
+        losses.append(result.loss_sum / batch.supervised if result.finite else float("nan"))
+    return losses
+
+
+def same_curves(here: Place, there: Place) -> Iterator[Figure]:
+    """float32 here against float32 there, and bfloat16 here against float32 here."""
+    rows = sample_rows()
+    exact, other = curve(opened(here), rows), curve(opened(there), rows)
+    said = f"losses of {STEPS} steps, float32, {here} against {there}"
+    yield check(said, largest_difference(exact, other), at_most=SAME_CURVE)
+    yield check(
+        "loss at the end of them, to that at the beginning", exact[-1] / exact[0], at_most=0.7
+    )
+    rounded = curve(opened(here, dtype="bfloat16"), rows)
+    said = f"losses of {STEPS} steps on {here}, bfloat16 against float32"
+    yield check(said, largest_difference(rounded, exact), at_most=ROUNDED_CURVE)
+
+
+def four_bits(here: Place) -> Iterator[Figure]:
+    """The model in 4 bits: near the whole one, and trained as it is."""
+    rows = sample_rows()
+    scored = rows.take(range(32))
+    plain = opened(here, dtype="bfloat16").score(scored).mean
+    backend = opened(here, dtype="bfloat16", quantization="4bit")
+    quantised = backend.score(scored).mean
+    said = f"loss in 4 bits on {here} against bfloat16, relative"
+    yield check(said, abs(quantised - plain) / plain, at_most=FOUR_BITS)
+    losses = curve(backend, rows, steps=8)
+    said = "loss in 4 bits in the eighth step, to that of the first"
+    yield check(said, losses[-1] / losses[0], at_most=0.7)
+
+
+def together_or_alone(here: Place) -> Iterator[Figure]:
+    """Rows computed together against each by itself: no row hears another."""
+    rows = sample_rows().take(range(32))
+    for dtype, bound in (("float32", SAME_FLOAT32), ("bfloat16", ROUNDED)):
+        together = opened(here, dtype=dtype)
+        alone = opened(here, dtype=dtype, micro_batch_tokens=ONE_ROW)
+        adapter = _noise(together.adapter())
+        for backend in (together, alone):
+            backend.load_adapter(adapter)
+        a, b = together.score(rows).nll_R, alone.score(rows).nll_R
+        said = f"losses of 32 rows together against each alone, {dtype}, relative"
+        yield check(said, float(np.max(np.abs(a - b) / b)), at_most=bound)
+        for backend in (together, alone):
+            backend.step(rows, lr=RATE, tokens=rows.supervised)
+        said = f"their gradient likewise, {dtype}, relative"
+        apart = _apart(together.state().exp_avg, alone.state().exp_avg)
+        yield check(said, apart, at_most=bound)
+    yield check("rows whose loss changes with the tokens of another", _leaks(here), at_most=0)
+
+
+def _leaks(here: Place) -> int:
+    """How many rows see it when all tokens of the first become others; the shapes stay."""
+    rows = sample_rows().take(range(16))
+    backend = opened(here)
+    before = backend.score(rows).nll_R
+    ids, targets = rows.row(0)
+    other = (np.flip(ids), targets)
+    changed = Rows.from_pairs([other, *(rows.row(r) for r in range(1, len(rows)))])
+    after = backend.score(changed).nll_R
+    assert before[0] != after[0]
+    return int(np.count_nonzero(before[1:] != after[1:]))
+
+
+def resumed(here: Place) -> Iterator[Figure]:
+    """Eight steps against four, their state in a new engine, and four more.
+
+    Where two whole runs differ already (sums of floats in whatever order a card's threads come),
+    nothing else can be exact either; that difference stands beside.
+    """
+    rows = sample_rows()
+    settings: dict[str, Any] = {"lora": LoraSpec(rank=16, alpha=32, dropout=0.1)}
+    whole, again, first = (opened(here, **settings) for _ in range(3))
+    for backend in (whole, again):
+        curve(backend, rows, steps=8)
+    curve(first, rows, steps=4)
+    second = opened(here, seed=0, **settings)
+    second.load_state(first.state())
+    curve(second, rows, start=4, steps=4)
+    expected = whole.adapter()
+    yield check(
+        "a run against itself, its adapter", _apart(again.adapter(), expected), at_most=1e-4
+    )
+    yield check("a resumed run against it", _apart(second.adapter(), expected), at_most=1e-4)
+    exact = all(np.array_equal(array, expected[n]) for n, array in second.adapter().items())
+    yield {"figure": "a resumed run is the same to the last bit", "value": exact}
+
+
+def answers(here: Place, there: Place) -> Iterator[Figure]:
+    """Greedy answers here and there; a near tie may fall either way."""
+    prompts = prompts_of_the_sample(16)
+    given: dict[str, Any] = {"max_tokens": 24, "stop_ids": stop_ids()}
+    a, b = (opened(place).generate(prompts, **given) for place in (here, there))
+    differing = sum(x.ids != y.ids for x, y in zip(a, b, strict=True))
+    said = f"answers of 16 that differ, {here} against {there}"
+    yield check(said, differing, at_most=1)
+
+
+def prompts_of_the_sample(count: int) -> list[list[int]]:
+    """What stands before the answers of the first rows."""
+    rows = sample_rows()
+    prompts = []
+    for r in range(count):
+        ids, targets = rows.row(r)
+        prompts.append(ids[: int(np.argmax(targets >= 0)) + 1].tolist())
+    return prompts
+
+
+def stop_ids() -> Sequence[int]:
+    """The tokens that end an answer of the embedded model."""
+    from qwen_local.datasets.tokenizer import ChatTokenizer
+
+    return ChatTokenizer.load(tiny_model_path()).stop_ids
+
+
+def _noise(adapter: Arrays) -> Arrays:
+    """An adapter that does something: a fresh one has zeros for B."""
+    generator = np.random.default_rng(0)
+    return {
+        name: array + generator.normal(0, 0.02, array.shape).astype(np.float32)
+        for name, array in adapter.items()
+    }
+
+
+def _apart(a: Arrays, b: Arrays) -> float:
+    """The norm of the difference of all arrays, relative to that of the second."""
+    difference = sum(float(np.square(a[name] - b[name]).sum()) for name in b)
+    return float(np.sqrt(difference / sum(float(np.square(array).sum()) for array in b.values())))

@@ -1,0 +1,41 @@
+"""What a machine is and has, in general words: the first part of a benchmark for its owner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from benchmarks.parts import Device, Figure
+
+
+def environment(packages: Sequence[str], device: Device, folder: Path) -> Iterator[Figure]:
+    """Card, driver, versions; `card` is what the result's file is named after.
+
+    Args:
+        packages: whose versions are told, None for what is not installed.
+        device: `cpu` names no card.
+        folder: not needed.
+    """
+    from benchmarks.plan_accuracy import machine
+    from qwen_local.backends.probe import probe
+
+    here = probe(thorough=True)
+    yield {
+        "card": (here.gpu or "no card") if device == "gpu" else "cpu",
+        "card_bytes": here.gpu_bytes,
+        "capability": here.gpu_capability,
+        "driver": here.driver,
+        "cuda": here.torch_cuda,
+        "macos": here.macos,
+        "faults": [f for f in (here.torch_fault, here.mlx_fault, here.bitsandbytes_fault) if f],
+        **machine(device),
+        "packages": {name: _version(name) for name in packages},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,129 @@
+"""What only a card can show: its attention kernel, and its memory that runs out.
+
+Shapes: R = rows, T = positions of all rows, H and K = heads of queries and of keys, E = size of a
+head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from benchmarks.agreement import ONE_ROW, RATE, Place, opened
+from benchmarks.made_rows import made_rows
+from benchmarks.parts import Device, Figure, check
+from benchmarks.roofline import release
+from qwen_local.backends.cuda.attention import Borders, attention, flash_kernel
+
+LENGTHS = ((1,), (5, 1, 17), (300, 7, 900, 64, 65, 2), (2048,), (128,) * 12)
+"""Of the rows of a sequence: single positions, tiles of a kernel, their edges."""
+HEADS = ((4, 2, 64), (16, 8, 128), (32, 8, 128))
+"""(H, K, E) of the embedded model, of Qwen3-0.6B and 1.7B, of 8B."""
+AS_NEAR = 2.0
+"""How much further from float32 than PyTorch's own attention in the same dtype ours may be: twice,
+as another order of sums may be. (The measure that FlashAttention's own tests take.)"""
+SLACK = 1e-5
+"""Where PyTorch's own is exact: a row of one position has no gradient of its query."""
+ROOM = 2 << 30
+"""Bytes that are left to a step which would take four times as many, and for a row of it enough."""
+
+
+def attention_against_sdpa(device: Device) -> Iterator[Figure]:
+    """Forward and gradients of every row side by side, against float32 sdpa of each row alone."""
+    yield {"figure": "there is one kernel for all rows", "value": flash_kernel() is not None}
+    dtype = torch.bfloat16 if device == "gpu" else torch.float32
+    names = ("output", "gradient of queries", "gradient of keys", "gradient of values")
+    furthest = dict.fromkeys(names, 0.0)
+    for heads in HEADS if device == "gpu" else HEADS[:1]:
+        for lengths in LENGTHS:
+            given = _drawn(sum(lengths), heads, device)
+            truth = _by_row([x.float() for x in given], lengths)
+            plain = _by_row([x.to(dtype) for x in given], lengths)
+            ours = _ours([x.to(dtype) for x in given], lengths)
+            for name, exact, near, found in zip(names, truth, plain, ours, strict=True):
+                error, usual = (float((x.float() - exact).abs().max()) for x in (found, near))
+                furthest[name] = max(furthest[name], error / (usual + SLACK))
+    for name, times in furthest.items():
+        said = f"attention's {name}: its error in {str(dtype)[6:]} to sdpa's"
+        yield check(said, times, at_most=AS_NEAR)
+
+
+def _drawn(positions: int, heads: tuple[int, int, int], device: Device) -> list[Tensor]:
+    """Queries, keys, values and the gradient of the output, as bfloat16 can hold them."""
+    count, kv_count, size = heads
+    generator = torch.Generator().manual_seed(positions)
+    place = torch.device("cuda" if device == "gpu" else "cpu")
+    return [
+        torch.randn(positions, n, size, generator=generator).bfloat16().to(place)
+        for n in (count, kv_count, kv_count, count)
+    ]
+
+
+def _by_row(given: list[Tensor], lengths: tuple[int, ...]) -> list[Tensor]:
+    """(output, gradients of queries, keys and values) through PyTorch's own, row by row."""
+    *inputs, gradient = given
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    starts = np.concatenate([[0], np.cumsum(lengths)]).tolist()
+    heard = []
+    for start, end in pairwise(starts):
+        q, k, v = (x[start:end].transpose(0, 1).unsqueeze(0) for x in leaves)
+        row = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        heard.append(row[0].transpose(0, 1))
+    output = torch.cat(heard)
+    return [output.detach(), *torch.autograd.grad(output, leaves, gradient)]
+
+
+def _ours(given: list[Tensor], lengths: tuple[int, ...]) -> list[Tensor]:
+    """The same through the engine's."""
+    *inputs, gradient = given
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    borders = Borders.of(lengths, lambda array: torch.from_numpy(array).to(gradient.device))
+    q, k, v = leaves
+    output = attention(q, k, v, borders, scale=gradient.shape[-1] ** -0.5)
+    return [output.detach(), *torch.autograd.grad(output, leaves, gradient)]
+
+
+def out_of_memory(device: Device) -> Iterator[Figure]:
+    """A step for which the card has not the room, against the same with micro-batches that fit."""
+    here = Place(engine="cuda", device=device)
+    rows = made_rows("long", 64, np.random.default_rng(0), vocabulary=2000)
+    small = opened(here, micro_batch_tokens=2048)
+    expected = small.step(rows, lr=RATE, tokens=rows.supervised)
+    del small
+    backend = opened(here, micro_batch_tokens=rows.tokens)
+    backend.rehearse(rows.take([0]))
+    release(device)
+    whole = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + ROOM) / whole)
+    found = backend.step(rows, lr=RATE, tokens=rows.supervised)
+    yield check(
+        f"micro-batch after memory ran out, to the {rows.tokens:,} tokens before",
+        backend.micro_batch_tokens / rows.tokens,
+        at_most=0.5,
+    )
+    for name, a, b in (
+        ("loss", found.loss_sum, expected.loss_sum),
+        ("gradient's norm", found.grad_norm, expected.grad_norm),
+    ):
+        said = f"{name} of that step against micro-batches that fit, relative"
+        yield check(said, abs(a - b) / b, at_most=1e-4)
+    again = backend.step(rows.take([0]), lr=RATE, tokens=rows.take([0]).supervised)
+    yield check("steps after it that are not finite", float(not again.finite), at_most=0)
+
+
+def one_row_at_a_time(device: Device) -> Iterator[Figure]:
+    """Long and short rows of random tokens, packed against alone, in bfloat16 on a card."""
+    here = Place(engine="cuda", device=device)
+    dtype, bound = ("bfloat16", 0.02) if device == "gpu" else ("float32", 5e-5)
+    generator = np.random.default_rng(0)
+    for workload in ("code", "movielens"):
+        rows = made_rows(workload, 16, generator, vocabulary=2000)
+        packed = opened(here, dtype=dtype).score(rows).nll_R
+        alone = opened(here, dtype=dtype, micro_batch_tokens=ONE_ROW).score(rows).nll_R
+        said = f"losses of {workload}-like rows packed against alone, {dtype}, relative"
+        yield check(said, float(np.max(np.abs(packed - alone) / alone)), at_most=bound)

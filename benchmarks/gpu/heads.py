@@ -1,0 +1,128 @@
+"""The loss head against others': Liger's, cut cross-entropy and plain logits.
+
+Each computes the summed loss of N hidden states under a frozen head, and the gradient of the hidden
+states. Time is the median of several, memory what one needs beyond what is given and kept. The loss
+and the gradient must agree with float32.
+
+Shapes: N = supervised positions, D = hidden size, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.parts import Device, Figure, check
+from benchmarks.roofline import release, timed
+from qwen_local.backends.base import HEAD_CHUNK, HEAD_CHUNK_GPU
+from qwen_local.backends.cuda.head import SupervisedLoss
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(hidden [N, D], weight [V, D], targets [N]) -> the summed loss."""
+
+SIZES: dict[Device, tuple[tuple[int, ...], tuple[int, ...], int]] = {
+    "gpu": ((1024, 2048, 4096), (512, 2048, 8192), 151_936),
+    "cpu": ((64,), (32, 256), 2000),
+}
+"""D, N and V."""
+TIMES = 5
+LOSS_WITHIN, GRADIENT_WITHIN = 2e-3, 2e-2
+"""Relative to float32: bfloat16 rounds the logits by 0.4 %, which sums average out."""
+
+
+def loss_heads(device: Device) -> Iterator[Figure]:
+    """Every head at every size, and which there are."""
+    heads, absent = known_heads(device)
+    yield {"heads": sorted(heads), "absent": absent}
+    hidden_sizes, counts, vocabulary = SIZES[device]
+    place = torch.device("cuda" if device == "gpu" else "cpu")
+    for hidden in hidden_sizes:
+        weight = (torch.randn(vocabulary, hidden, device=place) * 0.02).to(_dtype(device))
+        for count in counts:
+            states = torch.randn(count, hidden, device=place).to(_dtype(device))
+            targets = torch.randint(vocabulary, (count,), device=place)
+            given = (states, weight, targets)
+            if count == counts[0]:
+                yield from _agreement(heads, given)
+            for name, head in heads.items():
+                cost = _cost(head, given, device)
+                yield {"head": name, "hidden": hidden, "supervised": count, **cost}
+
+
+def known_heads(device: Device) -> tuple[dict[str, Loss], list[str]]:
+    """(the heads that can be had here, those that are not installed)."""
+    chunk = HEAD_CHUNK_GPU if device == "gpu" else HEAD_CHUNK
+    ours: Any = SupervisedLoss.apply
+    heads: dict[str, Loss] = {
+        "ours": lambda x, w, t: ours(x, w, t, chunk),
+        "plain": lambda x, w, t: torch.nn.functional.cross_entropy(
+            (x @ w.T).float(), t, reduction="sum"
+        ),
+    }
+    absent = []
+    for package, make in (("liger_kernel", _liger), ("cut_cross_entropy", _cut)):
+        if device == "gpu" and importlib.util.find_spec(package) is not None:
+            heads[package] = make()
+        else:
+            absent.append(package)
+    return heads, absent
+
+
+def _liger() -> Loss:
+    liger: Any = import_module("liger_kernel.transformers")
+    loss = liger.LigerFusedLinearCrossEntropyLoss(reduction="sum")
+    return lambda x, w, t: loss(w, x, t)
+
+
+def _cut() -> Loss:
+    cut: Any = import_module("cut_cross_entropy")
+    return lambda x, w, t: cut.linear_cross_entropy(x, w, t, reduction="sum")
+
+
+def _dtype(device: Device) -> torch.dtype:
+    return torch.bfloat16 if device == "gpu" else torch.float32
+
+
+def _pass(head: Loss, given: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """(loss, gradient of the hidden states)."""
+    states, weight, targets = given
+    leaf = states.detach().requires_grad_()
+    loss = head(leaf, weight, targets)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    return loss.detach(), gradient
+
+
+def _agreement(heads: dict[str, Loss], given: tuple[Tensor, Tensor, Tensor]) -> Iterator[Figure]:
+    """Each head against plain logits in float32."""
+    states, weight, targets = given
+    loss, gradient = _pass(heads["plain"], (states.float(), weight.float(), targets))
+    for name, head in heads.items():
+        found, slope = _pass(head, given)
+        size = f"{states.shape[1]} wide"
+        error = abs(float(found) - float(loss)) / float(loss)
+        yield check(f"loss of {name} against float32, {size}", error, at_most=LOSS_WITHIN)
+        away = float((slope.float() - gradient).norm() / gradient.norm())
+        yield check(f"its gradient of {name}, {size}", away, at_most=GRADIENT_WITHIN)
+
+
+def _cost(head: Loss, given: tuple[Tensor, Tensor, Tensor], device: Device) -> dict[str, Any]:
+    """Milliseconds and bytes; or that memory does not hold it."""
+    try:
+        for _ in range(2):
+            _pass(head, given)
+        release(device)
+        before = torch.cuda.memory_allocated() if device == "gpu" else 0
+        seconds = [timed(lambda: _pass(head, given), device) for _ in range(TIMES)]
+    except torch.OutOfMemoryError:
+        release(device)
+        return {"out_of_memory": True}
+    cost: dict[str, Any] = {"milliseconds": round(1000 * statistics.median(seconds), 3)}
+    if device == "gpu":
+        cost["peak_bytes"] = torch.cuda.max_memory_allocated() - before
+    return cost

@@ -1,0 +1,87 @@
+"""The MLX path of this project on your Mac: is it right, how fast, how large.
+
+    benchmarks/metal/run
+    benchmarks/metal/run --only curves --only compiled
+    benchmarks/metal/run --device cpu --output /tmp/rehearsal
+
+Everything in under nine minutes, with models made on the spot: nothing is downloaded. It writes one
+file, benchmarks/results/metal-<chip>.json, after every part: send it in (docs/benchmarks.md says
+how). What the time did not suffice for is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+from benchmarks import agreement
+from benchmarks.agreement import Place
+from benchmarks.command_line import command_line
+from benchmarks.environment import environment
+from benchmarks.gpu import speed
+from benchmarks.parts import Device, Figure, Part, main
+
+BUDGET = 520
+"""Seconds: twenty below nine minutes, for the last part to be ended."""
+PACKAGES = ("mlx", "mlx-lm", "mlx-metal", "torch", "transformers", "peft")
+
+
+def here(device: Device) -> Place:
+    """The engine that is looked at."""
+    return Place(engine="mlx", device=device)
+
+
+def there() -> Place:
+    """What it is held against: PyTorch on the CPU, where it is installed."""
+    return Place(engine="cuda" if find_spec("peft") else "mlx", device="cpu")
+
+
+def curves(device: Device, folder: Path) -> Iterator[Figure]:
+    """float32 on Metal against the CPU, bfloat16 against float32."""
+    yield from agreement.same_curves(here(device), there())
+
+
+def padding(device: Device, folder: Path) -> Iterator[Figure]:
+    """Rows together against each alone."""
+    yield from agreement.together_or_alone(here(device))
+
+
+def four_bits(device: Device, folder: Path) -> Iterator[Figure]:
+    """MLX's 4 bits against bfloat16."""
+    yield from agreement.four_bits(here(device))
+
+
+def compiled(device: Device, folder: Path) -> Iterator[Figure]:
+    """The compiled step against the plain one."""
+    from benchmarks.metal.compiled import compiled_or_not
+
+    yield from compiled_or_not(device, folder)
+
+
+def resume(device: Device, folder: Path) -> Iterator[Figure]:
+    """A state handed on, and the command line's checkpoints."""
+    yield from agreement.resumed(here(device))
+    yield from command_line(here(device))
+
+
+def answers(device: Device, folder: Path) -> Iterator[Figure]:
+    """Greedy answers on Metal and on the CPU."""
+    yield from agreement.answers(here(device), there())
+
+
+PARTS = (
+    Part(name="environment", work=partial(environment, PACKAGES), seconds=40),
+    Part(name="curves", work=curves, seconds=90),
+    Part(name="padding", work=padding, seconds=60),
+    Part(name="4 bits", work=four_bits, seconds=90),
+    Part(name="compiled", work=compiled, seconds=100),
+    Part(name="resume", work=resume, seconds=100),
+    Part(name="answers", work=answers, seconds=40),
+    Part(name="peers", work=partial(speed.peers, rounds=1, steps=30), seconds=180),
+    Part(name="memory", work=partial(speed.foretold_memory, backend="mlx"), seconds=240),
+)
+
+if __name__ == "__main__":
+    main(PARTS, module="benchmarks.metal", name="metal", about=__doc__, budget=BUDGET)

@@ -1,0 +1,264 @@
+"""A benchmark in parts, each a process of its own with a deadline, within a budget of time.
+
+A crash, a hang or a kill costs the part that it falls into and nothing that was found before: a
+part hands over its figures one by one, and the result is written after each part. What did not run
+is said with its reason.
+
+A *check* is a figure with a bound that it must keep; other figures are just measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Device = Literal["cpu", "gpu"]
+Figure = Mapping[str, Any]
+
+RESULTS = Path(__file__).with_name("results")
+LEAST = 10.0
+"""Seconds without which no part is begun: frameworks take some of them to load."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One thing to be measured."""
+
+    name: str
+    work: Callable[[Device, Path], Iterator[Figure]]
+    """Yields figures as they are found, of what JSON holds. The folder is for models that other
+    parts may use, too."""
+    seconds: float
+    """The most that it may take."""
+    needs: tuple[str, ...] = ()
+    """Modules without which it is skipped."""
+    card: bool = False
+    """Whether it means nothing on a CPU, and is skipped there."""
+
+
+def check(name: str, value: float, *, at_most: float) -> Figure:
+    """A figure with its bound; no number at all does not hold.
+
+    >>> check("apart", 0.25, at_most=0.5)
+    {'check': 'apart', 'value': 0.25, 'at_most': 0.5, 'holds': True}
+    """
+    holds = bool(value <= at_most)
+    return {"check": name, "value": float(value), "at_most": at_most, "holds": holds}
+
+
+def skipped(reason: str) -> Figure:
+    """Instead of figures: why there are none."""
+    return {"skipped_because": reason}
+
+
+def main(parts: Sequence[Part], *, module: str, name: str, about: str | None, budget: int) -> None:
+    """The command line of such a benchmark; exit code 1 where a check fails or a part does.
+
+    Args:
+        parts: the most valuable first. The first says what the machine is: its figure's `card`
+            names the file.
+        module: what `python -m` runs.
+        name: of the file, before the card's.
+        about: what `--help` says.
+        budget: seconds for all of it.
+    """
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=RESULTS, help="the folder of the result")
+    parser.add_argument("--seconds", type=float, default=budget, help="for all parts together")
+    parser.add_argument("--only", choices=[part.name for part in parts], action="append")
+    parser.add_argument(
+        "--device",
+        choices=["gpu", "cpu"],
+        default="gpu",
+        help="cpu rehearses it where there is no card, on smaller models",
+    )
+    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.into:
+        (part,) = (part for part in parts if part.name == given.only[0])
+        hand_over(part, given.device, given.scratch, given.into)
+        return
+    chosen = [
+        part for part in parts if part is parts[0] or part.name in (given.only or [part.name])
+    ]
+    whole = run_all(
+        chosen,
+        command=[sys.executable, "-m", module],
+        device=given.device,
+        budget=given.seconds,
+        folder=given.output,
+        name=name,
+    )
+    sys.exit(not whole["holds"])
+
+
+def hand_over(part: Part, device: Device, scratch: Path, file: Path) -> None:
+    """Do a part, and append each figure to a file as a line."""
+    with file.open("a", encoding="utf-8") as out:
+        for figure in part.work(device, scratch):
+            out.write(json.dumps(figure) + "\n")
+            out.flush()
+
+
+def run_all(
+    parts: Sequence[Part],
+    *,
+    command: Sequence[str],
+    device: Device,
+    budget: float,
+    folder: Path,
+    name: str,
+) -> dict[str, Any]:
+    """Every part in turn; the result, which is also written after each of them.
+
+    Args:
+        parts: see `main`.
+        command: does a part, with `--device`, `--only`, `--scratch` and `--into` after it.
+        device: where.
+        budget: seconds for all of them.
+        folder: of the result.
+        name: of its file, before the card's.
+    """
+    began = time.monotonic()
+    done: list[dict[str, Any]] = []
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, part in enumerate(parts):
+            left = budget - (time.monotonic() - began)
+            done.append(_one(part, [*command, "--device", device], device, left, Path(scratch)))
+            print(described(done[-1]), file=sys.stderr, flush=True)
+            result = {
+                "command": f"benchmarks/{name}/run",
+                "date": datetime.date.today().isoformat(),
+                "device": device,
+                "seconds": round(time.monotonic() - began, 1),
+                "budget_seconds": budget,
+                "holds": holds(done),
+                "parts": done,
+                "still_to_come": [later.name for later in parts[number + 1 :]],
+            }
+            file = folder / f"{name}-{slug(_card(done))}.json"
+            new = file.with_suffix(".new")
+            new.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+            new.replace(file)
+    print(file)
+    return result
+
+
+def holds(done: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether every part that ran ended well and every check kept its bound."""
+    checks = [f for part in done for f in part["figures"] if "check" in f]
+    return all(part["outcome"] != "failed" for part in done) and all(f["holds"] for f in checks)
+
+
+def described(part: Mapping[str, Any]) -> str:
+    """A part in a line, and a line for each of its checks."""
+    lines = [f"{part['name']}: {part['outcome']} after {part['seconds']:.0f} s"]
+    if "why" in part:
+        lines[0] += f" ({part['why']})"
+    for figure in part["figures"]:
+        if "check" in figure:
+            sign = "ok  " if figure["holds"] else "FAIL"
+            lines.append(f"  {sign} {figure['check']}: {figure['value']:.3g}")
+            lines[-1] += f" (at most {figure['at_most']:g})"
+    return "\n".join(lines)
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's.
+
+    >>> slug("NVIDIA GeForce RTX 3090 (24 GB)")
+    'nvidia-geforce-rtx-3090-24-gb'
+    """
+    return re.sub("[^a-z0-9.]+", "-", name.lower()).strip("-")
+
+
+def _card(done: Sequence[Mapping[str, Any]]) -> str:
+    """What the first part says of the machine."""
+    figures = done[0]["figures"]
+    return str(figures[0].get("card") or "unknown") if figures else "unknown"
+
+
+def _one(
+    part: Part, command: Sequence[str], device: Device, left: float, shared: Path
+) -> dict[str, Any]:
+    """A part in a process of its own: what came of it, and its figures."""
+
+    def told(outcome: str, why: str | None = None, **more: Any) -> dict[str, Any]:
+        reason = {} if why is None else {"why": why}
+        plain = {"name": part.name, "outcome": outcome, **reason, "seconds": 0.0, "figures": []}
+        return plain | more
+
+    absent = [name for name in part.needs if importlib.util.find_spec(name) is None]
+    if part.card and device == "cpu":
+        return told("skipped", "it needs a card")
+    if absent:
+        return told("skipped", f"{' and '.join(absent)} not installed")
+    if left < LEAST:
+        return told("not run", "no time was left for it")
+    began, limit = time.monotonic(), min(part.seconds, left)
+    words = ["--only", part.name, "--scratch", str(shared)]
+    with tempfile.TemporaryDirectory() as scratch:
+        file, said = Path(scratch, "figures"), Path(scratch, "said")
+        file.touch()
+        with said.open("wb") as out:
+            process = subprocess.Popen(
+                [*command, *words, "--into", str(file)],
+                env={**os.environ, "HF_HUB_OFFLINE": "1"},
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+            outcome, why = "done", None
+            try:
+                if process.wait(limit):
+                    outcome, why = "failed", f"exit code {process.returncode}"
+            except subprocess.TimeoutExpired:
+                outcome, why = "out of time", f"stopped after {limit:.0f} s"
+            finally:
+                with suppress(ProcessLookupError):  # what it started is in its group
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        figures = whole_lines(file)
+        if outcome == "failed":
+            spoken = said.read_text("utf-8", errors="replace").strip()
+            print(spoken, file=sys.stderr)
+            last = spoken.splitlines()[-1] if spoken else "without a word"
+            for place, short in ((Path.cwd(), "."), (Path.home(), "~")):  # the file is sent around
+                last = last.replace(str(place), short)
+            why = f"{why}: {last[:300]}"
+        if outcome != "done":  # a model may lie there that is not whole
+            shutil.rmtree(shared, ignore_errors=True)
+            shared.mkdir(exist_ok=True)
+    reasons = [figure["skipped_because"] for figure in figures if "skipped_because" in figure]
+    if outcome == "done" and reasons and len(reasons) == len(figures):
+        outcome, why = "skipped", "; ".join(reasons)
+    seconds = round(time.monotonic() - began, 1)
+    return told(outcome, why, seconds=seconds, figures=figures)
+
+
+def whole_lines(file: Path) -> list[dict[str, Any]]:
+    """The figures that were written to their end."""
+    figures = []
+    for line in file.read_text("utf-8").splitlines():
+        with suppress(json.JSONDecodeError):
+            figures.append(json.loads(line))
+    return figures

@@ -1,0 +1,161 @@
+"""This project and the tools that people use, side by side, on the same work.
+
+    python -m benchmarks.peers
+    python -m benchmarks.peers --only small/movielens --rounds 1 --steps 6 --output -
+    python -m benchmarks.peers --only small/code-alpaca --python llama-factory=/other/bin/python
+    python -m benchmarks.peers --data ../shared/data/code-alpaca/code_alpaca_2k.json
+    python -m benchmarks.peers --device gpu
+
+Each measurement is a process of its own, the tools take turns, and all train on the same rows at
+the same step: docs/benchmarks.md says how, and what is not claimed. Exit code 1 where a comparison
+is void, because the tools did not do the same work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers import compare
+from benchmarks.peers.models import NAMES
+from benchmarks.peers.turns import SIDES, Comparison, FailedError, compared
+from benchmarks.peers.work import FIRST, WARM_UP
+from benchmarks.peers.workloads import MADE
+from benchmarks.plan_accuracy import machine
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks/results"
+STEPS = {"cpu": 12, "gpu": 40}
+TORCH = ("ours-torch", "trl", "llama-factory")
+MLX = ("ours-mlx", "mlx-lm")
+
+
+def main() -> None:
+    """Measure, print a table, write the result."""
+    given = arguments()
+    pythons = dict(pair.split("=", 1) for pair in given.python)
+    if unknown := pythons.keys() - SIDES.keys():
+        sys.exit(f"--python: no tool is called {', '.join(unknown)}: {', '.join(SIDES)}")
+    steps = given.steps or STEPS[given.device]
+    if steps < FIRST or steps <= WARM_UP:
+        sys.exit(f"--steps: at least {max(FIRST, WARM_UP + 1)}")
+    chosen = list(comparisons(given.device, given.only, given.data))
+    if not chosen:
+        sys.exit(f"--only {given.only}: MODEL/WORKLOAD of {', '.join(NAMES)} and {', '.join(MADE)}")
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for one in chosen:
+            try:
+                found[one.name] = compared(
+                    one, Path(folder), pythons, given.device, rounds=given.rounds, steps=steps
+                )
+            except FailedError as error:
+                sys.exit(f"{one.name}: {error}")
+    result = {
+        "command": " ".join(["python -m benchmarks.peers", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(given.device),
+        "rounds": given.rounds,
+        "steps": steps,
+        "warm_up": WARM_UP,
+        "comparisons": found,
+    }
+    text = json.dumps(result, indent=2, default=plain) + "\n"
+    print(text if given.output == "-" else compare.table(found))
+    if given.output != "-":
+        file = Path(given.output or RESULTS / f"peers-{given.device}.json")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    for name, one in found.items():
+        for tool, why in one["skipped"].items():
+            print(f"{name}: without {tool}: {why}", file=sys.stderr)
+    void = [f"{name}: void: {said}" for name, one in found.items() for said in one["void"]]
+    print("\n".join(void), file=sys.stderr, end="\n" if void else "")
+    sys.exit(bool(void))
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("--device", choices=list(STEPS), default="cpu")
+    parser.add_argument("--only", metavar="MODEL/WORKLOAD", help="one comparison, of any model")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of every tool; 5")
+    parser.add_argument("--steps", type=int, help=f"of a process; {STEPS}")
+    parser.add_argument("--output", help="a file, or - for all of it on stdout")
+    parser.add_argument(
+        "--python",
+        action="append",
+        default=[],
+        metavar="TOOL=PATH",
+        help="the interpreter of an environment that has this tool",
+    )
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="instead of the made workloads: a JSON list of instruction, input and output",
+    )
+    return parser.parse_args()
+
+
+def comparisons(device: str, only: str | None, data: Sequence[Path]) -> Iterator[Comparison]:
+    """What is compared on a device.
+
+    Args:
+        device: cpu or gpu.
+        only: the name of one comparison, which may be none of the usual; None for the usual.
+        data: files in place of the made workloads.
+    """
+    workloads: list[tuple[str, Path | None]] = [(name, None) for name in MADE]
+    usual: tuple[str, ...] = ("code-alpaca", "movielens")
+    if data:
+        workloads = [(file.stem, file) for file in data]
+        usual = tuple(file.stem for file in data)
+    for model in NAMES:
+        for workload, file in workloads:
+            one = Comparison(model=model, workload=workload, file=file, tools=tools(model, device))
+            by_rule = usual_on(device, model) and (
+                workload == "long" if model == "Qwen3-8B" and not data else workload in usual
+            )
+            if one.name == only or (only is None and by_rule):
+                yield one
+
+
+def usual_on(device: str, model: str) -> bool:
+    """Whether a model is compared on a device without being asked for."""
+    if device == "cpu":
+        return model in ("small", "mlx")
+    return model == "Qwen3-0.6B" if sys.platform == "darwin" else model.startswith("Qwen3-")
+
+
+def tools(model: str, device: str) -> tuple[str, ...]:
+    """Who is compared on a model."""
+    if (sys.platform == "darwin" and device == "gpu") or model == "mlx":
+        return MLX
+    if device == "gpu":
+        return (*TORCH, "unsloth")
+    return (*TORCH, *MLX) if model == "tiny" else TORCH
+
+
+def plain(value: object) -> object:
+    """What JSON has no notation for."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(value)
+
+
+if __name__ == "__main__":
+    main()

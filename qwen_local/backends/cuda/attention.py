@@ -1,0 +1,115 @@
+"""Causal attention of rows that lie side by side in one sequence: no row sees another.
+
+On a GPU one kernel computes all rows: PyTorch's own (`torch.nn.attention.varlen`, from 2.12 on) or
+that of flash-attn, where it is installed; both are FlashAttention-2 (arXiv:2307.08691) for 16-bit
+floats. Elsewhere, and in float32, each row is computed by itself.
+
+Shapes: R = rows, T = positions of all rows, H and K = heads of queries and of keys, E = size of a
+head.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+AMPERE = (8, 0)
+"""Compute capability of the first cards that FlashAttention-2 runs on."""
+LARGEST_HEAD = 256
+"""Size of a head, at most, for the same."""
+
+Kernel = Callable[[Tensor, Tensor, Tensor, "Borders", float], Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Borders:
+    """Where rows begin and end."""
+
+    lengths: tuple[int, ...]
+    """Positions of each of the R rows."""
+    positions_T: Tensor
+    """int64 [T], on the device: each position's place in its row."""
+    starts: Tensor
+    """int32 [R + 1], on the device: where each row begins, and the end of the last."""
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], to_device: Callable[[np.ndarray], Tensor]) -> Borders:
+        """The borders of rows of these lengths.
+
+        >>> borders = Borders.of([2, 3], torch.from_numpy)
+        >>> borders.positions_T.tolist(), borders.starts.tolist()
+        ([0, 1, 0, 1, 2], [0, 2, 5])
+        """
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        places_T = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
+        return cls(tuple(lengths), to_device(places_T), to_device(starts.astype(np.int32)))
+
+
+def attention(
+    queries_THE: Tensor, keys_TKE: Tensor, values_TKE: Tensor, borders: Borders, *, scale: float
+) -> Tensor:
+    """What each position hears of itself and of those before it in its row: [T, H, E].
+
+    Args:
+        queries_THE: any float dtype; the others likewise.
+        keys_TKE: H is a multiple of K.
+        values_TKE: likewise.
+        borders: of the rows.
+        scale: of the products.
+    """
+    given = queries_THE, keys_TKE, values_TKE
+    if queries_THE.is_cuda and _flash(queries_THE) and (kernel := flash_kernel()) is not None:
+        return kernel(*given, borders, scale)
+    return row_by_row(*given, borders, scale)
+
+
+def row_by_row(
+    queries_THE: Tensor, keys_TKE: Tensor, values_TKE: Tensor, borders: Borders, scale: float
+) -> Tensor:
+    """The same on any device, by PyTorch's attention of one row after the other."""
+    split = (x.split(borders.lengths) for x in (queries_THE, keys_TKE, values_TKE))
+    heard = []
+    for row in zip(*split, strict=True):
+        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in row)
+        said = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+        heard.append(said[0].transpose(0, 1))
+    return heard[0] if len(heard) == 1 else torch.cat(heard)
+
+
+def _flash(queries_THE: Tensor) -> bool:
+    """Whether FlashAttention-2 computes such arrays on such a card."""
+    halves = queries_THE.dtype in (torch.bfloat16, torch.float16)
+    capable = torch.cuda.get_device_capability(queries_THE.device) >= AMPERE
+    return halves and capable and queries_THE.shape[-1] <= LARGEST_HEAD
+
+
+@functools.cache
+def flash_kernel() -> Kernel | None:
+    """One kernel for all rows on a GPU, if there is one."""
+    with suppress(ImportError):
+        varlen = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+        if "enable_gqa" in inspect.signature(varlen).parameters:
+            causal = {"window_size": (-1, 0), "enable_gqa": True}
+            return _kernel(varlen, scale_is="scale", **causal)
+    with suppress(ImportError):
+        varlen = importlib.import_module("flash_attn").flash_attn_varlen_func
+        return _kernel(varlen, scale_is="softmax_scale", causal=True)
+    return None
+
+
+def _kernel(varlen: Callable[..., Tensor], *, scale_is: str, **options: object) -> Kernel:
+    def kernel(q: Tensor, k: Tensor, v: Tensor, borders: Borders, scale: float) -> Tensor:
+        starts, longest = borders.starts, max(borders.lengths)
+        options[scale_is] = scale
+        return varlen(q, k, v, starts, starts, longest, longest, **options)
+
+    return kernel

@@ -1,0 +1,211 @@
+"""The torch engine's own way through the blocks, against autograd, transformers and PEFT.
+
+Shapes: T = positions, I and O = input and output size, r = rank, H = heads, E = size of a head.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from transformers.models.qwen3 import modeling_qwen3
+
+from qwen_local.backends.base import Setup
+from qwen_local.backends.cuda.attention import Borders, row_by_row
+from qwen_local.backends.cuda.engine import TorchBackend
+from qwen_local.backends.cuda.forward import hidden_states
+from qwen_local.backends.cuda.fused import AdaptedLinear, GatedSilu, Norm, Rotary
+from qwen_local.job import LoraSpec
+from qwen_local.models.source import ModelFiles
+from qwen_local.rows import Rows
+
+MakeModel = Callable[[str, bool], ModelFiles]
+MakeRows = Callable[..., Rows]
+
+DTYPES = [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)]
+"""And how far two ways of rounding may lie apart, relative to the largest entry."""
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.float32, grad: bool = False) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator).to(dtype).requires_grad_(grad)
+
+
+def assert_alike(found: Tensor | None, wanted: Tensor | None, tolerance: float) -> None:
+    assert found is not None and wanted is not None
+    assert found.dtype == wanted.dtype and found.shape == wanted.shape
+    difference = (found.float() - wanted.float()).abs().max()
+    assert difference <= tolerance * wanted.float().abs().max()
+
+
+def compare(ours: Tensor, theirs: Tensor, leaves: list[tuple[Tensor, Tensor]], far: float) -> None:
+    """Two outputs, and the gradients of two sets of leaves behind the same upstream gradient."""
+    assert_alike(ours, theirs, far)
+    upstream = drawn(*ours.shape, dtype=ours.dtype)
+    ours.backward(upstream)
+    theirs.backward(upstream)
+    for mine, other in leaves:
+        assert_alike(mine.grad, other.grad, far)
+
+
+def twins(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    return drawn(*shape, dtype=dtype, grad=True), drawn(*shape, dtype=dtype, grad=True)
+
+
+@pytest.mark.parametrize(("dtype", "far"), DTYPES)
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("dropped", [False, True])
+def test_an_adapted_linear_layer_is_that_of_autograd(
+    dtype: torch.dtype, far: float, biased: bool, dropped: bool
+) -> None:
+    weight, bias = drawn(7, 5, dtype=dtype), drawn(7, dtype=dtype) if biased else None
+    x, y = twins(11, 5, dtype=dtype)
+    (a, c), (b, d) = twins(3, 5), twins(7, 3)
+    mask = drawn(11, 5) > 0
+    other = [(v * mask * 2).to(dtype) if dropped else None for v in (x, y)]
+    ours = AdaptedLinear.apply(x, a, b, lambda: weight, bias, 0.5, other[0])
+    into = y if other[1] is None else other[1]
+    theirs = F.linear(y, weight, bias) + 0.5 * ((into @ c.T.to(dtype)) @ d.T.to(dtype))
+    compare(ours, theirs, [(x, y), (a, c), (b, d)], far)
+
+
+def test_the_first_layer_of_a_model_gives_its_adapter_a_gradient_and_its_input_none() -> None:
+    (a, c), (b, d), x, weight = twins(3, 5), twins(7, 3), drawn(11, 5), drawn(7, 5)
+    ours = AdaptedLinear.apply(x, a, b, lambda: weight, None, 2.0, None)
+    compare(ours, F.linear(x, weight) + 2 * (x @ c.T) @ d.T, [(a, c), (b, d)], 1e-6)
+    assert x.grad is None
+
+
+@pytest.mark.parametrize(("dtype", "far"), DTYPES)
+def test_the_gated_activation_is_that_of_autograd(dtype: torch.dtype, far: float) -> None:
+    (gate, g), (up, u) = twins(11, 6, dtype=dtype), twins(11, 7, dtype=dtype)
+    up, u = (v[:, :6].detach().clone().requires_grad_() for v in (up, u))
+    compare(GatedSilu.apply(gate, up), F.silu(g) * u, [(gate, g), (up, u)], far)
+
+
+@pytest.mark.parametrize(("dtype", "far"), DTYPES)
+def test_the_norm_is_that_of_transformers(dtype: torch.dtype, far: float) -> None:
+    norm = modeling_qwen3.Qwen3RMSNorm(6, eps=1e-3).to(dtype).requires_grad_(False)
+    norm.weight.copy_(drawn(6))
+    x, y = twins(3, 4, 6, dtype=dtype)
+    compare(Norm.apply(x, norm.weight, 1e-3), norm(y), [(x, y)], far)
+
+
+@pytest.mark.parametrize(("dtype", "far"), DTYPES)
+def test_the_rotation_is_that_of_transformers(dtype: torch.dtype, far: float) -> None:
+    (q, p), angles = twins(5, 3, 8, dtype=dtype), drawn(5, 4)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    ours = Rotary.apply(q, cos[:, None], sin[:, None])
+    whole = [torch.cat([v, v], -1)[None] for v in (cos, sin)]
+    turned, _ = modeling_qwen3.apply_rotary_pos_emb(*(p.transpose(0, 1)[None],) * 2, *whole)
+    compare(ours, turned[0].transpose(0, 1), [(q, p)], far)
+
+
+def test_no_row_hears_another() -> None:
+    """Attention over packed rows is that over each row alone, gradients as well."""
+    lengths, heads, groups, size = (5, 1, 7), 4, 2, 8
+    borders = Borders.of(lengths, torch.from_numpy)
+    given = [twins(13, n, size) for n in (heads, groups, groups)]
+    (q, a), (k, b), (v, c) = given
+    ours = row_by_row(q, k, v, borders, 0.3)
+    spans = [slice(i, j) for i, j in itertools.pairwise(borders.starts.tolist())]
+    alone = [_attended(a[span], b[span], c[span], 0.3) for span in spans]
+    compare(ours, torch.cat(alone), given, 1e-6)
+
+
+def _attended(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, scale: float) -> Tensor:
+    """Causal attention by its definition."""
+    times = q_THE.shape[1] // k_TKE.shape[1]
+    k_THE, v_THE = (x.repeat_interleave(times, 1) for x in (k_TKE, v_TKE))
+    scores_HTT = torch.einsum("the,she->hts", q_THE, k_THE) * scale
+    later = torch.ones(scores_HTT.shape[1:], dtype=torch.bool).triu(1)
+    return torch.einsum(
+        "hts,she->the", scores_HTT.masked_fill(later, -torch.inf).softmax(-1), v_THE
+    )
+
+
+def opened(model: ModelFiles, **given: Any) -> TorchBackend:
+    lora = LoraSpec(rank=4, alpha=8, dropout=0.0)
+    backend = TorchBackend(Setup(**{"model": model, "lora": lora, "device": "cpu", **given}))
+    state = {n: v + 0.02 * drawn(*v.shape).numpy() for n, v in backend.adapter().items()}
+    backend.load_adapter(state)  # B begins at zero, and would hide A
+    return backend
+
+
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("quantization", ["none", "4bit", "8bit"])
+def test_packed_rows_leave_the_blocks_as_they_leave_those_of_transformers(
+    family: str,
+    quantization: str,
+    twice: bool,
+    random_model: MakeModel,
+    random_rows: MakeRows,
+) -> None:
+    """Hidden states at some positions, and gradients of the adapter, of rows at once and alone."""
+    backend = opened(random_model(family, True), dtype="float32", quantization=quantization)
+    rows = random_rows(3)
+    borders = Borders.of(rows.lengths_R.tolist(), torch.from_numpy)
+    ids_T, positions_N = torch.from_numpy(rows.ids_T), torch.arange(1, rows.tokens, 2)
+    ours = hidden_states(backend._backbone, ids_T, borders, positions_N, twice=twice)
+    upstream = drawn(*ours.shape)
+    (ours * upstream).sum().backward()
+    found = {n: p.grad.clone() for n, p in backend._parameters.items() if p.grad is not None}
+    backend._optimizer.zero_grad()
+    ids = [torch.from_numpy(rows.row(r)[0].astype(np.int64))[None] for r in range(len(rows))]
+    theirs = torch.cat(
+        [backend._backbone(input_ids=i, use_cache=False).last_hidden_state[0] for i in ids]
+    )[positions_N]
+    (theirs * upstream).sum().backward()
+    # LLM.int8() rounds to the largest entry of all that it is given at once.
+    far = 2e-5 if quantization != "8bit" else 0.1
+    assert_alike(ours, theirs, far)
+    assert found.keys() == backend._parameters.keys()
+    for name, parameter in backend._parameters.items():
+        assert_alike(found[name], parameter.grad, far)
+
+
+def test_in_bfloat16_the_adapter_is_as_near_to_float32_as_that_of_peft(
+    random_model: MakeModel, random_rows: MakeRows
+) -> None:
+    rows = random_rows(4)
+    exact, rough = (opened(random_model("qwen3", True), dtype=d) for d in ("float32", "bfloat16"))
+    wanted, found = (b.step(rows, lr=1e-3, tokens=rows.supervised) for b in (exact, rough))
+    assert found.loss_sum == pytest.approx(wanted.loss_sum, rel=1e-2)
+    assert found.grad_norm == pytest.approx(wanted.grad_norm, rel=5e-2)
+    assert all(p.dtype == torch.float32 for p in rough._parameters.values())
+
+
+def test_dropout_reaches_the_adapter_alone(random_model: MakeModel, random_rows: MakeRows) -> None:
+    """With B at zero an adapter says nothing, whatever is dropped."""
+    lora = LoraSpec(rank=4, alpha=8, dropout=0.5)
+    backend = TorchBackend(
+        Setup(model=random_model("qwen3", True), lora=lora, device="cpu", dtype="float32")
+    )
+    rows = random_rows(3)
+    borders = Borders.of(rows.lengths_R.tolist(), torch.from_numpy)
+    ids_T, every_N = torch.from_numpy(rows.ids_T), torch.arange(rows.tokens)
+
+    def said(training: bool) -> Tensor:
+        backend._model.train(training)
+        with torch.no_grad():
+            return hidden_states(backend._backbone, ids_T, borders, every_N)
+
+    torch.testing.assert_close(said(True), said(False))
+    backend.load_adapter({n: v + 0.1 for n, v in backend.adapter().items()})
+    assert (said(True) - said(True)).abs().max() > 1e-3
+    torch.testing.assert_close(said(False), said(False))
+
+
+def test_a_layer_without_an_adapter_is_the_plain_one() -> None:
+    from qwen_local.backends.cuda.forward import linear
+
+    layer = nn.Linear(5, 7)
+    x = drawn(3, 5)
+    torch.testing.assert_close(linear(layer, x), layer(x))

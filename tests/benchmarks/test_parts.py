@@ -1,0 +1,166 @@
+"""Parts in processes of their own: what one finds is kept, whatever becomes of it or of others."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.parts import Part, check, described, holds, run_all
+
+ROOT = Path(__file__).parents[2]
+
+PARTS = """
+import os, sys, time
+from benchmarks.parts import Part, check, main, skipped
+
+def environment(device, folder):
+    yield {"card": "Some Card 9000"}
+
+def crashes(device, folder):
+    (folder / "half a model").touch()
+    yield check("before the crash", 1, at_most=2)
+    os.abort()
+
+def hangs(device, folder):
+    yield {"figure": "left there", "value": os.listdir(folder)}
+    time.sleep(60)
+
+def raises(device, folder):
+    yield from ()
+    raise ValueError("no such thing")
+
+def fails(device, folder):
+    yield check("too much", 3, at_most=2)
+
+def has_not(device, folder):
+    yield skipped("there is no net")
+
+main(
+    [
+        Part(name="environment", work=environment, seconds=20),
+        *(Part(name=f.__name__, work=f, seconds=SECONDS) for f in (CHOSEN)),
+        Part(name="needs it", work=fails, seconds=9, needs=("no_such_module",)),
+        Part(name="card", work=fails, seconds=9, card=True),
+    ],
+    module="parts_of_a_test", name="test", about=None, budget=30,
+)
+"""
+
+
+def run(folder: Path, chosen: str, *, seconds: float = 9, budget: float = 30) -> tuple[int, Any]:
+    """(exit code, the result) of a benchmark of these parts."""
+    script = PARTS.replace("CHOSEN", chosen).replace("SECONDS", str(seconds))
+    (folder / "parts_of_a_test.py").write_text(script, "utf-8")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "parts_of_a_test", "--device", "cpu"),
+            *("--output", str(folder), "--seconds", str(budget)),
+        ],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    (file,) = folder.glob("test-*.json")
+    assert done.stdout == f"{file}\n"
+    assert file.name == "test-some-card-9000.json"
+    return done.returncode, json.loads(file.read_text("utf-8"))
+
+
+def outcomes(result: Any) -> dict[str, Any]:
+    return {part["name"]: (part["outcome"], part.get("why")) for part in result["parts"]}
+
+
+def test_a_part_that_crashes_costs_only_what_it_had_not_found(tmp_path: Path) -> None:
+    code, result = run(tmp_path, "crashes, raises, fails, has_not,")
+    assert code == 1
+    found = outcomes(result)
+    assert found.pop("crashes")[0] == "failed"
+    assert found == {
+        "environment": ("done", None),
+        "raises": ("failed", "exit code 1: ValueError: no such thing"),
+        "fails": ("done", None),
+        "has_not": ("skipped", "there is no net"),
+        "needs it": ("skipped", "no_such_module not installed"),
+        "card": ("skipped", "it needs a card"),
+    }
+    (kept,) = (part["figures"] for part in result["parts"] if part["name"] == "crashes")
+    assert kept == [check("before the crash", 1, at_most=2)]
+    assert result["holds"] is False
+    assert result["still_to_come"] == []
+
+
+def test_a_part_that_hangs_is_ended_and_what_the_time_does_not_suffice_for_is_said(
+    tmp_path: Path,
+) -> None:
+    code, result = run(tmp_path, "hangs, fails,", seconds=5, budget=14)
+    assert code == 0
+    assert outcomes(result)["hangs"] == ("out of time", "stopped after 5 s")
+    assert outcomes(result)["fails"] == ("not run", "no time was left for it")
+    (kept,) = (part["figures"] for part in result["parts"] if part["name"] == "hangs")
+    assert kept == [{"figure": "left there", "value": []}]
+
+
+def test_after_a_failure_the_models_are_made_anew(tmp_path: Path) -> None:
+    _, result = run(tmp_path, "crashes, hangs,", seconds=3)
+    (kept,) = (part["figures"] for part in result["parts"] if part["name"] == "hangs")
+    assert kept == [{"figure": "left there", "value": []}]
+
+
+@pytest.mark.parametrize(("value", "kept"), [(0.5, True), (0.51, False), (float("nan"), False)])
+def test_a_check_keeps_its_bound_or_does_not(value: float, kept: bool) -> None:
+    assert check("it", value, at_most=0.5)["holds"] is kept
+
+
+def test_the_whole_holds_where_no_check_fails_and_no_part_does() -> None:
+    good = {"outcome": "done", "figures": [check("it", 1, at_most=1), {"figure": "x", "value": 2}]}
+    bad = {"outcome": "done", "figures": [check("it", 2, at_most=1)]}
+    late = {"outcome": "out of time", "figures": []}
+    assert holds([good, late])
+    assert not holds([good, bad])
+    assert not holds([good, {"outcome": "failed", "figures": []}])
+
+
+def test_a_part_is_described_with_its_checks() -> None:
+    part = {
+        "name": "curves",
+        "outcome": "out of time",
+        "why": "stopped after 9 s",
+        "seconds": 9.0,
+        "figures": [check("a", 0.25, at_most=0.5), check("b", 2, at_most=1), {"share": 0.5}],
+    }
+    assert described(part) == (
+        "curves: out of time after 9 s (stopped after 9 s)\n"
+        "  ok   a: 0.25 (at most 0.5)\n"
+        "  FAIL b: 2 (at most 1)"
+    )
+
+
+def test_the_result_is_there_after_every_part(tmp_path: Path) -> None:
+    """The second part looks at the file that the first left."""
+    script = (
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        "given = dict(zip(sys.argv[1::2], sys.argv[2::2]))\n"
+        f"found = [p.name for p in Path({str(tmp_path)!r}).glob('*.json')]\n"
+        "Path(given['--into']).write_text(json.dumps({'card': 'c', 'found': found}) + '\\n')\n"
+    )
+
+    def unused(device: Any, folder: Any) -> Any:
+        raise AssertionError
+
+    result = run_all(
+        [Part(name=name, work=unused, seconds=20) for name in ("first", "second")],
+        command=[sys.executable, "-c", script],
+        device="cpu",
+        budget=60,
+        folder=tmp_path,
+        name="test",
+    )
+    assert [part["figures"][0]["found"] for part in result["parts"]] == [[], ["test-c.json"]]
