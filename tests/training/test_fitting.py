@@ -72,7 +72,7 @@ def test_where_less_fits_the_budget_is_halved_first() -> None:
         False,
         "4,096 tokens computed at once, as 8,192 would not fit; activations are kept",
     )
-    assert fitted(room_for(1024, False))[:2] == (1024, False)
+    assert fitted(room_for(2048, False))[:2] == (2048, False)
 
 
 def test_rather_than_a_tiny_budget_activations_are_computed_twice() -> None:

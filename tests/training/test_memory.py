@@ -16,7 +16,7 @@ from qwen_local.backends.base import (
     MLX_CACHE_BYTES,
     Setup,
 )
-from qwen_local.datasets.plan import epoch_order, micro_batches
+from qwen_local.datasets.plan import PACKED, PADDED, Layout, epoch_order, micro_batches
 from qwen_local.job import LoraSpec
 from qwen_local.models.architecture import Architecture, Stored
 from qwen_local.models.source import ModelFiles
@@ -65,12 +65,11 @@ WORKLOAD = Workload(
     available=10**6,
 )
 MLX = replace(WORKLOAD, engine="mlx")
-BLOCK = 4 * 10 + 3 * (4 * 5) + 4 * (2 * 5) + 4 * 30 + 2 * 2
-"""Norms, queries, keys and values, the MLP, and a rank for each of two targets."""
-MLX_BLOCK = BLOCK + 4 * 5 + 30
-"""With the queries once more, and the sigmoid of the gate."""
-QK_NORM = 2 * (4 * 5 + 2 * 5)
-"""Queries and keys around the norms that Qwen3 has on them."""
+BLOCK = 4 * 10 + 4 * (4 * 5) + 3 * (2 * 5) + 3 * 30 + 2 * 2
+"""Norms, queries (and what is heard), keys and values, the MLP, a rank for each of two targets."""
+MLX_BLOCK = BLOCK + 2 * 5 + 2 * 30
+"""With the values once more, the activation of the gate and its sigmoid."""
+QWEN2 = replace(SHAPE, model_type="qwen2")
 
 
 def estimate(setup: Setup = SETUP, workload: Workload = WORKLOAD, **change: Any) -> Memory:
@@ -85,7 +84,7 @@ def test_every_part_is_the_product_of_its_shapes() -> None:
     assert memory.adapter == 7 * 4
     assert memory.optimizer == 7 * 3 * 4  # gradients and two moments
     assert memory.activations == 50 * 3 * BLOCK * 4
-    assert memory.head == 3 * 4 * 25 * 100  # of 50 positions half are trained: one chunk
+    assert memory.head == 4 * 25 * 100  # of 50 positions half are trained: one chunk
     assert memory.cache == round(KEPT_BY_MALLOC * 50 * 3 * BLOCK * 4)
     assert memory.available == 10**6
 
@@ -138,8 +137,23 @@ def test_mlx_keeps_what_it_frees_up_to_its_limit() -> None:
     assert estimate(workload=large, device="gpu").cache == MLX_CACHE_BYTES["gpu"]
 
 
+def test_queries_and_keys_of_qwen2_are_not_kept_as_they_were_before_a_norm() -> None:
+    qwen2 = estimate(model=replace(SETUP.model, architecture=QWEN2))
+    assert estimate().activations - qwen2.activations == 50 * 3 * (4 * 5 + 2 * 5) * 4
+
+
+def test_packed_rows_are_one_as_long_as_those_of_a_step_or_the_budget() -> None:
+    def largest(lengths: list[int]) -> list[int]:
+        rows_S, width_S = micro_batch_shapes(replace(WORKLOAD, lengths_R=np.array(lengths)), 50)
+        return (rows_S * width_S).tolist()
+
+    assert largest([3, 3, 3, 3, 3, 3]) == [12]  # a step has four
+    assert largest([20, 20, 20, 3]) == [50]
+    assert largest([20, 70, 3]) == [70]  # alone
+
+
 def test_the_largest_micro_batch_is_bounded_by_rows_step_and_budget() -> None:
-    workload = replace(WORKLOAD, lengths_R=np.array([3, 3, 3, 3, 3, 9, 40, 70]))
+    workload = replace(MLX, lengths_R=np.array([3, 3, 3, 3, 3, 9, 40, 70]))
     rows_S, width_S = micro_batch_shapes(workload, 50)
     assert width_S.tolist() == [3, 9, 40, 70]
     assert rows_S.tolist() == [4, 4, 1, 1]  # a step has four; one of 40 fits; 70 is alone
@@ -148,17 +162,20 @@ def test_the_largest_micro_batch_is_bounded_by_rows_step_and_budget() -> None:
 
 
 @pytest.mark.parametrize("budget", [30, 100, 1000])
-def test_no_micro_batch_of_a_run_is_larger_than_the_largest(budget: int) -> None:
+@pytest.mark.parametrize(("given", "layout"), [(WORKLOAD, PACKED), (MLX, PADDED)])
+def test_no_micro_batch_of_a_run_is_larger_than_the_largest(
+    given: Workload, layout: Layout, budget: int
+) -> None:
     lengths = np.random.default_rng(0).integers(1, 60, 97)
-    rows_S, width_S = micro_batch_shapes(replace(WORKLOAD, lengths_R=lengths), budget)
+    rows_S, width_S = micro_batch_shapes(replace(given, lengths_R=lengths), budget)
     largest = int((rows_S * width_S).max())
     met = 0
     for epoch in range(20):
         order = epoch_order(97, seed=0, epoch=epoch)
         for at in range(0, 97, 4):
-            step = lengths[order[at : at + 4]].tolist()
-            groups = micro_batches(step, budget=budget)
-            met = max(met, *(len(g) * max(step[i] for i in g) for g in groups))
+            step = lengths[order[at : at + 4]]
+            groups = micro_batches(step.tolist(), budget=budget, layout=layout)
+            met = max(met, *(layout.positions(step[g]) for g in groups))
     assert 0.8 * largest <= met <= largest
 
 
@@ -177,7 +194,7 @@ def test_rows_to_evaluate_on_fill_the_budget_and_keep_one_block() -> None:
     one = replace(WORKLOAD, lengths_R=np.array([4]), batch_size=1, supervised=1.0)
     memory = estimate(workload=replace(one, eval_tokens=1000))
     assert memory.activations == 50 * BLOCK * 4
-    assert memory.head == 3 * 4 * 50 * 100
+    assert memory.head == 4 * 50 * 100
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -186,9 +203,16 @@ def test_half_precision_halves_the_model_and_not_the_adapter(
 ) -> None:
     whole, half = estimate(), estimate(dtype=dtype)
     assert 2 * half.weights == whole.weights
-    in_float32 = 50 * 3 * (4 * 10 + 2 * 2 + QK_NORM) * 4  # the norms, and the low-rank vectors
-    assert 2 * (half.activations - in_float32) == whole.activations - in_float32
-    assert (half.adapter, half.head) == (whole.adapter, whole.head)
+    assert 2 * half.activations == whole.activations
+    assert half.adapter == whole.adapter
+    assert half.head == 1.5 * whole.head  # float32 all the same, and a copy in 16 bits
+    whole, half = estimate(workload=MLX), estimate(workload=MLX, dtype=dtype)
+    squares = 2 * 25 * (3 + 3) * 4 * 25 * 4
+    in_float32 = 2 * 25 * (3 + 1) * (4 * 10 + 2 * 2) * 4  # the norms, and the low-rank vectors
+    assert 2 * (half.activations - in_float32 - squares // 2) == (
+        whole.activations - in_float32 - squares
+    )
+    assert half.head == whole.head
 
 
 LINEAR = sum(out * into for out, into in SHAPE.linear_shapes().values())
@@ -240,8 +264,12 @@ DROPPING = replace(SETUP, lora=LoraSpec(rank=2, targets=("q_proj", "v_proj"), dr
 
 
 def test_dropout_keeps_the_dropped_input_of_each_target_and_its_mask() -> None:
+    """In the place of the input that they share. A GPU's mask has one byte."""
     added = estimate(DROPPING).activations - estimate().activations
-    assert added == 50 * 3 * round((4 + 1.6) * 2 * 10)
+    assert added == 50 * 3 * ((4 + 4) * 2 * 10 - 4 * 10)
+    gpu = replace(DROPPING, device="gpu")
+    added = estimate(gpu).activations - estimate(device="gpu").activations
+    assert added == 50 * 3 * ((4 + 1) * 2 * 10 - 4 * 10)
 
 
 def test_mlx_keeps_dropped_inputs_in_the_place_of_the_one_that_they_share() -> None:
@@ -254,12 +282,10 @@ def many(supervised: int) -> Workload:
     return replace(WORKLOAD, lengths_R=np.array([supervised]), supervised=1.0)
 
 
-def test_from_the_second_chunk_on_a_gradient_of_the_one_before_is_there() -> None:
+def test_pytorch_has_the_logits_of_one_chunk_and_nothing_beside_them() -> None:
     logits = 4 * HEAD_CHUNK * 100
-    assert estimate(workload=many(HEAD_CHUNK)).head == 3 * logits
-    assert estimate(workload=many(HEAD_CHUNK + 1)).head == 4 * logits
-    gpu = estimate(workload=many(9999), device="gpu")
-    assert gpu.head == 4 * 4 * HEAD_CHUNK_GPU * 100
+    assert [estimate(workload=many(HEAD_CHUNK * n)).head for n in (1, 2, 9)] == [logits] * 3
+    assert estimate(workload=many(9999), device="gpu").head == 4 * HEAD_CHUNK_GPU * 100
 
 
 def test_mlx_has_four_arrays_of_a_chunk_from_the_first() -> None:

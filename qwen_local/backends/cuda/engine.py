@@ -184,6 +184,7 @@ class TorchBackend:
             betas=ADAM_BETAS,
             eps=ADAM_EPSILON,
             weight_decay=self._setup.weight_decay,
+            fused=self._device.type == "cuda",
         )
 
     def load_state(self, state: State) -> None:
@@ -316,7 +317,7 @@ class TorchBackend:
         for parameter in self._parameters.values():
             if parameter not in self._optimizer.state:
                 self._optimizer.state[parameter] = {
-                    "step": torch.tensor(0.0),
+                    "step": torch.zeros((), device=self._device),
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
