@@ -301,7 +301,7 @@ class TrainSpec(_Section):
     )
     micro_batch_tokens: Literal["auto"] | Count = Field(
         default="auto",
-        description="the most tokens, padding included, that are computed at once",
+        description="the most tokens that are computed at once, with padding where there is any",
         examples=[4096],
     )
     eval_every: Literal["auto"] | Count = Field(

@@ -21,7 +21,8 @@ class MicroBatch:
     """Input, and where in it something is to be predicted."""
 
     ids_BW: np.ndarray
-    """int32 [B, W], padded on the right; under a causal mask padding reaches nothing before it."""
+    """int32 [B, W]. Rectangles are padded on the right, where under a causal mask padding reaches
+    nothing before it."""
     lengths: tuple[int, ...]
     """Of the rows, in their order; packed they lie one behind the other."""
     positions_N: np.ndarray

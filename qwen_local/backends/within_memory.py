@@ -53,8 +53,8 @@ class Budget:
             work: called with the micro-batches, the longest rows first. It may be called again,
                 and must then begin from nothing. What it returns must be computed by then: an
                 error that comes later is nobody's.
-            most: micro-batches, where memory would hold the rows in fewer.
             let_go: frees what the engine itself still holds of work that failed.
+            most: micro-batches, where memory would hold the rows in fewer.
 
         Raises:
             RowTooLargeError: memory ran out over a row that is alone already.

@@ -186,11 +186,12 @@ def estimate_memory(setup: Setup, workload: Workload) -> Memory:
 
 
 def micro_batch_shapes(workload: Workload, budget: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows [S], width [S]) of the largest micro-batch of every width that rows of the data have.
+    """(rows [S], width [S]) of the micro-batches among which the largest is.
 
-    It is that of `datasets.plan.micro_batches` in the worst order: the rows that are no longer than
-    the width, as many as the budget and an optimizer step allow. PyTorch packs its rows: there it
-    is one row, as long as the longest of a step together or as the budget.
+    On MLX one for every width that rows of the data have, as `datasets.plan.micro_batches` makes it
+    in the worst order: the rows that are no longer than the width, as many as the budget and an
+    optimizer step allow. PyTorch packs its rows: there it is one row, as long as the longest of a
+    step together or as the budget.
 
     Args:
         workload: for its rows.
@@ -223,7 +224,7 @@ def _activations(
 
 
 def _block(setup: Setup, engine: Engine) -> int:
-    """Bytes that a block keeps for the backward pass, for each padded position."""
+    """Bytes that a block keeps for the backward pass, for each position."""
     assert setup.lora is not None
     width = BYTES[setup.dtype]
     mask = width if engine == "cuda" and setup.device == "cpu" else 1  # of dropout, in bytes

@@ -72,7 +72,7 @@ class Plan:
     histogram_missing: str | None
     """Why there is none."""
     micro_batch_tokens: int
-    """Padded positions computed at once."""
+    """Positions computed at once."""
     gradient_checkpointing: bool
     """Whether activations are computed twice."""
     memory_reason: str

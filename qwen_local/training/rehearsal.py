@@ -68,19 +68,39 @@ def rehearse(
     return Rehearsal(seconds=took, tokens=tokens, peak_memory_bytes=backend.peak_memory_bytes())
 
 
+ALL_BUT_FULL = 0.98
+"""Share of the budget above which no fuller micro-batch is looked for."""
+
+
 def _packed(lengths_R: np.ndarray, most: int, budget: int) -> np.ndarray:
-    """The longest row, and behind it the longest of the others that fit.
+    """The rows that fill the budget best, or the longest alone where it exceeds it.
+
+    From each length in turn, the longest of the others that still fit are put behind it.
 
     >>> _packed(np.array([3, 9, 4, 8]), 3, 20).tolist(), _packed(np.array([3, 9]), 3, 5).tolist()
     ([1, 3, 0], [1])
+    >>> _packed(np.array([40, 32, 32]), 3, 64).tolist()
+    [1, 2]
     """
-    chosen: list[int] = []
-    left = budget
-    for index in np.argsort(-lengths_R, kind="stable").tolist():
-        if len(chosen) < most and (not chosen or lengths_R[index] <= left):
-            chosen.append(index)
-            left -= int(lengths_R[index])
-    return np.array(chosen, np.int64)
+    order = np.argsort(-lengths_R, kind="stable")
+    falling_R = lengths_R[order]
+    if falling_R[0] > budget:
+        return order[:1]
+    best: list[int] = []
+    filled = 0
+    for start in np.unique(-falling_R, return_index=True)[1].tolist():
+        chosen, left = [start], budget - int(falling_R[start])
+        while len(chosen) < most:
+            following = max(chosen[-1] + 1, int(np.searchsorted(-falling_R, -left)))
+            if following == len(falling_R):
+                break
+            chosen.append(following)
+            left -= int(falling_R[following])
+        if budget - left > filled:
+            best, filled = chosen, budget - left
+        if filled >= ALL_BUT_FULL * budget:
+            break
+    return order[best]
 
 
 def _first(lengths_R: np.ndarray, most: int, budget: int) -> np.ndarray:

@@ -619,9 +619,10 @@ def _say_padding(output: Path) -> None:
         tokens += event["tokens"]
         supervised += event["supervised_tokens"]
         computed += event["computed_tokens"]
+    padding = f"padding: {1 - tokens / computed:.1%} of the positions computed; "
     log.info(
-        "padding: %.1f %% of the positions computed; %.0f %% of the tokens were supervised",
-        100 * (1 - tokens / computed),
+        "%s%.0f %% of the tokens were supervised",
+        padding if computed > tokens else "",
         100 * supervised / tokens,
     )
 

@@ -6,6 +6,7 @@ Shapes: T = positions, I and O = input and output size, r = rank, H = heads, E =
 from __future__ import annotations
 
 import itertools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -17,13 +18,14 @@ from torch.nn import functional as F  # noqa: N812
 from transformers.models.qwen3 import modeling_qwen3
 
 from qwen_local.backends.base import Setup
+from qwen_local.backends.cuda import attention
 from qwen_local.backends.cuda.attention import Borders, row_by_row
 from qwen_local.backends.cuda.engine import TorchBackend
 from qwen_local.backends.cuda.forward import hidden_states
 from qwen_local.backends.cuda.fused import AdaptedLinear, GatedSilu, Norm, Rotary
 from qwen_local.job import LoraSpec
 from qwen_local.models.source import ModelFiles
-from qwen_local.rows import Rows
+from qwen_local.rows import IGNORE, Rows
 
 MakeModel = Callable[[str, bool], ModelFiles]
 MakeRows = Callable[..., Rows]
@@ -201,6 +203,84 @@ def test_dropout_reaches_the_adapter_alone(random_model: MakeModel, random_rows:
     backend.load_adapter({n: v + 0.1 for n, v in backend.adapter().items()})
     assert (said(True) - said(True)).abs().max() > 1e-3
     torch.testing.assert_close(said(False), said(False))
+
+
+def test_a_block_that_is_computed_twice_drops_the_same_inputs_again(
+    random_model: MakeModel, random_rows: MakeRows
+) -> None:
+    lora = LoraSpec(rank=4, alpha=8, dropout=0.5)
+    rows = random_rows(4)
+    once, twice = (
+        opened(random_model("qwen3", True), dtype="float32", lora=lora, gradient_checkpointing=c)
+        for c in (False, True)
+    )
+    wanted, found = (b.step(rows, lr=1e-3, tokens=rows.supervised) for b in (once, twice))
+    assert found.loss_sum == wanted.loss_sum
+    for name, parameter in twice._parameters.items():
+        assert_alike(parameter.grad, once._parameters[name].grad, 1e-6)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("quantization", ["none", "4bit", "8bit"])
+def test_layers_without_an_adapter_are_passed_through(
+    quantization: str, checkpointing: bool, random_model: MakeModel, random_rows: MakeRows
+) -> None:
+    lora = LoraSpec(rank=4, alpha=8, dropout=0.0, targets=("v_proj", "up_proj"), layers=1)
+    backend = opened(
+        random_model("qwen2", False),
+        dtype="float32",
+        lora=lora,
+        quantization=quantization,
+        gradient_checkpointing=checkpointing,
+    )
+    rows = random_rows(3)
+    ids = [torch.from_numpy(rows.row(r)[0].astype(np.int64))[None] for r in range(len(rows))]
+    with torch.no_grad():
+        heads = [backend._model(input_ids=i, use_cache=False).logits[0] for i in ids]
+    targets_T = torch.from_numpy(rows.targets_T.astype(np.int64))
+    wanted = F.cross_entropy(torch.cat(heads), targets_T, ignore_index=IGNORE, reduction="sum")
+    far = 1e-5 if quantization != "8bit" else 2e-2  # it rounds to the largest of all rows
+    assert backend.score(rows).nll_R.sum() == pytest.approx(wanted.item(), rel=far)
+    assert backend.step(rows, lr=1e-3, tokens=rows.supervised).grad_norm > 0
+    assert all(p.grad is not None for p in backend._parameters.values())
+
+
+def test_one_kernel_is_given_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PyTorch's own and flash-attn's want it, each under its names."""
+    seen: list[tuple[Any, ...]] = []
+
+    def varlen(*given: Any, enable_gqa: bool = False, **options: Any) -> Tensor:
+        seen.append((*given[3:], options | ({"enable_gqa": True} if enable_gqa else {})))
+        return given[0]
+
+    def chosen(**modules: Any) -> attention.Kernel | None:
+        def find(name: str) -> Any:
+            if name not in modules:
+                raise ImportError(name)
+            return modules[name]
+
+        monkeypatch.setattr(attention.importlib, "import_module", find)
+        return attention.flash_kernel.__wrapped__()
+
+    borders = Borders.of((2, 5), torch.from_numpy)
+    x = drawn(7, 2, 8)
+    pytorch = types.SimpleNamespace(varlen_attn=varlen)
+    flash = types.SimpleNamespace(flash_attn_varlen_func=lambda *a, **o: varlen(*a, **o))
+    older = types.SimpleNamespace(varlen_attn=lambda q, k, v: None)
+    for modules in (
+        {"torch.nn.attention.varlen": pytorch, "flash_attn": flash},
+        {"torch.nn.attention.varlen": older, "flash_attn": flash},
+    ):
+        kernel = chosen(**modules)
+        assert kernel is not None
+        kernel(x, x, x, borders, 0.5)
+    starts = borders.starts
+    assert starts.dtype == torch.int32
+    options = [{"window_size": (-1, 0), "enable_gqa": True, "scale": 0.5}]
+    options += [{"causal": True, "softmax_scale": 0.5}]
+    assert [s[2:] for s in seen] == [(5, 5, o) for o in options]
+    assert all(s[0] is starts and s[1] is starts for s in seen)
+    assert chosen() is None
 
 
 def test_a_layer_without_an_adapter_is_the_plain_one() -> None:

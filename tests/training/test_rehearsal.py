@@ -11,23 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_local.backends.base import Backend, RowTooLargeError, Scores
-from qwen_local.datasets.plan import PADDED, micro_batches
+from qwen_local.datasets.plan import PACKED, PADDED, Layout, micro_batches
 from qwen_local.errors import OutOfMemoryError
 from qwen_local.rows import Rows
 from qwen_local.training.loop import Data
 from qwen_local.training.metrics import Metrics, read_metrics
-from qwen_local.training.rehearsal import Rehearsal, _first, _largest, rehearse
+from qwen_local.training.rehearsal import Rehearsal, _first, _largest, _packed, rehearse
 
 
 class Notes:
     """Memory holds rows up to `room`; its budget halves once if `tight`."""
 
-    def __init__(self, *, room: int = 1000, tight: bool = False) -> None:
+    def __init__(self, *, room: int = 1000, tight: bool = False, layout: Layout = PADDED) -> None:
+        self.layout = layout
         self.micro_batch_tokens, self._room, self._tight = 64, room, tight
         self.rehearsed: list[list[int]] = []
         self.scored: list[list[int]] = []
-
-    layout = PADDED
 
     def rehearse(self, rows: Rows) -> int:
         self._look_at(rows)
@@ -100,6 +99,34 @@ def test_no_step_of_any_order_has_a_larger_micro_batch(
         step = order[at : at + batch_size]
         for group in micro_batches(step, budget=64):
             assert len(group) * max(step[i] for i in group) <= max(tried)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=30),
+    batch_size=st.integers(1, 8),
+    seed=st.integers(0, 9),
+)
+def test_next_to_no_step_of_any_order_packs_more(
+    lengths: list[int], batch_size: int, seed: int
+) -> None:
+    """What fits best of all is a puzzle of its own; what is tried comes near."""
+    lengths_R = np.array(lengths)
+    chosen = _packed(lengths_R, batch_size, 64)
+    tried = int(lengths_R[chosen].sum())
+    assert len(set(chosen.tolist())) == len(chosen) <= batch_size
+    assert tried <= 64 or len(chosen) == 1
+    order = np.random.default_rng(seed).permutation(lengths_R)
+    for at in range(0, len(order), batch_size):
+        step = order[at : at + batch_size]
+        for group in micro_batches(step.tolist(), budget=64, layout=PACKED):
+            assert 0.8 * step[group].sum() <= tried
+
+
+def test_packed_rows_are_tried_once_and_timed_once(tmp_path: Path) -> None:
+    engine = Notes(layout=PACKED)
+    run(tmp_path, engine, rows(10, 40, 20, 32, 32, 31), rows(5, 60, 7, 30))
+    assert engine.rehearsed == [[32, 32]] * 2
+    assert engine.scored == [[60]]
 
 
 def test_a_row_that_does_not_fit_is_found_before_the_first_step(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Causal attention of rows that lie side by side in one sequence: no row sees another.
+"""Causal attention of rows that lie one behind the other in one sequence: no row sees another.
 
 On a GPU one kernel computes all rows: PyTorch's own (`torch.nn.attention.varlen`, from 2.12 on) or
 that of flash-attn, where it is installed; both are FlashAttention-2 (arXiv:2307.08691) for 16-bit
@@ -76,11 +76,17 @@ def row_by_row(
     queries_THE: Tensor, keys_TKE: Tensor, values_TKE: Tensor, borders: Borders, scale: float
 ) -> Tensor:
     """The same on any device, by PyTorch's attention of one row after the other."""
+    if queries_THE.is_cuda:  # where no kernel of float32 takes fewer heads of keys than of queries
+        times = queries_THE.shape[1] // keys_TKE.shape[1]
+        keys_TKE, values_TKE = (x.repeat_interleave(times, 1) for x in (keys_TKE, values_TKE))
+    grouped = keys_TKE.shape[1] < queries_THE.shape[1]
     split = (x.split(borders.lengths) for x in (queries_THE, keys_TKE, values_TKE))
     heard = []
     for row in zip(*split, strict=True):
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in row)
-        said = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+        said = scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scale, enable_gqa=grouped
+        )
         heard.append(said[0].transpose(0, 1))
     return heard[0] if len(heard) == 1 else torch.cat(heard)
 
@@ -89,7 +95,8 @@ def _flash(queries_THE: Tensor) -> bool:
     """Whether FlashAttention-2 computes such arrays on such a card."""
     halves = queries_THE.dtype in (torch.bfloat16, torch.float16)
     capable = torch.cuda.get_device_capability(queries_THE.device) >= AMPERE
-    return halves and capable and queries_THE.shape[-1] <= LARGEST_HEAD
+    size = queries_THE.shape[-1]
+    return halves and capable and size <= LARGEST_HEAD and size % 8 == 0
 
 
 @functools.cache
@@ -109,7 +116,7 @@ def flash_kernel() -> Kernel | None:
 def _kernel(varlen: Callable[..., Tensor], *, scale_is: str, **options: object) -> Kernel:
     def kernel(q: Tensor, k: Tensor, v: Tensor, borders: Borders, scale: float) -> Tensor:
         starts, longest = borders.starts, max(borders.lengths)
-        options[scale_is] = scale
-        return varlen(q, k, v, starts, starts, longest, longest, **options)
+        given = {**options, scale_is: scale}
+        return varlen(q, k, v, starts, starts, longest, longest, **given)
 
     return kernel

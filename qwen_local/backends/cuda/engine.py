@@ -330,6 +330,7 @@ class TorchBackend:
             Borders.of(batch.lengths, self._to_device),
             self._to_device(batch.positions_N),
             twice=self._setup.gradient_checkpointing,
+            drops=self._setup.lora is not None and self._setup.lora.dropout > 0,
         )
 
     def _targets(self, batch: MicroBatch) -> tuple[Tensor, int]:

@@ -1,4 +1,4 @@
-"""The blocks of a Qwen2 or Qwen3 model in training: rows side by side without padding.
+"""The blocks of a Qwen2 or Qwen3 model in training: rows one behind the other, without padding.
 
 The modules are those of transformers and PEFT; only the way through them is ours. The rows of a
 micro-batch are one sequence of T positions, each row from position 0; linear layers and norms see
@@ -25,7 +25,13 @@ Angles = tuple[Tensor, Tensor]
 
 
 def hidden_states(
-    backbone: Any, ids_T: Tensor, borders: Borders, positions_N: Tensor, *, twice: bool = False
+    backbone: Any,
+    ids_T: Tensor,
+    borders: Borders,
+    positions_N: Tensor,
+    *,
+    twice: bool = False,
+    drops: bool = False,
 ) -> Tensor:
     """What leaves the last norm at the positions that are looked at: [N, D] in the model's dtype.
 
@@ -36,13 +42,15 @@ def hidden_states(
         positions_N: int64, rising. What the last block computes behind its attention is of no use
             anywhere else, and is not computed there.
         twice: compute each block once more in the backward pass instead of keeping what it needs.
+        drops: whether adapters drop inputs, so that the second time must drop the same.
     """
     x = F.embedding(ids_T, backbone.embed_tokens.weight)
     angles = _angles(backbone, borders.positions_T, x.dtype)
     *blocks, last = backbone.layers
     for block, wanted in [*((block, None) for block in blocks), (last, positions_N)]:
         if twice and torch.is_grad_enabled():
-            x = checkpoint(_block, block, x, angles, borders, wanted, use_reentrant=False)
+            given = block, x, angles, borders, wanted
+            x = checkpoint(_block, *given, use_reentrant=False, preserve_rng_state=drops)
         else:
             x = _block(block, x, angles, borders, wanted)
     return _norm(backbone.norm, x)

@@ -70,7 +70,7 @@ class AdaptedLinear(torch.autograd.Function):
             dx = dy_TO @ ctx.dense()
             if ctx.same:
                 dx.addmm_(dlow_Tr, a)
-        if not ctx.same:
+        if ctx.needs_input_grad[6]:
             ddropped = dlow_Tr @ a
         return dx, da, db, None, None, None, ddropped
 

@@ -78,6 +78,9 @@ class SupervisedLoss(torch.autograd.Function):
             part = slice(start, start + chunk)
             logits_CV = logits_in(room_CV, hidden_ND[part], weight_VD)
             losses_N[part], rest_C1, total_C1 = nll_in_place(logits_CV, targets_N[part])
+            if weight_VD.dtype == torch.float16:  # which does not hold every total
+                logits_CV.div_(total_C1)
+                rest_C1, total_C1 = rest_C1 / total_C1, torch.ones_like(total_C1)
             # The division and the target's own entry are put behind the product: [C, D] is small.
             others_CD = (logits_CV.to(weight_VD.dtype) @ weight_VD).float()
             own_CD = rest_C1 * weight_VD[targets_N[part]]

@@ -339,9 +339,19 @@ class MlxBackend:
         )
 
     def _hidden(self, ids: mx.array, positions: mx.array) -> mx.array:
-        """Hidden states after the last norm at these positions of the flattened batch, [N, D]."""
-        hidden_BWD = self._model.model(ids)
-        return hidden_BWD.reshape(-1, hidden_BWD.shape[-1])[positions]
+        """Hidden states after the last norm at these positions of the flattened batch, [N, D].
+
+        What the last block computes behind its attention is of no use anywhere else, and is not
+        computed there.
+        """
+        backbone = self._model.model
+        hidden_BWD = backbone.embed_tokens(ids)
+        *blocks, last = backbone.layers
+        for block in blocks:
+            hidden_BWD = block(hidden_BWD, "causal", None)
+        hidden_BWD = hidden_BWD + last.self_attn(last.input_layernorm(hidden_BWD), "causal", None)
+        hidden_ND = hidden_BWD.reshape(-1, hidden_BWD.shape[-1])[positions]
+        return backbone.norm(hidden_ND + last.mlp(last.post_attention_layernorm(hidden_ND)))
 
     def _head(self, hidden: mx.array) -> mx.array:
         """Logits of hidden states."""
