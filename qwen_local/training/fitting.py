@@ -8,7 +8,7 @@ from typing import Literal
 from qwen_local.backends.base import Setup
 from qwen_local.training.memory import Workload, estimate_memory
 
-FAVOURITE = {"cpu": 1024, "gpu": 8192}
+FAVOURITE = {"cuda": {"cpu": 1024, "gpu": 8192}, "mlx": {"cpu": 512, "gpu": 8192}}
 """Positions of one forward pass where memory does not matter. A bigger product gains nothing on a
 CPU."""
 
@@ -46,7 +46,7 @@ def fit(
         budget: as the job has it.
         checkpointing: as the job has it.
     """
-    favourite = FAVOURITE[setup.device]
+    favourite = FAVOURITE[workload.engine][setup.device]
     sizes = [budget] if budget != "auto" else _halved(favourite)
     ways = [checkpointing] if checkpointing != "auto" else [False, True]
 

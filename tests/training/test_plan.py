@@ -223,7 +223,7 @@ def test_a_run_without_rows_for_evaluation_says_so(cli: Cli, tmp_path: Path) -> 
 def test_the_reason_of_the_chosen_memory_is_the_same_in_train(cli: Cli) -> None:
     job = ("--backend", "mlx", "--device", "cpu", "--steps", "1")
     plan = planned(cli, *job)
-    assert (plan["micro_batch_tokens"], plan["gradient_checkpointing"]) == (1024, False)
+    assert (plan["micro_batch_tokens"], plan["gradient_checkpointing"]) == (512, False)
     assert cli("train", *job, "--output", "run").err.count(f"\nmemory: {plan['memory_reason']}\n")
 
 
