@@ -5,6 +5,7 @@ Shapes: T = positions, I and O = input and output size, r = rank, H = heads, E =
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import types
 from collections.abc import Callable
@@ -259,7 +260,7 @@ def test_one_kernel_is_given_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
                 raise ImportError(name)
             return modules[name]
 
-        monkeypatch.setattr(attention.importlib, "import_module", find)
+        monkeypatch.setattr(importlib, "import_module", find)
         return attention.flash_kernel.__wrapped__()
 
     borders = Borders.of((2, 5), torch.from_numpy)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from benchmarks import agreement
 from benchmarks.agreement import Place
 from benchmarks.gpu import cuda_path, heads
-from qwen_local.backends.base import Backend
+from qwen_local.backends.base import Backend, Scores
 from qwen_local.backends.cuda import attention, forward
 
 HERE = Place(engine="cuda", device="cpu")
@@ -69,6 +71,32 @@ def test_a_run_that_does_not_go_on_where_it_was_is_found(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(agreement, "opened", forgetful)
     assert failing(agreement.resumed(HERE)) == ["a resumed run against it"]
+
+
+def test_rows_that_are_known_by_heart_are_not_held_against_their_rounding() -> None:
+    tokens = np.array([10, 10])
+    a, b = (Scores(nll_R=np.array(nll), tokens_R=tokens) for nll in ([20.2, 2e-3], [20.0, 1e-3]))
+    assert agreement.rows_apart(a, b) == pytest.approx(0.01)
+
+
+def test_only_our_head_must_keep_a_bound() -> None:
+    figures = list(heads.loss_heads("cpu"))
+    assert [f["check"] for f in figures if "check" in f] == [
+        "loss of ours against float32, 64 wide",
+        "its gradient of ours, 64 wide",
+    ]
+    assert [f["figure"] for f in figures if "figure" in f] == [
+        "loss of plain against float32, 64 wide",
+        "its gradient of plain, 64 wide",
+    ]
+
+
+def test_targets_are_about_as_likely_as_all_other_tokens_together() -> None:
+    torch.manual_seed(0)
+    states, weight, targets = heads._drawn(torch.randn(2000, 64) * 0.02, 256)
+    logits = states @ weight.T
+    assert logits[range(256), targets].mean() == pytest.approx(heads.TARGET, abs=0.1)
+    assert logits.median().abs() < 0.1
 
 
 def test_a_head_that_loses_something_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

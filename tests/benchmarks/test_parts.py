@@ -20,7 +20,7 @@ import os, sys, time
 from benchmarks.parts import Part, check, main, skipped
 
 def environment(device, folder):
-    yield {"card": "Some Card 9000"}
+    yield {"card": "Some Card 9000", "folder": str(folder)}
 
 def crashes(device, folder):
     (folder / "half a model").touch()
@@ -92,6 +92,7 @@ def test_a_part_that_crashes_costs_only_what_it_had_not_found(tmp_path: Path) ->
     }
     (kept,) = (part["figures"] for part in result["parts"] if part["name"] == "crashes")
     assert kept == [check("before the crash", 1, at_most=2)]
+    assert result["parts"][0]["figures"][0]["folder"] == "<scratch>"
     assert result["holds"] is False
     assert result["still_to_come"] == []
 

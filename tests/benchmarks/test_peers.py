@@ -15,13 +15,16 @@ import numpy as np
 import pytest
 
 from benchmarks import growth
+from benchmarks.gpu import speed
+from benchmarks.lengths import LONGEST
 from benchmarks.peers import __main__ as program
-from benchmarks.peers import turns
+from benchmarks.peers import models, turns
 from benchmarks.peers.compare import Ratio, comparison, faults, table
-from benchmarks.peers.models import give_tokenizer, without_last_line_end
+from benchmarks.peers.models import give_tokenizer, make_model, no_room, without_last_line_end
 from benchmarks.peers.orders import placed, reading_order
-from benchmarks.peers.work import FIRST, Work
-from benchmarks.peers.workloads import LONGEST, made_rows, real_rows, said, words
+from benchmarks.peers.work import FIRST, FailedError, Work
+from benchmarks.peers.workloads import made_rows, real_rows, said, words
+from benchmarks.result import without_places
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.embedded import tiny_model_path
 
@@ -134,9 +137,9 @@ def test_real_rows_are_the_first_that_are_whole_and_short_enough(tmp_path: Path)
         {"prompt": "Add.\n1, 1", "completion": "2."},
         {"prompt": "Hello?", "completion": "Yes."},
     ]
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(FailedError) as failed:
         real_rows(file, 4)
-    assert ended.value.code == (f"{file}: 3 rows can be used; 4 are needed: choose fewer --steps")
+    assert str(failed.value) == f"{file}: 3 rows can be used; 4 are needed: choose fewer --steps"
 
 
 def test_ours_and_trl_learn_the_same_and_lose_the_same(
@@ -200,6 +203,14 @@ def test_rounding_and_the_pad_token_of_mlx_lm_are_allowed_for() -> None:
     assert faults(report(), its, peer="trl", dtype="bfloat16") == []
     assert faults(report(), report(losses=[12.5, 12.4, 12.3]), peer="mlx-lm", dtype="float32") == []
     assert len(faults(report(), its, peer="trl", dtype="float32")) == FIRST
+
+
+def test_other_prompts_are_a_fault_where_a_peer_tells_its_tokens() -> None:
+    its = report(tokens=[100, 90, 81, 120])
+    assert faults(report(), its, peer="trl", dtype="float32") == [
+        "tokens from step 3 on: trl 81, 120; ours 80, 120"
+    ]
+    assert faults(report(), report(tokens=None), peer="mlx-lm", dtype="float32") == []
 
 
 def test_other_tokens_are_a_fault_even_where_losses_agree() -> None:
@@ -271,7 +282,58 @@ def test_the_program_fails_and_says_so_where_a_comparison_is_void(
     )
     result = json.loads(file.read_text())
     assert result["comparisons"]["small/movielens"]["tools"]["trl"]["examples_per_second"] == 4.0
+    words_[-1] = without_places(str(file))
     assert result["command"] == f"python -m benchmarks.peers {' '.join(words_[1:])}"
+
+
+def test_a_comparison_that_fails_costs_no_other_and_what_is_found_is_written_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "result.json"
+    figures = comparison([{"ours-torch": report()}], batch_size=4, dtype="float32")
+    written: list[Any] = []
+
+    def compared(one: turns.Comparison, folder: Path, *_: Any, **__: Any) -> dict[str, Any]:
+        written.append(json.loads(file.read_text())["comparisons"] if file.exists() else {})
+        if one.name == "mlx/movielens":
+            raise FailedError("ours-mlx ended with -9: without a word")
+        settings = {"output_dir": f"{folder}/turn/out"}
+        return {**figures, "skipped": {}, "reports": [{"ours-torch": {"settings": settings}}]}
+
+    monkeypatch.setattr(program, "compared", compared)
+    monkeypatch.setattr(sys, "argv", ["peers", "--output", str(file)])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert ended.value.code == 1
+    said_ = capsys.readouterr()
+    assert said_.err == "mlx/movielens: failed: ours-mlx ended with -9: without a word\n"
+    assert said_.out.count("ours-torch") == 3
+    found = json.loads(file.read_text())["comparisons"]
+    names = ["mlx/code-alpaca", "mlx/movielens", "small/code-alpaca", "small/movielens"]
+    assert [list(before) for before in written] == [names[:count] for count in range(4)]
+    assert list(found) == names
+    assert found["mlx/movielens"] == {"failed": "ours-mlx ended with -9: without a word"}
+    assert found["small/movielens"]["reports"][0]["ours-torch"]["settings"] == {
+        "output_dir": "<scratch>/turn/out"
+    }
+
+
+def test_an_interpreter_that_is_none_is_named_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = tmp_path / "python"
+    for text, reason in (
+        (None, "No such file or directory"),
+        ("#!/bin/sh\necho 'no module named site' >&2; exit 3\n", None),
+    ):
+        if text is not None:
+            ended.write_text(text)
+            ended.chmod(0o755)
+        monkeypatch.setattr(sys, "argv", ["peers", "--python", f"trl={ended}"])
+        with pytest.raises(SystemExit) as stopped:
+            program.main()
+        said_ = f": {reason}" if reason else " ended with 3: no module named site"
+        assert stopped.value.code == f"--python trl: {ended}{said_}"
 
 
 def test_what_is_compared_without_being_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +371,7 @@ def test_a_tool_that_is_absent_or_fails_is_left_out_and_the_reason_given(
     def run(tool: str, work: Work, python: str) -> dict[str, Any]:
         turn.append(tool)
         if tool == "trl" and len(turn) > 2:
-            raise turns.FailedError("trl ended with 1: out of memory")
+            raise FailedError("trl ended with 1: out of memory")
         return report()
 
     monkeypatch.setattr(turns, "run", run)
@@ -330,6 +392,95 @@ def test_a_tool_that_is_absent_or_fails_is_left_out_and_the_reason_given(
         "trl": "trl ended with 1: out of memory",
     }
     assert [list(taken) for taken in found["reports"]] == [["ours-torch", "mlx-lm"]] * 3
+
+
+def test_without_ours_there_is_no_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "lacking", lambda _, needs: [n for n in needs if n == "mlx_lm"])
+    one = turns.Comparison(model="mlx", workload="movielens", tools=("ours-mlx", "mlx-lm"))
+    with pytest.raises(FailedError) as failed:
+        turns.compared(one, tmp_path, {}, "cpu", rounds=1, steps=4)
+    absent = "not installed: mlx_lm"
+    assert str(failed.value) == f"ours-mlx: {absent}; mlx-lm: {absent}"
+
+
+def test_a_model_that_cannot_be_made_is_said_with_the_last_word_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = "import pathlib, sys; raise MemoryError('16 GB')"
+    monkeypatch.setattr(models, "SCRIPT", script)
+    with pytest.raises(FailedError) as failed:
+        make_model("small", "float32", tmp_path)
+    assert str(failed.value) == "making small ended with 1: MemoryError: 16 GB"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_is_made_once_for_each_dtype(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = "import json, os, sys; os.mkdir(json.loads(sys.argv[1])[-1])"
+    monkeypatch.setattr(models, "SCRIPT", script)
+    made = [make_model("small", dtype, tmp_path) for dtype in ("float32", "bfloat16", "float32")]
+    assert [folder.name for folder in made] == ["small-float32", "small-bfloat16", "small-float32"]
+    assert sorted(tmp_path.iterdir()) == sorted(set(made))
+
+
+def test_the_largest_model_is_not_made_where_card_or_disk_are_too_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage:
+        free = 19 * 10**9
+
+    assert no_room("Qwen3-8B", 16 * 10**9, tmp_path) == (
+        "Qwen3-8B needs a card of 24 GB; this one has 16"
+    )
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
+    assert no_room("Qwen3-8B", 25 * 10**9, tmp_path) == (
+        "Qwen3-8B needs 20 GB of the temporary folder's disk; 19 are free"
+    )
+    Usage.free = 20 * 10**9
+    assert no_room("Qwen3-8B", 25 * 10**9, tmp_path) is None
+    assert no_room("Qwen3-1.7B", 8 * 10**9, tmp_path) is None
+
+
+def test_a_part_of_comparisons_hands_each_over_and_goes_on_after_one_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = comparison([{"ours-torch": report()}], batch_size=4, dtype="float32")
+
+    def compared(one: turns.Comparison, *_: Any, **__: Any) -> dict[str, Any]:
+        if one.workload == "movielens":
+            raise FailedError("no")
+        return figures
+
+    class Card:
+        gpu_bytes = 8 * 10**9
+
+    monkeypatch.setattr(turns, "compared", compared)
+    monkeypatch.setattr(speed, "probe", Card)
+    pairs = ("Qwen3-8B/long", "Qwen3-0.6B/movielens", "Qwen3-0.6B/code-alpaca")
+    skipped, failed, void, whole, fine = speed.peers("gpu", tmp_path, pairs=pairs, steps=4)
+    assert skipped == {
+        "comparison": "Qwen3-8B/long",
+        "skipped_because": "Qwen3-8B needs a card of 24 GB; this one has 8",
+    }
+    assert (failed["failed"], void["holds"]) == ("no", False)
+    assert whole["tools"]["ours-torch"]["examples_per_second"] == 4.0
+    assert fine["check"] == "reasons why Qwen3-0.6B/code-alpaca is void"
+    assert fine["holds"]
+
+
+def test_a_roofline_of_a_model_for_which_there_is_no_room_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Card:
+        gpu_bytes = 8 * 10**9
+
+    monkeypatch.setattr(speed, "probe", Card)
+    assert list(speed.rooflines("gpu", tmp_path, ("Qwen3-8B",))) == [
+        {"skipped_because": "Qwen3-8B needs a card of 24 GB; this one has 8"}
+    ]
 
 
 def test_modules_that_an_interpreter_lacks_are_named() -> None:
