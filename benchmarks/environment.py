@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 
 from benchmarks.parts import Device, Figure
+from benchmarks.peers.work import versions
+from benchmarks.result import machine
 
 
 def environment(packages: Sequence[str], device: Device, folder: Path) -> Iterator[Figure]:
@@ -17,7 +18,6 @@ def environment(packages: Sequence[str], device: Device, folder: Path) -> Iterat
         device: `cpu` names no card.
         folder: not needed.
     """
-    from benchmarks.plan_accuracy import machine
     from qwen_local.backends.probe import probe
 
     here = probe(thorough=True)
@@ -30,12 +30,5 @@ def environment(packages: Sequence[str], device: Device, folder: Path) -> Iterat
         "macos": here.macos,
         "faults": [f for f in (here.torch_fault, here.mlx_fault, here.bitsandbytes_fault) if f],
         **machine(device),
-        "packages": {name: _version(name) for name in packages},
+        "packages": dict.fromkeys(packages) | versions(packages),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

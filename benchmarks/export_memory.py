@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.plan_accuracy import RESULTS, machine
+from benchmarks.result import RESULTS, machine, write
 
 MODELS = {"Qwen2.5-1.5B": 3.0, "Qwen2.5-7B": 8.0}
 """Largest peak in GB."""
@@ -62,11 +62,7 @@ def main() -> None:
         "allowed_gb": MODELS[options.model],
         "commands": found,
     }
-    text = json.dumps(result, indent=2) + "\n"
-    if options.output == "-":
-        print(text, end="")
-    else:
-        Path(options.output).write_text(text, encoding="utf-8")
+    write(result, options.output)
     if not all(one["within"] for one in found.values()):
         sys.exit("more memory than promised")
 

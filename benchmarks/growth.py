@@ -25,12 +25,12 @@ from typing import Any
 from benchmarks.peers.compare import seconds
 from benchmarks.peers.models import make_model
 from benchmarks.peers.orders import placed, reading_order
-from benchmarks.peers.turns import FailedError, run
-from benchmarks.peers.work import BATCH_SIZE, WARM_UP, Work
+from benchmarks.peers.turns import run
+from benchmarks.peers.work import BATCH_SIZE, WARM_UP, FailedError, Work
 from benchmarks.peers.workloads import made_rows
-from benchmarks.plan_accuracy import machine
+from benchmarks.result import RESULTS, machine, write
 
-RESULT = Path(__file__).with_name("results") / "growth.json"
+RESULT = RESULTS / "growth.json"
 WITHIN = 0.10
 TOOL = "ours-torch"
 
@@ -64,12 +64,7 @@ def main() -> None:
         **found,
         "reports": {str(rows): taken for rows, taken in reports.items()},
     }
-    text = json.dumps(result, indent=2) + "\n"
-    if given.output == "-":
-        print(text, end="")
-    else:
-        Path(given.output).parent.mkdir(exist_ok=True)
-        Path(given.output).write_text(text, encoding="utf-8")
+    write(result, given.output)
     sys.exit(max(found["time_spread"], found["memory_spread"]) > WITHIN)
 
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.plan_accuracy import RESULTS, machine
+from benchmarks.result import RESULTS, machine, write
 
 LONGEST = 96
 """Tokens of an answer."""
@@ -41,11 +41,7 @@ def main() -> None:
         "machine": machine("cpu"),
         **found,
     }
-    text = json.dumps(result, indent=2) + "\n"
-    if options.output == "-":
-        print(text, end="")
-    else:
-        Path(options.output).write_text(text, encoding="utf-8")
+    write(result, options.output)
 
 
 def ask_everyone(folder: Path) -> dict[str, Any]:

@@ -27,10 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.result import RESULTS, without_places, write
+
 Device = Literal["cpu", "gpu"]
 Figure = Mapping[str, Any]
 
-RESULTS = Path(__file__).with_name("results")
 LEAST = 10.0
 """Seconds without which no part is begun: frameworks take some of them to load."""
 
@@ -139,7 +140,6 @@ def run_all(
     """
     began = time.monotonic()
     done: list[dict[str, Any]] = []
-    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         for number, part in enumerate(parts):
             left = budget - (time.monotonic() - began)
@@ -156,9 +156,7 @@ def run_all(
                 "still_to_come": [later.name for later in parts[number + 1 :]],
             }
             file = folder / f"{name}-{slug(_card(done))}.json"
-            new = file.with_suffix(".new")
-            new.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-            new.replace(file)
+            write(result, file, Path(scratch))
     print(file)
     return result
 
@@ -242,9 +240,8 @@ def _one(
             spoken = said.read_text("utf-8", errors="replace").strip()
             print(spoken, file=sys.stderr)
             last = spoken.splitlines()[-1] if spoken else "without a word"
-            for place, short in ((Path.cwd(), "."), (Path.home(), "~")):  # the file is sent around
-                last = last.replace(str(place), short)
-            why = f"{why}: {last[:300]}"
+            # Before it is cut, so that none of them is cut, too.
+            why = f"{why}: {without_places(last, shared)[:300]}"
         if outcome != "done":  # a model may lie there that is not whole
             shutil.rmtree(shared, ignore_errors=True)
             shared.mkdir(exist_ok=True)

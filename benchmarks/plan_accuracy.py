@@ -16,7 +16,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import random
 import shutil
 import subprocess
@@ -24,13 +23,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers.models import make_model
+from benchmarks.result import RESULTS, machine, write
+
 WITHIN = {"cpu": 0.20, "gpu": 0.15}
-RESULTS = Path(__file__).with_name("results")
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "mlx", "mlx-lm")
 
 SETTINGS: dict[str, tuple[str, ...]] = {
     "dropout 0": ("lora.dropout=0.0",),
@@ -38,34 +37,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "checkpointing": ("lora.dropout=0.05", "train.gradient_checkpointing=true"),
     "4bit": ("lora.dropout=0.0", "model.quantization=4bit"),
 }
-SHAPES: dict[str, dict[str, int]] = {
-    "hidden-512": {
-        "hidden_size": 512,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 64,
-    },
-    "Qwen3-0.6B": {
-        "hidden_size": 1024,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-    },
-    "Qwen3-1.7B": {
-        "hidden_size": 2048,
-        "intermediate_size": 6144,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-    },
-}
-"""All with a vocabulary of 151,936 and a tied head, in bfloat16."""
-STEPS = {"tiny": 20, "hidden-512": 4, "Qwen3-0.6B": 10, "Qwen3-1.7B": 10}
+STEPS = {"tiny": 20, "small": 4, "Qwen3-0.6B": 10, "Qwen3-1.7B": 10}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +54,7 @@ def main() -> None:
     """Print or write one JSON object; exit code 1 where a plan is off by more than its bound."""
     parser = argparse.ArgumentParser(description="Foretold against measured peak memory.")
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
-    parser.add_argument("--only", choices=["tiny", *SHAPES], help="one model")
+    parser.add_argument("--only", choices=list(STEPS), help="one model")
     parser.add_argument("--output", help="a file, or - for stdout")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -95,19 +67,13 @@ def main() -> None:
         "furthest": max((abs(one["ratio"] - 1) for one in found), default=0.0),
         "cases": found,
     }
-    text = json.dumps(result, indent=2) + "\n"
-    if given.output == "-":
-        print(text, end="")
-    else:
-        file = Path(given.output or RESULTS / f"plan_accuracy-{given.device}.json")
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(text)
+    write(result, given.output or RESULTS / f"plan_accuracy-{given.device}.json")
     sys.exit(result["furthest"] > WITHIN[given.device])
 
 
 def cases(device: str, only: str | None) -> Iterator[Case]:
     """What is measured on a device, of one model or all."""
-    models = ("tiny", "hidden-512") if device == "cpu" else ("Qwen3-0.6B", "Qwen3-1.7B")
+    models = ("tiny", "small") if device == "cpu" else ("Qwen3-0.6B", "Qwen3-1.7B")
     for model in models:
         for backend in ("cuda", "mlx") if device == "cpu" else ("cuda",):
             for setting in SETTINGS:
@@ -117,8 +83,9 @@ def cases(device: str, only: str | None) -> Iterator[Case]:
 
 def measure(case: Case, folder: Path) -> dict[str, Any]:
     """Foretold and measured bytes of a case."""
-    model = "qwen-local/tiny" if case.model == "tiny" else str(random_model(case.model, folder))
-    data = "qwen-local/sample" if case.model == "tiny" else str(made_rows(folder))
+    tiny = case.model == "tiny"
+    model = "qwen-local/tiny" if tiny else str(make_model(case.model, "bfloat16", folder))
+    data = "qwen-local/sample" if tiny else str(made_rows(folder))
     settings = [word for pair in SETTINGS[case.setting] for word in ("--set", pair)]
     job = [
         *("--model", model, "--data", data, "--backend", case.backend, "--device", case.device),
@@ -155,36 +122,6 @@ def command(name: str, *arguments: str) -> dict[str, Any]:
     return content
 
 
-def random_model(name: str, folder: Path) -> Path:
-    """A model of this shape with random weights and the tiny model's tokenizer, made once."""
-    from qwen_local.embedded import tiny_model_path
-
-    made = folder / name
-    if made.exists():
-        return made
-    script = (
-        "import json, sys, torch, transformers\n"
-        "torch.manual_seed(0)\n"
-        "config = transformers.Qwen3Config(**json.loads(sys.argv[1]))\n"
-        "model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)\n"
-        "model.save_pretrained(sys.argv[2])\n"
-    )
-    config = {
-        **SHAPES[name],
-        "vocab_size": 151_936,
-        "tie_word_embeddings": True,
-        "max_position_embeddings": 40_960,
-    }
-    subprocess.run(
-        [sys.executable, "-c", script, json.dumps(config), str(made)],
-        check=True,
-        stderr=subprocess.DEVNULL,
-    )
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_model_path() / file, made)
-    return made
-
-
 def made_rows(folder: Path) -> Path:
     """60 conversations of very different lengths."""
     file, draw = folder / "rows.jsonl", random.Random(0)
@@ -195,29 +132,6 @@ def made_rows(folder: Path) -> Path:
             prompt, answer = (" ".join(draw.choices(words, k=n)) for n in (count // 2, count))
             out.write(json.dumps({"prompt": prompt, "completion": answer}) + "\n")
     return file
-
-
-def machine(device: str) -> dict[str, Any]:
-    """What it was measured on, in general words."""
-    from qwen_local.backends.probe import probe
-
-    here = probe()
-    versions = {name: here.packages.get(name) or _version(name) for name in PACKAGES}
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(here.memory_bytes / 2**30),
-        **({"gpu": here.gpu} if device == "gpu" else {}),
-        "packages": {name: version for name, version in versions.items() if version is not None},
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

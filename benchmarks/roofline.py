@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import gc
-import json
 import math
 import statistics
 import sys
@@ -34,7 +33,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from benchmarks.made_rows import made_rows
+from benchmarks.parts import Device, skipped
 from benchmarks.peers.models import make_model
+from benchmarks.result import RESULTS, machine, write
 from qwen_local.backends.base import Backend, RowTooLargeError, Setup
 from qwen_local.job import LoraSpec
 from qwen_local.models.architecture import Architecture
@@ -44,16 +45,13 @@ from qwen_local.rows import Rows
 if TYPE_CHECKING:
     import torch
 
-Device = Literal["cpu", "gpu"]
-
-RESULTS = Path(__file__).with_name("results")
 MODELS: dict[Device, tuple[str, ...]] = {
     "cpu": ("small",),
     "gpu": ("Qwen3-0.6B", "Qwen3-1.7B", "Qwen3-8B"),
 }
 CASES: dict[Device, tuple[tuple[str, int], ...]] = {
-    "cpu": (("long", 1), ("long", 4), ("code", 4)),
-    "gpu": (("long", 1), ("long", 4), ("code", 16)),
+    "cpu": (("long", 1), ("long", 4), ("code-alpaca", 4)),
+    "gpu": (("long", 1), ("long", 4), ("code-alpaca", 16)),
 }
 """(workload, rows of a step)."""
 MICRO_BATCH_TOKENS: dict[Device, int] = {"cpu": 4096, "gpu": 16_384}
@@ -90,11 +88,12 @@ def operations(
 
     N weights of frozen layers cost 2 N a position forward and 2 N backward: they have no gradient.
     Nor has the embedding, so nothing goes back through what the first block's queries, keys and
-    values are made of. LoRA's two factors cost the same each way, and once more for their own
-    gradients. The head is needed where a token is supervised: the logits, and the gradient of the
-    hidden state. Causal attention looks at T (T + 1) / 2 pairs of positions, in 2 products forward
-    and 5 backward (the probabilities are formed again, as in arXiv:2205.14135). Norms, rotations
-    and activations are not counted.
+    values are made of; and behind the attention of the last block only the supervised positions are
+    of use. LoRA's two factors cost the same each way, and once more for their own gradients. The
+    head is needed where a token is supervised: the logits, and the gradient of the hidden state.
+    Causal attention looks at T (T + 1) / 2 pairs of positions, in 2 products forward and 4 backward
+    (a fifth, the probabilities formed again as in arXiv:2205.14135, saves memory and is not
+    needed). Norms, rotations and activations are not counted.
 
     Args:
         architecture: of the model.
@@ -102,20 +101,24 @@ def operations(
         supervised: positions of all rows that are trained.
         rank: of the adapter.
     """
-    shapes = architecture.linear_shapes()
     positions, layers = sum(lengths), architecture.layers
     pairs = sum(length * (length + 1) // 2 for length in lengths)
-    first = [shapes[name] for name in ("q_proj", "k_proj", "v_proj")]
-    frozen = layers * sum(out * into for out, into in shapes.values())
-    factors = layers * rank * sum(out + into for out, into in shapes.values())
-    not_back = sum(out * into for out, into in first)
-    not_back_lora = rank * sum(into for _, into in first)
+    frozen = factors = not_back = not_back_lora = 0
+    for name, (out, into) in architecture.linear_shapes().items():
+        passes = positions * layers  # of a position through such a layer
+        if name in ("q_proj", "k_proj", "v_proj"):
+            not_back += positions * out * into
+            not_back_lora += positions * rank * into
+        else:
+            passes -= positions - supervised
+        frozen += passes * out * into
+        factors += passes * rank * (out + into)
     product = 2 * pairs * architecture.heads * architecture.head_dim
     return Operations(
-        blocks=2 * positions * (2 * frozen - not_back),
-        lora=2 * positions * (3 * factors - not_back_lora),
+        blocks=2 * (2 * frozen - not_back),
+        lora=2 * (3 * factors - not_back_lora),
         head=4 * supervised * architecture.vocabulary * architecture.hidden,
-        attention=7 * layers * product,
+        attention=6 * layers * product,
     )
 
 
@@ -206,7 +209,7 @@ def measure(
 
     Args:
         model: what is trained.
-        workload: see `made_rows`.
+        workload: one of `benchmarks.lengths.WORKLOADS`.
         batch: rows of a step.
         device: where.
         rounds: steps that count; one more goes before them.
@@ -293,7 +296,11 @@ def spread(values: Sequence[float], digits: int) -> dict[str, float]:
 
 
 def opened(model: ModelFiles, rows: Rows, device: Device) -> tuple[Backend, bool]:
-    """(an engine that has taken its first step, whether memory asked for checkpointing)."""
+    """(an engine that has taken its first step, whether memory asked for checkpointing).
+
+    Raises:
+        RowTooLargeError: even that did not suffice.
+    """
     from qwen_local.backends.select import Choice, open_backend
 
     for checkpointing in (False, True):
@@ -313,10 +320,11 @@ def opened(model: ModelFiles, rows: Rows, device: Device) -> tuple[Backend, bool
             backend.step(rows, lr=RATE, tokens=rows.supervised)
             return backend, checkpointing
         except RowTooLargeError:
-            pass  # whose traceback holds the engine until here
-        del backend
+            if checkpointing:
+                raise
+        del backend  # which the traceback has held until here
         release(device)
-    raise SystemExit(f"{model.name}: memory does not hold a row of {rows.lengths_R.max()} tokens")
+    raise AssertionError("the loop returns or raises")
 
 
 def release(device: Device) -> None:
@@ -332,7 +340,7 @@ def release(device: Device) -> None:
 def measure_all(
     device: Device, models: Sequence[str], rounds: int, folder: Path
 ) -> Iterator[dict[str, Any]]:
-    """Every case of these models, as it is found.
+    """Every case of these models, as it is found; why, where memory does not suffice for one.
 
     Args:
         device: where.
@@ -340,12 +348,17 @@ def measure_all(
         rounds: see `measure`.
         folder: where models are made.
     """
+    import torch
+
     for name in models:
         model = fetch(find_model(str(make_model(name, DTYPES[device], folder))))
         for workload, batch in CASES[device]:
             release(device)
-            found = {"model": name}
-            yield found | measure(model, workload, batch, device=device, rounds=rounds)
+            try:
+                found = measure(model, workload, batch, device=device, rounds=rounds)
+            except (RowTooLargeError, torch.OutOfMemoryError):
+                found = {**skipped(f"{name}: memory does not suffice for {workload} x {batch}")}
+            yield {"model": name, **found}
 
 
 def main() -> None:
@@ -360,16 +373,17 @@ def main() -> None:
     given = parser.parse_args()
     import torch
 
-    from benchmarks.plan_accuracy import machine
-
     models = (given.only,) if given.only else MODELS[given.device]
     cases = []
     with tempfile.TemporaryDirectory() as folder:
         for case in measure_all(given.device, models, given.rounds, Path(folder)):
+            cases.append(case)
+            if "skipped_because" in case:
+                print(case["skipped_because"], file=sys.stderr)
+                continue
             share = case["share"]
             said = f"{case['model']}, {case['workload']} x {case['batch']}: {share['median']:.1%}"
             print(f"{said} ({share['least']:.1%} to {share['most']:.1%})", file=sys.stderr)
-            cases.append(case)
     result = {
         "command": " ".join(["python", "-m", "benchmarks.roofline", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
@@ -378,13 +392,7 @@ def main() -> None:
         "lora_rank": RANK,
         "cases": cases,
     }
-    text = json.dumps(result, indent=2) + "\n"
-    if given.output == "-":
-        print(text, end="")
-    else:
-        file = Path(given.output or RESULTS / f"roofline-{given.device}.json")
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(text, "utf-8")
+    write(result, given.output or RESULTS / f"roofline-{given.device}.json")
 
 
 if __name__ == "__main__":

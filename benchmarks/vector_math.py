@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import struct
-from pathlib import Path
+import sys
 from typing import Any
 
-RESULT = Path(__file__).with_name("results") / "vector_math.json"
+from benchmarks.result import RESULTS, machine, write
+
+RESULT = RESULTS / "vector_math.json"
 
 
 def main() -> None:
@@ -27,8 +28,6 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=2500)
     parser.add_argument("--output", default=str(RESULT), help="a file, or - for stdout")
     given = parser.parse_args()
-    from benchmarks.plan_accuracy import machine
-
     found = {
         "command": f"python -m benchmarks.vector_math --times {given.times}",
         "date": datetime.date.today().isoformat(),
@@ -36,11 +35,7 @@ def main() -> None:
         "cold": wrong(given.times, warm=False),
         "warm": wrong(given.times, warm=True),
     }
-    text = json.dumps(found, indent=2) + "\n"
-    if given.output == "-":
-        print(text, end="")
-    else:
-        Path(given.output).write_text(text, encoding="utf-8")
+    write(found, given.output)
     raise SystemExit(found["warm"]["wrong"] > 0)
 
 
@@ -57,16 +52,22 @@ def wrong(times: int, *, warm: bool) -> dict[str, Any]:
         ours, theirs = os.pipe()
         child = os.fork()
         if not child:
-            if warm:
-                call_once()
-            first = angles.cos().clone()
-            os.write(theirs, struct.pack("d", float((first - angles.cos()).abs().max())))
-            os._exit(0)
+            try:
+                if warm:
+                    call_once()
+                first = angles.cos().clone()
+                os.write(theirs, struct.pack("d", float((first - angles.cos()).abs().max())))
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+            finally:  # whatever happens, nothing of the parent's is done twice
+                os._exit(0)
         os.close(theirs)
-        (difference,) = struct.unpack("d", os.read(ours, 8))
+        told = os.read(ours, 8)
         os.close(ours)
         os.waitpid(child, 0)
-        differences.append(difference)
+        if not told:
+            raise SystemExit("a forked process ended without an answer")
+        differences.append(struct.unpack("d", told)[0])
     return {"times": times, "wrong": sum(d > 0 for d in differences), "largest": max(differences)}
 
 

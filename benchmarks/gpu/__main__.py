@@ -37,6 +37,8 @@ def here(device: Device) -> Place:
 
 
 CPU = Place(engine="cuda", device="cpu")
+PAIRS = ("Qwen3-0.6B/code-alpaca", "Qwen3-0.6B/movielens", "Qwen3-1.7B/code-alpaca")
+"""Of `benchmarks.peers`: what a few minutes suffice for."""
 
 
 def curves(device: Device, folder: Path) -> Iterator[Figure]:
@@ -112,7 +114,7 @@ PARTS = (
         seconds=100,
     ),
     Part(name="R4", work=r4, seconds=80, needs=("bitsandbytes",)),
-    Part(name="peers", work=partial(speed.peers, rounds=1, steps=30), seconds=200),
+    Part(name="peers", work=partial(speed.peers, pairs=PAIRS, steps=30), seconds=200),
     Part(
         name="roofline 8B",
         work=partial(speed.rooflines, models=("Qwen3-8B",)),

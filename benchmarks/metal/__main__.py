@@ -26,6 +26,10 @@ from benchmarks.parts import Device, Figure, Part, main
 BUDGET = 520
 """Seconds: twenty below nine minutes, for the last part to be ended."""
 PACKAGES = ("mlx", "mlx-lm", "mlx-metal", "torch", "transformers", "peft")
+PAIRS = ("Qwen3-0.6B/code-alpaca", "Qwen3-0.6B/movielens")
+"""Of `benchmarks.peers`."""
+MAKES_MODELS = ("torch", "transformers")
+"""What random weights are made by."""
 
 
 def here(device: Device) -> Place:
@@ -76,11 +80,21 @@ PARTS = (
     Part(name="curves", work=curves, seconds=90),
     Part(name="padding", work=padding, seconds=60),
     Part(name="4 bits", work=four_bits, seconds=90),
-    Part(name="compiled", work=compiled, seconds=100),
+    Part(name="compiled", work=compiled, seconds=100, needs=MAKES_MODELS),
     Part(name="resume", work=resume, seconds=100),
     Part(name="answers", work=answers, seconds=40),
-    Part(name="peers", work=partial(speed.peers, rounds=1, steps=30), seconds=180),
-    Part(name="memory", work=partial(speed.foretold_memory, backend="mlx"), seconds=240),
+    Part(
+        name="peers",
+        work=partial(speed.peers, pairs=PAIRS, steps=30),
+        seconds=180,
+        needs=MAKES_MODELS,
+    ),
+    Part(
+        name="memory",
+        work=partial(speed.foretold_memory, backend="mlx"),
+        seconds=240,
+        needs=MAKES_MODELS,
+    ),
 )
 
 if __name__ == "__main__":

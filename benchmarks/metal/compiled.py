@@ -56,7 +56,9 @@ def _run(
     gc.collect()
     mx.clear_cache()
     mx.reset_peak_memory()
-    rows = made_rows("code", BATCH * STEPS[device], np.random.default_rng(0), vocabulary=2000)
+    rows = made_rows(
+        "code-alpaca", BATCH * STEPS[device], np.random.default_rng(0), vocabulary=2000
+    )
     setup = Setup(
         model=model,
         lora=LoraSpec(rank=16, alpha=32, dropout=0.0),

@@ -3,61 +3,56 @@
     python -m benchmarks.peers
     python -m benchmarks.peers --only small/movielens --rounds 1 --steps 6 --output -
     python -m benchmarks.peers --only small/code-alpaca --python llama-factory=/other/bin/python
-    python -m benchmarks.peers --data ../shared/data/code-alpaca/code_alpaca_2k.json
+    python -m benchmarks.peers --data my-file.json
     python -m benchmarks.peers --device gpu
 
 Each measurement is a process of its own, the tools take turns, and all train on the same rows at
-the same step: docs/benchmarks.md says how, and what is not claimed. Exit code 1 where a comparison
-is void, because the tools did not do the same work.
+the same step: docs/benchmarks.md says how, and what is not claimed. The result is written after
+each comparison. Exit code 1 where one is void, because the tools did not do the same work, or where
+one failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.lengths import WORKLOADS
 from benchmarks.peers import compare
 from benchmarks.peers.models import NAMES
-from benchmarks.peers.turns import SIDES, Comparison, FailedError, compared
-from benchmarks.peers.work import FIRST, WARM_UP
-from benchmarks.peers.workloads import MADE
-from benchmarks.plan_accuracy import machine
+from benchmarks.peers.turns import SIDES, Comparison, compared, lacking
+from benchmarks.peers.work import FIRST, WARM_UP, FailedError
+from benchmarks.result import RESULTS, machine, write
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks/results"
 STEPS = {"cpu": 12, "gpu": 40}
 TORCH = ("ours-torch", "trl", "llama-factory")
 MLX = ("ours-mlx", "mlx-lm")
 
 
 def main() -> None:
-    """Measure, print a table, write the result."""
+    """Measure, write the result, print a table."""
     given = arguments()
     pythons = dict(pair.split("=", 1) for pair in given.python)
     if unknown := pythons.keys() - SIDES.keys():
         sys.exit(f"--python: no tool is called {', '.join(unknown)}: {', '.join(SIDES)}")
+    for tool, python in pythons.items():
+        try:
+            lacking(python, [])
+        except FailedError as error:
+            sys.exit(f"--python {tool}: {error}")
     steps = given.steps or STEPS[given.device]
     if steps < FIRST or steps <= WARM_UP:
         sys.exit(f"--steps: at least {max(FIRST, WARM_UP + 1)}")
     chosen = list(comparisons(given.device, given.only, given.data))
     if not chosen:
-        sys.exit(f"--only {given.only}: MODEL/WORKLOAD of {', '.join(NAMES)} and {', '.join(MADE)}")
+        known = f"{', '.join(NAMES)} and {', '.join(WORKLOADS)}"
+        sys.exit(f"--only {given.only}: MODEL/WORKLOAD of {known}")
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for one in chosen:
-            try:
-                found[one.name] = compared(
-                    one, Path(folder), pythons, given.device, rounds=given.rounds, steps=steps
-                )
-            except FailedError as error:
-                sys.exit(f"{one.name}: {error}")
     result = {
         "command": " ".join(["python -m benchmarks.peers", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
@@ -67,18 +62,35 @@ def main() -> None:
         "warm_up": WARM_UP,
         "comparisons": found,
     }
-    text = json.dumps(result, indent=2, default=plain) + "\n"
-    print(text if given.output == "-" else compare.table(found))
-    if given.output != "-":
-        file = Path(given.output or RESULTS / f"peers-{given.device}.json")
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+    output = given.output or RESULTS / f"peers-{given.device}.json"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for one in chosen:
+            try:
+                found[one.name] = compared(
+                    one, folder, pythons, given.device, rounds=given.rounds, steps=steps
+                )
+            except FailedError as error:
+                found[one.name] = {"failed": str(error)}
+            if output != "-":
+                write(result, output, folder)
+        if output == "-":
+            write(result, output, folder)
+        else:
+            print(compare.table(found))
+    wrong = list(told(found))
+    sys.exit(any(wrong))
+
+
+def told(found: Mapping[str, Mapping[str, Any]]) -> Iterator[bool]:
+    """Say on stderr what is not in the table, and why; whether each of it is a failure."""
     for name, one in found.items():
-        for tool, why in one["skipped"].items():
-            print(f"{name}: without {tool}: {why}", file=sys.stderr)
-    void = [f"{name}: void: {said}" for name, one in found.items() for said in one["void"]]
-    print("\n".join(void), file=sys.stderr, end="\n" if void else "")
-    sys.exit(bool(void))
+        said = [(False, f"without {tool}: {why}") for tool, why in one.get("skipped", {}).items()]
+        said += [(True, f"void: {why}") for why in one.get("void", ())]
+        said += [(True, f"failed: {one['failed']}")] if "failed" in one else []
+        for wrong, words in said:
+            print(f"{name}: {words}", file=sys.stderr)
+            yield wrong
 
 
 def arguments() -> argparse.Namespace:
@@ -119,7 +131,7 @@ def comparisons(device: str, only: str | None, data: Sequence[Path]) -> Iterator
         only: the name of one comparison, which may be none of the usual; None for the usual.
         data: files in place of the made workloads.
     """
-    workloads: list[tuple[str, Path | None]] = [(name, None) for name in MADE]
+    workloads: list[tuple[str, Path | None]] = [(name, None) for name in WORKLOADS]
     usual: tuple[str, ...] = ("code-alpaca", "movielens")
     if data:
         workloads = [(file.stem, file) for file in data]
@@ -148,13 +160,6 @@ def tools(model: str, device: str) -> tuple[str, ...]:
     if device == "gpu":
         return (*TORCH, "unsloth")
     return (*TORCH, *MLX) if model == "tiny" else TORCH
-
-
-def plain(value: object) -> object:
-    """What JSON has no notation for."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    raise TypeError(value)
 
 
 if __name__ == "__main__":

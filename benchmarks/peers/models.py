@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers.work import FailedError, last_line
 from qwen_local.embedded import tiny_model_path
 from qwen_local.models.published import QWEN3
 
@@ -37,15 +38,21 @@ SMALL: dict[str, dict[str, int]] = {
 PUBLISHED = ("0.6B", "1.7B", "8B")
 NAMES = ("tiny", *SMALL, *(f"Qwen3-{size}" for size in PUBLISHED))
 
+CARD, DISK = 23e9, 20e9
+"""Bytes that Qwen3-8B in bfloat16 needs of a card, which tells a little less than it was sold with,
+and of the temporary folder's disk."""
+
 SCRIPT = """
 import json, sys, torch, transformers
-shape, dtype, device, tiny, folder = json.loads(sys.argv[1])
+shape, dtype, tiny, folder = json.loads(sys.argv[1])
 if shape is None:
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny, dtype=getattr(torch, dtype))
 else:
     torch.manual_seed(0)
     config = transformers.Qwen3Config(**shape)
-    with torch.device(device):
+    # Billions of random numbers take minutes on a CPU.
+    large = shape["hidden_size"] >= 1024 and torch.cuda.is_available()
+    with torch.device("cuda" if large else "cpu"):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
 model.save_pretrained(folder)
 """
@@ -78,22 +85,49 @@ def shape(name: str) -> dict[str, Any] | None:
     }
 
 
+def no_room(name: str, card_bytes: int, folder: Path) -> str | None:
+    """Why a model is not worth making here, where it is not.
+
+    Args:
+        name: of the model.
+        card_bytes: of the card's memory.
+        folder: where it would be made.
+    """
+    if name != "Qwen3-8B":
+        return None
+    if card_bytes < CARD:
+        return f"{name} needs a card of 24 GB; this one has {card_bytes / 1e9:.0f}"
+    free = shutil.disk_usage(folder).free
+    if free < DISK:
+        needs = f"{name} needs {DISK / 1e9:.0f} GB of the temporary folder's disk"
+        return f"{needs}; {free / 1e9:.0f} are free"
+    return None
+
+
 def make_model(name: str, dtype: str, folder: Path) -> Path:
-    """A model's folder below `folder`, made once."""
-    made = folder / name
+    """A model's folder below `folder`, made once.
+
+    Raises:
+        FailedError: it cannot be made here.
+    """
+    made, begun = folder / f"{name}-{dtype}", folder / f"{name}-{dtype}.begun"
     if made.exists():
         return made
-    # Billions of random numbers take minutes on a CPU.
-    device = "cuda" if name.startswith("Qwen3-") and shutil.which("nvidia-smi") else "cpu"
-    given = json.dumps([shape(name), dtype, device, str(tiny_model_path()), str(made)])
-    subprocess.run(
+    shutil.rmtree(begun, ignore_errors=True)
+    given = json.dumps([shape(name), dtype, str(tiny_model_path()), str(begun)])
+    done = subprocess.run(
         [sys.executable, "-c", SCRIPT, given],
-        check=True,
-        stderr=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        check=False,
     )
-    give_tokenizer(made)
-    return made
+    if done.returncode:
+        raise FailedError(f"making {name} ended with {done.returncode}: {last_line(done.stdout)}")
+    give_tokenizer(begun)
+    return begun.rename(made)
 
 
 def give_tokenizer(folder: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.peers import compare
 from benchmarks.peers.models import make_model
 from benchmarks.peers.orders import placed, reading_order
-from benchmarks.peers.work import BATCH_SIZE, Work, report_file
+from benchmarks.peers.work import BATCH_SIZE, FailedError, Work, last_line, report_file
 from benchmarks.peers.workloads import Row, made_rows, real_rows
 
 ROOT = Path(__file__).parents[2]
@@ -63,10 +63,6 @@ class Comparison:
         return f"{self.model}/{self.workload}"
 
 
-class FailedError(Exception):
-    """The process of a tool did not come to its end."""
-
-
 def compared(
     one: Comparison,
     folder: Path,
@@ -78,8 +74,7 @@ def compared(
 ) -> dict[str, Any]:
     """The figures of a comparison, and every report behind them.
 
-    A peer that is not installed, or that fails, is left out and the reason given; without ours
-    there is no comparison.
+    A peer that is not installed, or that fails, is left out and the reason given.
 
     Args:
         one: the comparison.
@@ -88,15 +83,21 @@ def compared(
         device: cpu or gpu.
         rounds: turns of every tool.
         steps: of a process.
+
+    Raises:
+        FailedError: there is no comparison, because ours is not installed or failed, or because
+            the model cannot be made.
     """
     dtype = "float32" if device == "cpu" else "bfloat16"
-    rows = steps * BATCH_SIZE
-    content = made_rows(one.workload, rows) if one.file is None else real_rows(one.file, rows)
-    model = make_model(one.model, dtype, folder)
     skipped: dict[str, str] = {}
     for tool in one.tools:
         if missing := lacking(pythons.get(tool, sys.executable), SIDES[tool].needs):
             skipped[tool] = f"not installed: {', '.join(missing)}"
+    if all(tool in skipped for tool in one.tools if SIDES[tool].backend):
+        raise FailedError("; ".join(f"{tool}: {why}" for tool, why in skipped.items()))
+    rows = steps * BATCH_SIZE
+    content = made_rows(one.workload, rows) if one.file is None else real_rows(one.file, rows)
+    model = make_model(one.model, dtype, folder)
     reports: list[dict[str, Any]] = []
     for number in range(rounds):
         # Every other round in the opposite order, against a machine that grows warm.
@@ -131,10 +132,19 @@ def compared(
 
 
 def lacking(python: str, needs: Sequence[str]) -> list[str]:
-    """Which of these modules an interpreter does not find."""
-    done = subprocess.run(
-        [python, "-c", LOOK, *needs], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
-    )
+    """Which of these modules an interpreter does not find.
+
+    Raises:
+        FailedError: it is no Python that can be run.
+    """
+    command = [python, "-c", LOOK, *needs]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise FailedError(f"{python}: {error.strerror}") from error
+    if done.returncode:
+        said = last_line(done.stderr)
+        raise FailedError(f"{python} ended with {done.returncode}: {said}")
     return done.stdout.split()
 
 
@@ -170,8 +180,7 @@ def run(tool: str, work: Work, python: str) -> dict[str, Any]:
             check=False,
         )
     if done.returncode or not report_file(scratch).exists():
-        lines = (scratch / "log").read_text(encoding="utf-8", errors="replace").splitlines()
-        said = next((line for line in reversed(lines) if line.strip()), "nothing was said")
+        said = last_line((scratch / "log").read_text(encoding="utf-8", errors="replace"))
         raise FailedError(f"{tool} ended with {done.returncode}: {said}")
     report: dict[str, Any] = json.loads(report_file(scratch).read_text(encoding="utf-8"))
     return report

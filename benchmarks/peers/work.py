@@ -76,6 +76,22 @@ class Report:
     """What is worth knowing of how the tool was set."""
 
 
+class FailedError(Exception):
+    """Something that a comparison needs cannot be had, or a process of it did not come to its end.
+
+    Its message names the reason in a line.
+    """
+
+
+def last_line(said: str) -> str:
+    """Of what a process said, which is where a Python that fails gives its reason.
+
+    >>> last_line("Traceback:\\n  ...\\nMemoryError\\n\\n")
+    'MemoryError'
+    """
+    return next((line for line in reversed(said.splitlines()) if line.strip()), "without a word")
+
+
 def read_work() -> Work:
     """The work that the command line names."""
     return Work(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

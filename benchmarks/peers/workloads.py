@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import random
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from benchmarks.lengths import AROUND, LONGEST, WORKLOADS
+from benchmarks.peers.work import FailedError
 from qwen_local.embedded import tiny_model_path
 
 Row = dict[str, str]
 SPACE = "Ġ"
 """The space at the beginning of a word, as the vocabulary writes it."""
-LONGEST = 2048
-"""Tokens of a row."""
-AROUND = 9
-"""Tokens of a row that the chat template adds: two turns' marks, roles and line ends."""
 
 
 @cache
@@ -41,41 +38,22 @@ def said(draw: random.Random, count: int) -> str:
     return " ".join(draw.choices(words(), k=count))
 
 
-def code_alpaca(draw: random.Random) -> Row:
-    """A short question and an answer of very different lengths: 8-300 words, the median 65."""
-    count = 0
-    while not 8 <= count <= 300:
-        count = round(draw.lognormvariate(4.17, 0.8))
-    return {"prompt": said(draw, draw.randint(12, 60)), "completion": said(draw, count)}
-
-
-def movielens(draw: random.Random) -> Row:
-    """A long question and an answer of one word."""
-    return {"prompt": said(draw, draw.randint(150, 350)), "completion": said(draw, 1)}
-
-
-def long(draw: random.Random) -> Row:
-    """A short question and an answer that fill a row of `LONGEST` tokens."""
-    return {"prompt": said(draw, 30), "completion": said(draw, LONGEST - AROUND - 30)}
-
-
-MADE: dict[str, Callable[[random.Random], Row]] = {
-    "code-alpaca": code_alpaca,
-    "movielens": movielens,
-    "long": long,
-}
-
-
 def made_rows(name: str, count: int) -> list[Row]:
     """Rows of a made workload, the same ones at every time."""
-    draw = random.Random(0)
-    return [MADE[name](draw) for _ in range(count)]
+    draw, rows = random.Random(0), []
+    for _ in range(count):
+        prompt, answer = WORKLOADS[name](draw)
+        rows.append({"prompt": said(draw, prompt), "completion": said(draw, answer)})
+    return rows
 
 
 def real_rows(file: Path, count: int) -> list[Row]:
     """The first rows of a JSON list of instruction, input and output, or prompt and completion.
 
     Rows that are empty or longer than `LONGEST` tokens are passed over.
+
+    Raises:
+        FailedError: there are not so many.
     """
     from tokenizers import Tokenizer
 
@@ -87,7 +65,9 @@ def real_rows(file: Path, count: int) -> list[Row]:
             rows.append(row)
         if len(rows) == count:
             return rows
-    sys.exit(f"{file}: {len(rows)} rows can be used; {count} are needed: choose fewer --steps")
+    raise FailedError(
+        f"{file}: {len(rows)} rows can be used; {count} are needed: choose fewer --steps"
+    )
 
 
 def pairs(file: Path) -> Iterator[Row]:

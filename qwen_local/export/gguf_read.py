@@ -58,14 +58,9 @@ def shape_of(tensor: gguf.ReaderTensor) -> tuple[int, ...]:
     return tuple(int(size) for size in reversed(tensor.shape))
 
 
-def numbers(tensor: gguf.ReaderTensor, rows: slice | None = None) -> np.ndarray:
-    """A tensor, or some of its rows, as float32.
-
-    Args:
-        tensor: of an open file.
-        rows: which; None for all.
-    """
-    held = np.asarray(tensor.data if rows is None else tensor.data[rows])
+def numbers(tensor: gguf.ReaderTensor) -> np.ndarray:
+    """A tensor of an open file as float32."""
+    held = np.asarray(tensor.data)
     floats: np.ndarray = gguf.dequantize(held, tensor.tensor_type)
     return floats.copy() if np.may_share_memory(floats, held) else floats
 
@@ -105,7 +100,7 @@ class GgufWeights:
             raise ModelError(faults)
         held = {tensor.name: tensor for tensor in reader.tensors}
         self._tensors = {name: held[theirs] for name, theirs in names.items()}
-        self._reader = reader
+        self._reader, self._path = reader, path
 
     def check_settings(self, config: Mapping[str, Any], vocabulary: Vocabulary) -> None:
         """Refuse a file whose figures or tokens are not these.
@@ -150,4 +145,16 @@ class GgufWeights:
             name: as in `Architecture.weight_shapes`.
             rows: which, None for all; the rest stays on the disk.
         """
-        return numbers(self._tensors[name], rows)
+        tensor = self._tensors[name]
+        laid = np.asarray(tensor.data)  # says how it lies in the file; nothing of it is read here
+        start, stop, _ = (slice(None) if rows is None else rows).indices(len(laid))
+        each = laid.nbytes // len(laid)
+        # Not through the map: what was read of it would stay in memory with it.
+        held = np.fromfile(
+            self._path,
+            laid.dtype,
+            count=(stop - start) * each // laid.itemsize,
+            offset=tensor.data_offset + start * each,
+        ).reshape(stop - start, *laid.shape[1:])
+        floats: np.ndarray = gguf.dequantize(held, tensor.tensor_type)
+        return floats

@@ -321,6 +321,10 @@ def test_a_comparison_that_fails_costs_no_other_and_what_is_found_is_written_at_
 def test_an_interpreter_that_is_none_is_named_before_anything_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def measured(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(program, "compared", measured)
     ended = tmp_path / "python"
     for text, reason in (
         (None, "No such file or directory"),

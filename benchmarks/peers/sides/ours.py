@@ -38,7 +38,8 @@ def main() -> None:
         ends=ends,
         losses=[event["loss"] for event in events],
         supervised=[event["supervised_tokens"] for event in events],
-        tokens=[event["tokens"] for event in events],
+        # The command counts what goes in: the last token of a row does not.
+        tokens=[event["tokens"] + work.batch_size for event in events],
         peak_memory_bytes=peak_rss() if work.device == "cpu" else peak_on_gpu(backend),
         packages=versions(PACKAGES),
         settings={"command": " ".join(sys.argv).replace(work.folder, ".")},

@@ -69,7 +69,7 @@ class Watch(transformers.TrainerCallback):  # type: ignore[misc]
             tokens=self.tokens[: len(self.ends)],
             peak_memory_bytes=peak_rss() if on_cpu else torch.cuda.max_memory_reserved(),
             packages=versions((*packages, *PACKAGES)),
-            settings=settings,
+            settings={**trainer_settings(work), **settings},
         )
         write_report(work, report)
 
@@ -97,6 +97,8 @@ def trainer_settings(work: Work) -> dict[str, Any]:
         "weight_decay": 0.0,
         "max_grad_norm": work.max_grad_norm,
         "logging_strategy": "no",
+        # It looks at the loss of every step, and a GPU would be waited for.
+        "logging_nan_inf_filter": False,
         "save_strategy": "no",
         "report_to": "none",
         "use_cpu": work.device == "cpu",
