@@ -619,12 +619,9 @@ def _say_padding(output: Path) -> None:
         tokens += event["tokens"]
         supervised += event["supervised_tokens"]
         computed += event["computed_tokens"]
-    padding = f"padding: {1 - tokens / computed:.1%} of the positions computed; "
-    log.info(
-        "%s%.0f %% of the tokens were supervised",
-        padding if computed > tokens else "",
-        100 * supervised / tokens,
-    )
+    padding = f"; padding: {1 - tokens / computed:.1%} of the positions computed"
+    said = padding if computed > tokens else ""
+    log.info("supervised: %.0f %% of the tokens%s", 100 * supervised / tokens, said)
 
 
 def _log_file(path: Path, before: list[logging.LogRecord]) -> AbstractContextManager[None]:

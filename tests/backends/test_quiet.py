@@ -9,7 +9,7 @@ from pathlib import Path
 
 OURS = (
     *("backend: ", "dtype: ", "memory: ", "advice: ", "trainable: ", "data: ", "steps: "),
-    *("time: ", "planned ", "padding: "),
+    *("time: ", "planned ", "supervised: "),
     *("step ", "done in ", "adapter: ", "next: "),
 )
 """How each line begins that `train` says."""
