@@ -43,23 +43,19 @@ def rehearse(
         OutOfMemoryError: memory does not hold the longest row.
     """
 
-    def fullest(rows: AnyRows, most: int) -> list[np.ndarray]:
-        budget, lengths_R = backend.micro_batch_tokens, rows.lengths_R
-        if backend.layout.packed:
-            return [_packed(lengths_R, most, budget)]
-        return [_first(lengths_R, most, budget), _largest(lengths_R, most, budget)]
+    ways = [_packed] if backend.layout.packed else [_first, _largest]
 
     def tried(
         rows: AnyRows, places: Sequence[str], most: int, work: Callable[[Rows], object]
     ) -> None:
         with budget_told(backend, metrics, step):
-            for kind in range(len(fullest(rows, most))):
-                indices = fullest(rows, most)[kind]  # after the first, memory may have shown less
+            for chosen in ways:
+                indices = chosen(rows.lengths_R, most, backend.micro_batch_tokens)
                 with rows_named([places[i] for i in indices]):
                     work(rows.take(indices))
 
     tried(data.train, data.train_places, batch_size, backend.rehearse)
-    indices = fullest(data.train, batch_size)[-1]
+    indices = ways[-1](data.train.lengths_R, batch_size, backend.micro_batch_tokens)
     began = time.monotonic()
     tokens = backend.rehearse(data.train.take(indices))
     took = time.monotonic() - began
@@ -73,7 +69,7 @@ ALL_BUT_FULL = 0.98
 
 
 def _packed(lengths_R: np.ndarray, most: int, budget: int) -> np.ndarray:
-    """The rows that fill the budget best, or the longest alone where it exceeds it.
+    """Rows that fill the budget, nearly the best, or the longest alone where it exceeds it.
 
     From each length in turn, the longest of the others that still fit are put behind it.
 
@@ -83,19 +79,21 @@ def _packed(lengths_R: np.ndarray, most: int, budget: int) -> np.ndarray:
     [1, 2]
     """
     order = np.argsort(-lengths_R, kind="stable")
-    falling_R = lengths_R[order]
-    if falling_R[0] > budget:
+    shorter_R = -lengths_R[order]  # rising, as `searchsorted` has it
+    if -shorter_R[0] > budget:
         return order[:1]
+    if -shorter_R[:most].sum() <= budget:
+        return order[:most]
     best: list[int] = []
     filled = 0
-    for start in np.unique(-falling_R, return_index=True)[1].tolist():
-        chosen, left = [start], budget - int(falling_R[start])
+    for start in np.unique(shorter_R, return_index=True)[1].tolist():
+        chosen, left = [start], budget + int(shorter_R[start])
         while len(chosen) < most:
-            following = max(chosen[-1] + 1, int(np.searchsorted(-falling_R, -left)))
-            if following == len(falling_R):
+            following = max(chosen[-1] + 1, int(np.searchsorted(shorter_R, -left)))
+            if following == len(order):
                 break
             chosen.append(following)
-            left -= int(falling_R[following])
+            left += int(shorter_R[following])
         if budget - left > filled:
             best, filled = chosen, budget - left
         if filled >= ALL_BUT_FULL * budget:
