@@ -27,6 +27,7 @@ from qwen_local.backends.base import Backend, Setup
 from qwen_local.backends.cuda.quiet import import_bitsandbytes
 from qwen_local.backends.select import Choice, open_backend
 from qwen_local.job import LoraSpec
+from qwen_local.models.architecture import LINEARS
 from qwen_local.models.source import fetch, find_model
 from qwen_local.presets import choose
 from qwen_local.rows import Rows
@@ -146,13 +147,12 @@ def plain(folder: Path, device: Device) -> tuple[Work, Work, int]:
     model = peft.prepare_model_for_kbit_training(
         model, gradient_checkpointing_kwargs={"use_reentrant": False}
     )
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=RANK,
         lora_alpha=ALPHA,
         lora_dropout=DROPOUT,
-        target_modules=targets,
+        target_modules=list(LINEARS),
     )
     model = peft.get_peft_model(model, config)
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -165,15 +165,15 @@ def _find(
         beside: may be there.
     """
     name = wanted.name
-    path = _path(name)
+    path = expanded(name)
     try:
         if path.is_dir():
             return _in_folder(wanted, path, split, beside)
         if path.exists():
             return _file(wanted, path), None
         listed, mark, entry = name.rpartition("#")
-        if mark and (_path(listed).exists() or listed.endswith(dataset_info.FILE)):
-            return _in_list(wanted, _path(listed), entry), None
+        if mark and (expanded(listed).exists() or listed.endswith(dataset_info.FILE)):
+            return _in_list(wanted, expanded(listed), entry), None
     except OSError as error:
         raise DatasetError.at(name, f"cannot be read: {error.strerror}") from None
     address = None if looks_local(path) else HUB_ID.fullmatch(name)
@@ -183,10 +183,6 @@ def _find(
     if chosen:
         split, beside = (chosen,), None
     return _on_hub(wanted, hub, subset, split, beside)
-
-
-def _path(name: str) -> Path:
-    return expanded(name)
 
 
 def looks_local(path: Path) -> bool:
