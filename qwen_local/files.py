@@ -74,7 +74,7 @@ def readable_by_all(path: Path) -> None:
     path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
-def write_durably(path: Path, content: bytes) -> None:
+def write_durably(path: Path, content: bytes | memoryview) -> None:
     """Make a new file; its content is on the disk when this returns.
 
     Raises:

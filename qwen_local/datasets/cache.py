@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from qwen_local.files import expanded, json_bytes, room_for, write_durably
 COMPLETE = "COMPLETE.json"
 PIECE = 2**20
 
-Part = tuple[Made, pa.RecordBatch]
+Part = tuple[Made, stored.Batch]
 
 
 def cache_folder() -> Path:
@@ -99,7 +100,7 @@ class Cache:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, stored.SCHEMA) as stream:
             stream.write_table(table)
-        content = sink.getvalue().to_pybytes()
+        content = memoryview(sink.getvalue())
         path = self._path(index)
         told = {"made": made.to_json(), "crc32": zlib.crc32(content)}
         with room_for(path, len(content)):
@@ -116,7 +117,7 @@ class Cache:
         return self.folder / f"rows-{index:05d}.arrow"
 
 
-def _put(path: Path, content: bytes) -> None:
+def _put(path: Path, content: bytes | memoryview) -> None:
     """Put a file in its place; another process may be making the same one."""
     new = path.with_name(f".new-{os.getpid()}-{path.name}")
     new.unlink(missing_ok=True)
@@ -138,6 +139,7 @@ def read_part(path: Path) -> Part:
             crc = zlib.crc32(piece, crc)
     if crc != told["crc32"]:
         raise ValueError(f"{path} is damaged")
-    with pa.memory_map(str(path)) as mapped:
-        [batch] = pa.ipc.open_stream(mapped)
-    return Made.from_json(told["made"]), batch
+    with path.open("rb") as file:
+        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    [rows] = pa.ipc.open_stream(pa.py_buffer(pages))
+    return Made.from_json(told["made"]), stored.Batch(rows, pages)

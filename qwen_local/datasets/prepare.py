@@ -23,7 +23,7 @@ from qwen_local.datasets.progress import Progress
 from qwen_local.datasets.report import DataReport, SetReport, SourceReport
 from qwen_local.datasets.sources import Source, Wanted, locate
 from qwen_local.datasets.split import evaluation_parts, repeated
-from qwen_local.datasets.stored import StoredRows, Table
+from qwen_local.datasets.stored import Batch, StoredRows, Table
 from qwen_local.datasets.tokenizer import ChatTokenizer, Thinking, TrainOn
 from qwen_local.datasets.trim import Overlong
 from qwen_local.errors import DatasetError, DiskFullError, Fault
@@ -191,7 +191,7 @@ def read_source(source: Source, making: Making, *, quiet: bool) -> SourceRows:
         total.merge(made)
     if cache is None or not cache.is_complete(len(parts)):
         total, batches = _make(source, making, cache, total, batches, quiet=quiet)
-    if not any(batch.num_rows for batch in batches) and not total.faults:
+    if not any(batch.rows.num_rows for batch in batches) and not total.faults:
         total.faults.append(_without_rows(source, total))
     return SourceRows(source=source, table=Table(source.name, batches), made=total)
 
@@ -201,10 +201,10 @@ def _make(
     making: Making,
     cache: Cache | None,
     total: Made,
-    batches: list[pa.RecordBatch],
+    batches: list[Batch],
     *,
     quiet: bool,
-) -> tuple[Made, list[pa.RecordBatch]]:
+) -> tuple[Made, list[Batch]]:
     """The rows of a source, from behind those that are there already.
 
     Args:
@@ -246,21 +246,20 @@ def _make(
     if cache is not None and parts:
         kept = _kept(cache, parts, begun, pending) if pending else None
         if kept is not None:
-            parts, pending = parts + 1, [kept]
+            parts, pending = parts + 1, []
+            batches.append(kept)
         if kept is not None or not pending:
             with suppress(OSError):  # what is there is gone on with the next time
                 cache.complete(parts)
     total.merge(begun)
-    return total, batches + pending
+    return total, batches + [Batch(rows) for rows in pending]
 
 
 def _is_part(batches: Sequence[pa.RecordBatch]) -> bool:
     return len(batches) >= PART or sum(batch.nbytes for batch in batches) >= PART_BYTES
 
 
-def _kept(
-    cache: Cache, index: int, made: Made, batches: Sequence[pa.RecordBatch]
-) -> pa.RecordBatch | None:
+def _kept(cache: Cache, index: int, made: Made, batches: Sequence[pa.RecordBatch]) -> Batch | None:
     """A part of the cache as it is paged in, or None where it cannot be written.
 
     It only saves time.

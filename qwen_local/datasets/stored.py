@@ -6,10 +6,11 @@ Shapes: R = rows, C = conversations' tokens in one row (its positions and the to
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import overload
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -80,73 +81,128 @@ def _lists(parts: Sequence[np.ndarray]) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
+Column = Literal["lengths", "supervised", "content", "tokens"]
+KINDS: dict[Column, type | str] = {
+    "lengths": np.int64,
+    "supervised": np.int64,
+    "content": np.uint64,
+    "tokens": "S16",
+}
+
+
+class Batch(NamedTuple):
+    """Rows as Arrow holds them, and the pages they lie in where they lie in a file."""
+
+    rows: pa.RecordBatch
+    pages: mmap.mmap | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class _Chunk:
     """Views into one record batch; nothing is copied."""
 
+    batch: Batch
     ids: np.ndarray
     ids_at: np.ndarray
     """int32 [rows + 1]"""
     spans: np.ndarray
     spans_at: np.ndarray
 
+    @classmethod
+    def of(cls, batch: Batch) -> _Chunk:
+        return cls(batch, *_view(batch.rows.column("ids")), *_view(batch.rows.column("spans")))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [rows]: positions of each."""
+        return (np.diff(self.ids_at) - 1).astype(np.int64)
+
+    @property
+    def supervised(self) -> np.ndarray:
+        """int64 [rows]: positions of each that are trained."""
+        signed = self.spans.astype(np.int64)
+        signed[::2] *= -1  # each span counts stop - start; every row has at least one
+        return np.add.reduceat(signed, self.spans_at[:-1])
+
+    @property
+    def content(self) -> np.ndarray:
+        """uint64 [rows]: hash of what the record says."""
+        found: np.ndarray = self.batch.rows.column("content").to_numpy()
+        return found
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """S16 [rows]: hash of ids and spans."""
+        column = self.batch.rows.column("tokens")
+        return np.frombuffer(column.buffers()[1], "S16")[column.offset :][: len(column)]
+
+    def row(self, r: int) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, targets) of row r, each int32 [positions]."""
+        ids_C = self.ids[self.ids_at[r] : self.ids_at[r + 1]].copy()
+        targets = np.full(len(ids_C) - 1, IGNORE, np.int32)
+        spans = self.spans[self.spans_at[r] : self.spans_at[r + 1]]
+        for start, stop in spans.reshape(-1, 2).tolist():
+            targets[start:stop] = ids_C[start + 1 : stop + 1]
+        self.let_go()
+        return ids_C[:-1], targets
+
+    def number(self, r: int) -> int:
+        """Line or record of row r."""
+        return int(self.batch.rows.column("number")[r].as_py())
+
+    def let_go(self) -> None:
+        """Count the pages that were read as the system's again, which may keep them at hand.
+
+        They would add up to the whole file, and a process that has all the memory it is allowed
+        is ended for them.
+        """
+        if self.batch.pages is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self.batch.pages.madvise(mmap.MADV_DONTNEED)
+
 
 class Table:
     """All rows of one source, in its order."""
 
-    def __init__(self, name: str, batches: Sequence[pa.RecordBatch]) -> None:
+    def __init__(self, name: str, batches: Sequence[Batch]) -> None:
         """Wrap record batches of `SCHEMA`.
 
         Args:
             name: of the source, as it stands in places: `train.jsonl`.
             batches: in order.
         """
-        batches = [batch for batch in batches if batch.num_rows]
         self.name = name
-        self._chunks = [
-            _Chunk(*_view(batch.column("ids")), *_view(batch.column("spans"))) for batch in batches
-        ]
-        self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)], dtype=np.int64)
-        self.content_R = _flat([b.column("content").to_numpy() for b in batches], np.uint64)
-        self.number_R = _flat([b.column("number").to_numpy() for b in batches], np.int64)
-        self.tokens_R = _flat([_bytes(batch.column("tokens")) for batch in batches], "S16")
-        lengths = [np.diff(chunk.ids_at) - 1 for chunk in self._chunks]
-        self.lengths_R = _flat(lengths, np.int64)
-        self.supervised_R = _flat([_supervised(chunk) for chunk in self._chunks], np.int64)
+        self._chunks = [_Chunk.of(batch) for batch in batches if batch.rows.num_rows]
+        counts = [chunk.batch.rows.num_rows for chunk in self._chunks]
+        self._starts = np.cumsum([0, *counts], dtype=np.int64)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    def column(self, name: Column) -> np.ndarray:
+        """What `_Chunk` says of every row, [rows of the table]."""
+        parts = []
+        for chunk in self._chunks:
+            parts.append(np.array(getattr(chunk, name)))
+            chunk.let_go()
+        return np.concatenate([np.zeros(0, KINDS[name]), *parts])
+
     def row(self, r: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, targets) of row r, each int32 [positions]."""
+        chunk, r = self._find(r)
+        return chunk.row(r)
+
+    def place(self, r: int) -> str:
+        """Where row r stands: `train.jsonl:17`."""
+        chunk, r = self._find(r)
+        return f"{self.name}:{chunk.number(r)}"
+
+    def _find(self, r: int) -> tuple[_Chunk, int]:
         index = int(np.searchsorted(self._starts, r, side="right")) - 1
-        chunk, r = self._chunks[index], r - int(self._starts[index])
-        ids_C = chunk.ids[chunk.ids_at[r] : chunk.ids_at[r + 1]]
-        targets = np.full(len(ids_C) - 1, IGNORE, np.int32)
-        spans = chunk.spans[chunk.spans_at[r] : chunk.spans_at[r + 1]]
-        for start, stop in spans.reshape(-1, 2).tolist():
-            targets[start:stop] = ids_C[start + 1 : stop + 1]
-        return ids_C[:-1], targets
+        return self._chunks[index], r - int(self._starts[index])
 
 
 def _view(column: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
     return column.values.to_numpy(), column.offsets.to_numpy()
-
-
-def _bytes(column: pa.FixedSizeBinaryArray) -> np.ndarray:
-    """S16 [rows]: a view."""
-    data = np.frombuffer(column.buffers()[1], "S16")
-    return data[column.offset : column.offset + len(column)]
-
-
-def _flat(parts: Sequence[np.ndarray], kind: type | str) -> np.ndarray:
-    return np.concatenate([np.zeros(0, kind), *parts])
-
-
-def _supervised(chunk: _Chunk) -> np.ndarray:
-    signed = chunk.spans.astype(np.int64)
-    signed[::2] *= -1  # each span counts stop - start; every row has at least one
-    return np.add.reduceat(signed, chunk.spans_at[:-1])
 
 
 class StoredRows:
@@ -173,22 +229,23 @@ class StoredRows:
         parts = list(parts)
         tables = [table for part in parts for table in part._tables]
         firsts = np.cumsum([0, *(len(part._tables) for part in parts)])
+        table_R = [part._table_R + first for part, first in zip(parts, firsts[:-1], strict=True)]
         return cls(
             tables,
-            _flat([p._table_R + f for p, f in zip(parts, firsts[:-1], strict=True)], np.int32),
-            _flat([part._row_R for part in parts], np.int64),
+            np.concatenate([np.zeros(0, np.int32), *table_R], dtype=np.int32),
+            np.concatenate([np.zeros(0, np.int64), *(part._row_R for part in parts)]),
         )
 
     def where(self, chosen_R: np.ndarray) -> StoredRows:
         """The rows that are marked, or named by their index."""
         return StoredRows(self._tables, self._table_R[chosen_R], self._row_R[chosen_R])
 
-    def _gathered(self, name: str, kind: type | str) -> np.ndarray:
+    def _column(self, name: Column) -> np.ndarray:
         """A column of the tables, for the rows chosen here."""
-        found = np.zeros(len(self), kind)
+        found = np.zeros(len(self), KINDS[name])
         for index, table in enumerate(self._tables):
             here = self._table_R == index
-            found[here] = getattr(table, name)[self._row_R[here]]
+            found[here] = table.column(name)[self._row_R[here]]
         return found
 
     def __len__(self) -> int:
@@ -197,12 +254,12 @@ class StoredRows:
     @cached_property
     def lengths_R(self) -> np.ndarray:
         """int64 [R]: positions of each row."""
-        return self._gathered("lengths_R", np.int64)
+        return self._column("lengths")
 
-    @cached_property
+    @property
     def content_R(self) -> np.ndarray:
         """uint64 [R]: hash of what the record of each row says."""
-        return self._gathered("content_R", np.uint64)
+        return self._column("content")
 
     @cached_property
     def tokens(self) -> int:
@@ -212,12 +269,12 @@ class StoredRows:
     @cached_property
     def supervised(self) -> int:
         """Positions of all rows that are trained."""
-        return int(self._gathered("supervised_R", np.int64).sum())
+        return int(self._column("supervised").sum())
 
     @cached_property
     def sha256(self) -> str:
         """Of all that is in them, in hex; the same on every machine."""
-        return hashlib.sha256(self._gathered("tokens_R", "S16").tobytes()).hexdigest()
+        return hashlib.sha256(self._column("tokens").tobytes()).hexdigest()
 
     def row(self, r: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, targets) of row r, each int32 [length of the row]."""
@@ -229,8 +286,7 @@ class StoredRows:
 
     def place(self, r: int) -> str:
         """Where row r comes from: `train.jsonl:17`."""
-        table = self._tables[int(self._table_R[r])]
-        return f"{table.name}:{table.number_R[self._row_R[r]]}"
+        return self._tables[int(self._table_R[r])].place(int(self._row_R[r]))
 
     @property
     def places(self) -> Sequence[str]:

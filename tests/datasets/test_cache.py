@@ -199,6 +199,31 @@ def test_a_few_rows_are_not_worth_a_file(tiny: ChatTokenizer) -> None:
     assert not cache_folder().exists()
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells what is held")
+def test_rows_that_were_taken_are_not_held(tiny: ChatTokenizer) -> None:
+    run(tiny)
+    prepared = run(tiny)
+    mapped = pages_held()
+    assert mapped and not any(mapped)
+    taken = prepared.train.take(range(len(prepared.train)))
+    assert taken.supervised == prepared.train.supervised
+    assert not any(pages_held())
+    again = prepared.train.take(range(len(prepared.train)))
+    np.testing.assert_array_equal(again.ids_T, taken.ids_T)
+
+
+def pages_held() -> list[int]:
+    """KiB of each file of the cache that count as this process's."""
+    found, ours = [], False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if line.split()[0].endswith(":"):
+            if ours and line.startswith("Rss:"):
+                found.append(int(line.split()[1]))
+        else:
+            ours = line.endswith(".arrow")
+    return found
+
+
 def test_hugging_face_reads_a_part(tiny: ChatTokenizer) -> None:
     run(tiny)
     part = sorted(cache_folder().glob("*/*.arrow"))[0]
