@@ -67,10 +67,12 @@ class RowsMade:
 
     def batch(self) -> pa.RecordBatch:
         """The rows as Arrow holds them."""
-        columns = [_lists(self.ids), _lists(self.spans), self.content, self.tokens, self.number]
         arrays = [
-            column if isinstance(column, pa.Array) else pa.array(column, field.type)
-            for column, field in zip(columns, SCHEMA, strict=True)
+            _lists(self.ids),
+            _lists(self.spans),
+            _array(np.array(self.content, np.uint64), pa.uint64()),
+            _array(np.array(self.tokens, "S16"), pa.binary(16)),
+            _array(np.array(self.number, np.int64), pa.int64()),
         ]
         return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 
@@ -78,7 +80,19 @@ class RowsMade:
 def _lists(parts: Sequence[np.ndarray]) -> pa.Array:
     offsets = np.cumsum([0, *map(len, parts)], dtype=np.int32)
     values = np.concatenate([np.zeros(0, np.int32), *parts])
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+    return pa.ListArray.from_arrays(_array(offsets, pa.int32()), _array(values, pa.int32()))
+
+
+# From numpy and back by the buffers: Arrow's own ways import pandas, 45 MB of it.
+
+
+def _array(values: np.ndarray, kind: pa.DataType) -> pa.Array:
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+
+
+def _values(array: pa.Array, kind: type | str) -> np.ndarray:
+    """A view."""
+    return np.frombuffer(array.buffers()[1], kind)[array.offset :][: len(array)]
 
 
 Column = Literal["lengths", "supervised", "content", "tokens"]
@@ -127,14 +141,12 @@ class _Chunk:
     @property
     def content(self) -> np.ndarray:
         """uint64 [rows]: hash of what the record says."""
-        found: np.ndarray = self.batch.rows.column("content").to_numpy()
-        return found
+        return _values(self.batch.rows.column("content"), np.uint64)
 
     @property
     def tokens(self) -> np.ndarray:
         """S16 [rows]: hash of ids and spans."""
-        column = self.batch.rows.column("tokens")
-        return np.frombuffer(column.buffers()[1], "S16")[column.offset :][: len(column)]
+        return _values(self.batch.rows.column("tokens"), "S16")
 
     def row(self, r: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, targets) of row r, each int32 [positions]."""
@@ -202,7 +214,7 @@ class Table:
 
 
 def _view(column: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
-    return column.values.to_numpy(), column.offsets.to_numpy()
+    return _values(column.values, np.int32), _values(column.offsets, np.int32)
 
 
 class StoredRows:
