@@ -115,12 +115,12 @@ def comparison(rounds: Rounds, *, batch_size: int, dtype: str) -> dict[str, Any]
         dtype: of the model.
     """
     tools = list(rounds[0])
-    counted = next(rounds[0][tool] for tool in tools if tool in OURS.values())
-    steps = len(counted["ends"]) - WARM_UP
+    first = next(rounds[0][tool] for tool in tools if tool in OURS.values())
+    steps = len(first["ends"]) - WARM_UP
     work = (
         steps * batch_size,
-        sum(counted["supervised"][WARM_UP:]),
-        sum(counted["tokens"][WARM_UP:]),
+        sum(first["supervised"][WARM_UP:]),
+        sum(first["tokens"][WARM_UP:]),
     )
     void, ratios = [], {}
     for peer in (tool for tool in tools if tool in OURS and OURS[tool] in tools):
@@ -128,13 +128,15 @@ def comparison(rounds: Rounds, *, batch_size: int, dtype: str) -> dict[str, Any]
         its = [reports[peer] for reports in rounds]
         for number, pair in enumerate(zip(mine, its, strict=True), 1):
             void += [f"round {number}: {said}" for said in faults(*pair, peer=peer, dtype=dtype)]
-        memory = [[float(r["peak_memory_bytes"]) for r in reports] for reports in (mine, its)]
         ratios[peer] = {
             "ours": OURS[peer],
             # Time the other way round: how many times as fast ours is.
             "speed": Ratio.of([seconds(r) for r in its], [seconds(r) for r in mine]),
-            "memory": Ratio.of(*memory),
         }
+        for what, key in (("memory", "peak_memory_bytes"), ("arrays", "arrays_bytes")):
+            counted = [[r.get(key) for r in reports] for reports in (mine, its)]
+            if all(map(all, counted)):
+                ratios[peer][what] = Ratio.of(*counted)
     return {
         "void": void,
         "rows": work[0],
@@ -149,16 +151,19 @@ def table(comparisons: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown: a row of each tool in each comparison that was made."""
     lines = [
         "| comparison | tool | examples/s | supervised tokens/s | tokens/s | peak memory "
-        "| ours is so many times as fast | ours needs so much of its memory |",
-        "|---|---|---|---|---|---|---|---|",
+        "| ours is so many times as fast | ours needs so much of its memory | and of its arrays' |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, found in comparisons.items():
         for tool, figures in found.get("tools", {}).items():
             ratio = found["ratios"].get(tool)
-            cells = ["", ""]
-            if ratio is not None:
+            cells = ["", "", ""]
+            if ratio is not None and found["void"]:
+                cells = ["void"] * 3
+            elif ratio is not None:
                 cells = [
-                    "void" if found["void"] else spread(ratio[what]) for what in ("speed", "memory")
+                    spread(ratio[what]) if what in ratio else ""
+                    for what in ("speed", "memory", "arrays")
                 ]
             lines.append(
                 f"| {name} | {tool} | {figures.examples_per_second:.3g} "

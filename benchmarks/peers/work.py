@@ -69,6 +69,10 @@ class Report:
     supervised: Sequence[int]
     """Tokens of every step that were learned."""
     peak_memory_bytes: int
+    """Of the process, its libraries and whatever else is in it; on a GPU what the framework took
+    there."""
+    arrays_bytes: int | None = None
+    """Of the framework's arrays alone, at most; None where it does not count them."""
     tokens: Sequence[int] | None = None
     """Tokens of every step, padding not among them."""
     packages: dict[str, str]

@@ -243,10 +243,19 @@ def test_figures_are_medians_of_the_steps_after_the_warm_up_and_ratios_of_each_r
             "memory": Ratio(median=0.25, least=0.25, most=0.25),
         }
     }
-    assert table({"small/movielens": found}).splitlines()[2:] == [
-        "| small/movielens | ours-torch | 4 | 40 | 100 | 1.00 GiB |  |  |",
-        "| small/movielens | trl | 1 | 10 | 25 | 4.00 GiB | 4.00 (2.00-5.00) | 0.25 (0.25-0.25) |",
+    assert table({"small": found}).splitlines()[2:] == [
+        "| small | ours-torch | 4 | 40 | 100 | 1.00 GiB |  |  |  |",
+        "| small | trl | 1 | 10 | 25 | 4.00 GiB | 4.00 (2.00-5.00) | 0.25 (0.25-0.25) |  |",
     ]
+
+
+def test_arrays_are_compared_where_both_count_them() -> None:
+    counted = [{"ours-mlx": report(arrays_bytes=3), "mlx-lm": report(arrays_bytes=4)}] * 2
+    found = comparison(counted, batch_size=4, dtype="float32")
+    assert found["ratios"]["mlx-lm"]["arrays"] == Ratio(median=0.75, least=0.75, most=0.75)
+    assert table({"mlx/long": found}).endswith("| 1.00 (1.00-1.00) | 0.75 (0.75-0.75) |")
+    alone = [{"ours-mlx": report(arrays_bytes=3), "mlx-lm": report(arrays_bytes=None)}]
+    assert "arrays" not in comparison(alone, batch_size=4, dtype="float32")["ratios"]["mlx-lm"]
 
 
 def test_a_void_comparison_shows_no_ratio() -> None:
@@ -256,7 +265,7 @@ def test_a_void_comparison_shows_no_ratio() -> None:
     assert found["void"][-1] == (
         "round 2: mlx-lm's loss of step 3 is 1.00000, ours 11.80000: more than 0.05 of it apart"
     )
-    assert table({"mlx/long": found}).endswith("| 1.00 GiB | void | void |")
+    assert table({"mlx/long": found}).endswith("| 1.00 GiB | void | void | void |")
 
 
 # --- the program ---

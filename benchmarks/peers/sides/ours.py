@@ -41,6 +41,7 @@ def main() -> None:
         # The command counts what goes in: the last token of a row does not.
         tokens=[event["tokens"] + work.batch_size for event in events],
         peak_memory_bytes=peak_rss() if work.device == "cpu" else peak_on_gpu(backend),
+        arrays_bytes=arrays_of_mlx() if backend == "mlx" else None,
         packages=versions(PACKAGES),
         settings={"command": " ".join(sys.argv).replace(work.folder, ".")},
     )
@@ -76,12 +77,17 @@ def arguments(work: Work, backend: str) -> list[str]:
     ]
 
 
+def arrays_of_mlx() -> int:
+    """MLX counts them wherever they are."""
+    import mlx.core as mx
+
+    return int(mx.get_peak_memory())
+
+
 def peak_on_gpu(backend: str) -> int:
     """As the framework counts it; the peers are asked the same."""
     if backend == "mlx":
-        import mlx.core as mx
-
-        return int(mx.get_peak_memory())
+        return arrays_of_mlx()
     import torch
 
     return torch.cuda.max_memory_reserved()
