@@ -2,6 +2,7 @@
 
     python -m benchmarks.peers
     python -m benchmarks.peers --only small/movielens --rounds 1 --steps 6 --output -
+    python -m benchmarks.peers --only small/code-alpaca --only mlx/code-alpaca
     python -m benchmarks.peers --only small/code-alpaca --python llama-factory=/other/bin/python
     python -m benchmarks.peers --data my-file.json
     python -m benchmarks.peers --device gpu
@@ -38,8 +39,8 @@ def main() -> None:
     """Measure, write the result, print a table."""
     given = arguments()
     pythons = dict(pair.split("=", 1) for pair in given.python)
-    if unknown := pythons.keys() - SIDES.keys():
-        sys.exit(f"--python: no tool is called {', '.join(unknown)}: {', '.join(SIDES)}")
+    if strange := pythons.keys() - SIDES.keys():
+        sys.exit(f"--python: no tool is called {', '.join(strange)}: {', '.join(SIDES)}")
     for tool, python in pythons.items():
         try:
             lacking(python, [])
@@ -49,9 +50,9 @@ def main() -> None:
     if steps < FIRST or steps <= WARM_UP:
         sys.exit(f"--steps: at least {max(FIRST, WARM_UP + 1)}")
     chosen = list(comparisons(given.device, given.only, given.data))
-    if not chosen:
+    if unknown := set(given.only) - {one.name for one in chosen}:
         known = f"{', '.join(NAMES)} and {', '.join(WORKLOADS)}"
-        sys.exit(f"--only {given.only}: MODEL/WORKLOAD of {known}")
+        sys.exit(f"--only {' '.join(sorted(unknown))}: MODEL/WORKLOAD of {known}")
     found: dict[str, Any] = {}
     result = {
         "command": " ".join(["python -m benchmarks.peers", *sys.argv[1:]]),
@@ -101,7 +102,13 @@ def arguments() -> argparse.Namespace:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--device", choices=list(STEPS), default="cpu")
-    parser.add_argument("--only", metavar="MODEL/WORKLOAD", help="one comparison, of any model")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="MODEL/WORKLOAD",
+        help="this comparison, of any model; may be given several times",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="turns of every tool; 5")
     parser.add_argument("--steps", type=int, help=f"of a process; {STEPS}")
     parser.add_argument("--output", help="a file, or - for all of it on stdout")
@@ -123,12 +130,12 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def comparisons(device: str, only: str | None, data: Sequence[Path]) -> Iterator[Comparison]:
+def comparisons(device: str, only: Sequence[str], data: Sequence[Path]) -> Iterator[Comparison]:
     """What is compared on a device.
 
     Args:
         device: cpu or gpu.
-        only: the name of one comparison, which may be none of the usual; None for the usual.
+        only: names, which may be none of the usual; empty for the usual.
         data: files in place of the made workloads.
     """
     workloads: list[tuple[str, Path | None]] = [(name, None) for name in WORKLOADS]
@@ -142,7 +149,7 @@ def comparisons(device: str, only: str | None, data: Sequence[Path]) -> Iterator
             by_rule = usual_on(device, model) and (
                 workload == "long" if model == "Qwen3-8B" and not data else workload in usual
             )
-            if one.name == only or (only is None and by_rule):
+            if one.name in only or (not only and by_rule):
                 yield one
 
 

@@ -134,9 +134,8 @@ def comparison(rounds: Rounds, *, batch_size: int, dtype: str) -> dict[str, Any]
             "speed": Ratio.of([seconds(r) for r in its], [seconds(r) for r in mine]),
         }
         for what, key in (("memory", "peak_memory_bytes"), ("arrays", "arrays_bytes")):
-            counted = [[r.get(key) for r in reports] for reports in (mine, its)]
-            if all(map(all, counted)):
-                ratios[peer][what] = Ratio.of(*counted)
+            if all(r.get(key) is not None for r in [*mine, *its]):
+                ratios[peer][what] = Ratio.of([r[key] for r in mine], [r[key] for r in its])
     return {
         "void": void,
         "rows": work[0],

@@ -350,7 +350,7 @@ def test_an_interpreter_that_is_none_is_named_before_anything_is_measured(
 
 
 def test_what_is_compared_without_being_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    def names(device: str, only: str | None = None, *data: Path) -> dict[str, tuple[str, ...]]:
+    def names(device: str, only: tuple[str, ...] = (), *data: Path) -> dict[str, tuple[str, ...]]:
         return {one.name: one.tools for one in program.comparisons(device, only, data)}
 
     monkeypatch.setattr(sys, "platform", "linux")
@@ -361,8 +361,8 @@ def test_what_is_compared_without_being_asked_for(monkeypatch: pytest.MonkeyPatc
         "small/code-alpaca": torch,
         "small/movielens": torch,
     }
-    assert names("cpu", "tiny/long") == {"tiny/long": (*torch, *mlx)}
-    assert names("cpu", None, Path("x/real.json")) == {"mlx/real": mlx, "small/real": torch}
+    assert names("cpu", ("tiny/long",)) == {"tiny/long": (*torch, *mlx)}
+    assert names("cpu", (), Path("x/real.json")) == {"mlx/real": mlx, "small/real": torch}
     on_gpu = (*torch, "unsloth")
     assert names("gpu") == {
         "Qwen3-0.6B/code-alpaca": on_gpu,
