@@ -19,7 +19,6 @@ import datetime
 import importlib.util
 import json
 import os
-import platform
 import random
 import shutil
 import statistics
@@ -28,11 +27,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-RESULT = Path(__file__).with_name("results") / "data_rates.json"
+from benchmarks.result import RESULTS, machine, write
+
+RESULT = RESULTS / "data_rates.json"
 PACKAGES = ("trl", "mlx-lm", "transformers", "tokenizers", "datasets", "pyarrow")
 TIMES = 3
 LOOK_EVERY = 0.2
@@ -57,12 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         result = measure_all(folder, given.rows, given.peer_rows)
-    text = json.dumps(result, indent=2) + "\n"
-    if given.output == "-":
-        print(text, end="")
-    else:
-        Path(given.output).parent.mkdir(exist_ok=True)
-        Path(given.output).write_text(text, encoding="utf-8")
+    write(result, given.output)
 
 
 def measure_all(folder: Path, rows: int, peer_rows: int) -> dict[str, Any]:
@@ -86,12 +81,7 @@ def measure_all(folder: Path, rows: int, peer_rows: int) -> dict[str, Any]:
     return {
         "command": " ".join(["python", "-m", "benchmarks.data_rates", *sys.argv[1:]]),
         "date": f"{datetime.date.today()}",
-        "machine": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "python": platform.python_version(),
-            "cores": os.cpu_count(),
-            "packages": {name: metadata.version(name) for name in PACKAGES},
-        },
+        "machine": machine("cpu", PACKAGES),
         "tokenizer": tokenizer,
         "side_by_side": {
             "rows": peer_rows,

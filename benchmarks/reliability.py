@@ -20,18 +20,18 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from benchmarks.faults import Faults, Operation
+from benchmarks.result import RESULTS, machine, write
 
 ENGINES = {"cuda": ("torch", "peft", "transformers"), "mlx": ("mlx", "mlx-lm")}
 """With the packages whose versions count; `cuda` is PyTorch, here on the CPU."""
@@ -53,7 +53,7 @@ MEASURED = {"seconds", "evaluation_seconds", "peak_memory_bytes", "tokens_per_se
 COMPARED_EVENTS = ("train", "eval", "warning", "end")
 """Others tell of checkpoints and resumptions, which a killed run has more of."""
 KILLED = -9
-RESULT = Path(__file__).with_name("results") / "reliability.json"
+RESULT = RESULTS / "reliability.json"
 
 
 def main() -> None:
@@ -73,23 +73,11 @@ def main() -> None:
         "command": "python -m benchmarks.reliability",
         "sample": given.sample,
         "date": f"{datetime.date.today():%Y-%m-%d}",
-        "machine": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "cores": os.cpu_count(),
-        },
-        "packages": {
-            name: metadata.version(name)
-            for name in ("qwen-local", *(name for engine in engines for name in ENGINES[engine]))
-        },
+        "machine": machine("cpu", ["qwen-local", *(n for e in engines for n in ENGINES[e])]),
         "job": JOB,
         "engines": results,
     }
-    text = json.dumps(report, indent=2) + "\n"
-    if given.output == "-":
-        print(text, end="")
-    else:
-        Path(given.output).parent.mkdir(exist_ok=True)
-        Path(given.output).write_text(text, encoding="utf-8")
+    write(report, given.output)
     sys.exit(any(result["failures"] for result in results.values()))
 
 

@@ -7,29 +7,40 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.peers.work import versions
+
+if TYPE_CHECKING:
+    from qwen_local.backends.select import Machine
 
 RESULTS = Path(__file__).with_name("results")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "mlx", "mlx-lm")
 
 
-def machine(device: str) -> dict[str, Any]:
-    """What it was measured on, in general words."""
+def machine(
+    device: str, packages: Sequence[str] = PACKAGES, here: Machine | None = None
+) -> dict[str, Any]:
+    """What it was measured on, in general words.
+
+    Args:
+        device: cpu or gpu.
+        packages: whose versions are told, where they are installed.
+        here: what is known of the machine already.
+    """
     from qwen_local.backends.probe import probe
 
-    here = probe()
+    here = here or probe()
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "memory_gib": round(here.memory_bytes / 2**30),
         **({"gpu": here.gpu} if device == "gpu" else {}),
-        "packages": versions(PACKAGES),
+        "packages": versions(packages),
     }
 
 

@@ -18,13 +18,11 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import gc
 import math
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +34,7 @@ from benchmarks.made_rows import made_rows
 from benchmarks.parts import Device, skipped
 from benchmarks.peers.models import make_model
 from benchmarks.result import RESULTS, machine, write
+from benchmarks.timing import release, timed
 from qwen_local.backends.base import Backend, RowTooLargeError, Setup
 from qwen_local.job import LoraSpec
 from qwen_local.models.architecture import Architecture
@@ -185,23 +184,6 @@ class Products:
         return times * count / timed(again, self._device)
 
 
-def timed(work: Callable[[], object], device: Device) -> float:
-    """Seconds that work takes, that of a card's included."""
-    synchronise(device)
-    began = time.perf_counter()
-    work()
-    synchronise(device)
-    return time.perf_counter() - began
-
-
-def synchronise(device: Device) -> None:
-    """Wait for a card."""
-    if device == "gpu":
-        import torch
-
-        torch.cuda.synchronize()
-
-
 def measure(
     model: ModelFiles, workload: str, batch: int, *, device: Device, rounds: int
 ) -> dict[str, Any]:
@@ -240,7 +222,7 @@ def measure(
         },
         "positions": statistics.median(one["positions"] for one in found),
         **{
-            name: spread([one[name] for one in found], digits)
+            name: median_and_range([one[name] for one in found], digits)
             for name, digits in (
                 ("step_seconds", 4),
                 ("tokens_per_second", 1),
@@ -285,10 +267,10 @@ def one_round(
     }
 
 
-def spread(values: Sequence[float], digits: int) -> dict[str, float]:
+def median_and_range(values: Sequence[float], digits: int) -> dict[str, float]:
     """Median, smallest and largest.
 
-    >>> spread([3.0, 1.0, 2.04], 1)
+    >>> median_and_range([3.0, 1.0, 2.04], 1)
     {'median': 2.0, 'least': 1.0, 'most': 3.0}
     """
     rounded = (statistics.median(values), min(values), max(values))
@@ -325,16 +307,6 @@ def opened(model: ModelFiles, rows: Rows, device: Device) -> tuple[Backend, bool
         del backend  # which the traceback has held until here
         release(device)
     raise AssertionError("the loop returns or raises")
-
-
-def release(device: Device) -> None:
-    """Give back what an engine that is no longer used held."""
-    gc.collect()
-    if device == "gpu":
-        import torch
-
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
 
 
 def measure_all(

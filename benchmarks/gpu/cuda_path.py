@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks.agreement import ONE_ROW, RATE, Place, opened, rows_apart
 from benchmarks.made_rows import made_rows
 from benchmarks.parts import Device, Figure, check
-from benchmarks.roofline import release
+from benchmarks.timing import release
 from qwen_local.backends.cuda.attention import Borders, attention, flash_kernel
 
 LENGTHS = ((1,), (5, 1, 17), (300, 7, 900, 64, 65, 2), (2048,), (128,) * 12)

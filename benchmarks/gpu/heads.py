@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.parts import Device, Figure, check
-from benchmarks.roofline import release, timed
+from benchmarks.timing import release, timed
 from qwen_local.backends.base import HEAD_CHUNK, HEAD_CHUNK_GPU
 from qwen_local.backends.cuda.head import SupervisedLoss
 

@@ -22,7 +22,8 @@ import torch
 from benchmarks.made_rows import made_rows
 from benchmarks.parts import Device, Figure
 from benchmarks.peers.models import make_model
-from benchmarks.roofline import DTYPES, MICRO_BATCH_TOKENS, release, synchronise
+from benchmarks.roofline import DTYPES, MICRO_BATCH_TOKENS
+from benchmarks.timing import release, synchronise
 from qwen_local.backends.base import Backend, Setup
 from qwen_local.backends.cuda.quiet import import_bitsandbytes
 from qwen_local.backends.select import Choice, open_backend

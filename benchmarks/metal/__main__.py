@@ -16,11 +16,10 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks import agreement
+from benchmarks import agreement, speed
 from benchmarks.agreement import Place
 from benchmarks.command_line import command_line
 from benchmarks.environment import environment
-from benchmarks.gpu import speed
 from benchmarks.parts import Device, Figure, Part, main
 
 BUDGET = 520

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import growth
-from benchmarks.gpu import speed
+from benchmarks import growth, speed
 from benchmarks.lengths import LONGEST
 from benchmarks.peers import __main__ as program
 from benchmarks.peers import models, turns
@@ -373,7 +372,7 @@ def test_what_is_compared_without_being_asked_for(monkeypatch: pytest.MonkeyPatc
     }
     monkeypatch.setattr(sys, "platform", "darwin")
     assert names("gpu") == {"Qwen3-0.6B/code-alpaca": mlx, "Qwen3-0.6B/movielens": mlx}
-    assert names("cpu", "small/unknown") == {}
+    assert names("cpu", ("small/unknown",)) == {}
 
 
 def test_a_tool_that_is_absent_or_fails_is_left_out_and_the_reason_given(

@@ -415,6 +415,10 @@ def with_few_shapes(
     Supervised positions go up to a multiple of 64, rows to one of two sizes an octave and widths,
     but for those that were chosen, to one of four (at most a fourth more). Padded rows hold token 0
     and nothing to predict, padded positions the target -1.
+
+    2,000 code-alpaca-like rows in steps of four are 112 shapes. A new shape costs 0.14 s on a model
+    of 28 blocks (most of it Python's, measured on a CPU): 16 s, once. Half as many shapes would
+    cost 3 % of every step in padding, a quarter as many 10 %.
     """
     rows, width = ids_BW.shape
     wide = width if width in widths else _among(width, smallest=SMALLEST_SHAPE, an_octave=4)
