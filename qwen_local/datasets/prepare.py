@@ -27,7 +27,6 @@ from qwen_local.datasets.stored import Batch, StoredRows, Table
 from qwen_local.datasets.tokenizer import ChatTokenizer, Thinking, TrainOn
 from qwen_local.datasets.trim import Overlong
 from qwen_local.errors import DatasetError, DiskFullError, Fault
-from qwen_local.rows import Rows
 
 PART, PART_BYTES = 16, 64 * 2**20
 """Blocks of a file of the cache, or bytes, whichever is reached first. Less is not worth one."""
@@ -41,8 +40,7 @@ class Prepared:
 
     train: StoredRows
     """Of every source as often as its weight says."""
-    eval: Rows | None
-    """In memory: it is scored as a whole."""
+    eval: StoredRows | None
     report: DataReport
     train_places: Sequence[str]
     """Where each training row stands: `train.jsonl:17`."""
@@ -109,11 +107,10 @@ def prepare(
         for rows, source in zip(learned, train_sources, strict=True)
     )
     eval_rows = StoredRows.joined(held_out)
-    in_memory = eval_rows.take(range(len(eval_rows))) if len(eval_rows) else None
     report = DataReport(
         sources=[part.report() for part in parts],
         train=SetReport.of(train_rows),
-        eval=None if in_memory is None else SetReport.of(in_memory),
+        eval=SetReport.of(eval_rows) if len(eval_rows) else None,
         split=split,
         shared=int(np.isin(eval_rows.content_R, train_rows.content_R).sum()),
         max_length=max_length,
@@ -125,7 +122,7 @@ def prepare(
     )
     return Prepared(
         train=train_rows,
-        eval=in_memory,
+        eval=eval_rows if len(eval_rows) else None,
         report=report,
         train_places=train_rows.places,
         eval_places=eval_rows.places,

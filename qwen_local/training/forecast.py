@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwen_local.datasets.plan import Layout, epoch_order, micro_batches
-from qwen_local.rows import AnyRows, Rows
+from qwen_local.rows import AnyRows
 from qwen_local.training.schedule import EVALUATION_COST, Schedule
 
 STEPS_LOOKED_AT = 500
@@ -42,7 +42,7 @@ class Forecast:
 def forecast(
     schedule: Schedule,
     train: AnyRows,
-    evaluation: Rows | None,
+    evaluation: AnyRows | None,
     *,
     batch_size: int,
     seed: int,

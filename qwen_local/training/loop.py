@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from qwen_local.backends.base import Backend, RowTooLargeError
+from qwen_local.backends.base import Backend, RowTooLargeError, Scores
 from qwen_local.datasets.plan import epoch_order
 from qwen_local.errors import OutOfMemoryError, QwenLocalError
 from qwen_local.job import EarlyStopping
@@ -35,6 +35,8 @@ SMALLER = (
 )
 SAVE_SECONDS = 600.0
 """`train.save_every: auto`: the most work that a power cut may cost."""
+SCORED_AT_ONCE = 1024
+"""Rows held out that are in memory together, and what is done again where memory runs out."""
 ROWS_NAMED = 8
 """Rows named in one message."""
 
@@ -50,7 +52,7 @@ class Data:
     """What is learned and what is held out, each row with the place that a message names."""
 
     train: AnyRows
-    evaluation: Rows | None
+    evaluation: AnyRows | None
     train_places: Sequence[str]
     eval_places: Sequence[str]
 
@@ -140,10 +142,10 @@ def train_loop(
         assert data.evaluation is not None
         progress.evaluating()
         began = time.monotonic()
-        with budget_told(backend, metrics, now.step), rows_named(data.eval_places):
+        with budget_told(backend, metrics, now.step):
             try:
                 with stops.at_once():  # nothing is changed by it, and it is repeated on resuming
-                    scores = backend.score(data.evaluation)
+                    scores = score(backend, data.evaluation, data.eval_places)
             except Stopped:
                 if stops.twice:
                     raise
@@ -236,6 +238,23 @@ def train_loop(
     if now != saved and now.step:
         save()
     return now, because
+
+
+def score(backend: Backend, rows: AnyRows, places: Sequence[str]) -> Scores:
+    """What the model thinks of all rows, of which only some are in memory at a time.
+
+    Raises:
+        OutOfMemoryError: memory does not hold a single row.
+    """
+    parts = []
+    for start in range(0, len(rows), SCORED_AT_ONCE):
+        some = range(start, min(start + SCORED_AT_ONCE, len(rows)))
+        with rows_named([places[r] for r in some]):
+            parts.append(backend.score(rows.take(some)))
+    return Scores(
+        nll_R=np.concatenate([part.nll_R for part in parts]),
+        tokens_R=np.concatenate([part.tokens_R for part in parts]),
+    )
 
 
 @contextmanager

@@ -32,9 +32,11 @@ from qwen_local.signals import Stopped, Stops
 from qwen_local.training.health import Health
 from qwen_local.training.loop import (
     ALL_STEPS,
+    SCORED_AT_ONCE,
     Data,
     DivergedError,
     Saving,
+    score,
     train_loop,
 )
 from qwen_local.training.metrics import Metrics, read_metrics
@@ -230,6 +232,29 @@ def test_evaluation_comes_first_then_as_often_as_asked_and_last_on_the_same_rows
     assert len(held_out) == 4
     # Beside them, the rows of the step that follows each: seen by training and evaluation alike.
     assert [rows for rows in backend.scored if rows != [3, 5]] == [[4]] * 3
+
+
+def test_all_rows_are_scored_and_only_some_are_in_memory_at_a_time() -> None:
+    backend, rows = ScalarBackend(), targets(*range(2 * SCORED_AT_ONCE + 1))
+    found = score(backend, rows, ["eval.jsonl:1"] * len(rows))
+    assert [len(part) for part in backend.scored] == [SCORED_AT_ONCE, SCORED_AT_ONCE, 1]
+    whole = ScalarBackend().score(rows)
+    np.testing.assert_array_equal(found.nll_R, whole.nll_R)
+    np.testing.assert_array_equal(found.tokens_R, whole.tokens_R)
+
+
+def test_a_row_that_memory_does_not_hold_is_named_wherever_it_stands() -> None:
+    class Full(ScalarBackend):
+        def score(self, rows: Rows) -> Scores:
+            if SCORED_AT_ONCE + 7 in rows.targets_T:
+                raise RowTooLargeError(rows.targets_T.tolist().index(SCORED_AT_ONCE + 7), 99)
+            return super().score(rows)
+
+    rows = targets(*range(2 * SCORED_AT_ONCE))
+    with pytest.raises(OutOfMemoryError) as raised:
+        score(Full(), rows, [f"eval.jsonl:{r}" for r in range(len(rows))])
+    said = f"out of memory: eval.jsonl:{SCORED_AT_ONCE + 7} alone does not fit, a row of 99 tokens"
+    assert str(raised.value).startswith(said)
 
 
 def test_the_best_adapter_is_kept_and_not_the_last_where_the_evaluation_rises(
