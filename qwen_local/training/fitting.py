@@ -64,11 +64,13 @@ def fit(
         return Fit(tried(sizes[-1], way), f"{_kept(way)}; {said}")
     size = best[way]
     if budget != "auto":
-        said = f"{size:,} tokens computed at once, as the job says"
+        because = "as the job says"
     elif size == favourite:
-        said = f"{size:,} tokens computed at once, the most that a {_chip(setup)} gains from"
+        because = f"the most that a {_chip(setup)} gains from"
     else:
-        said = f"{size:,} tokens computed at once, as {2 * size:,} would not fit"
+        because = f"as {2 * size:,} would not fit"
+    tokens = "1 token" if size == 1 else f"{size:,} tokens"
+    said = f"{tokens} computed at once, {because}"
     why = ""
     if way and checkpointing == "auto":
         without = f"only {best[False]:,} tokens" if best[False] else "nothing"
