@@ -29,6 +29,6 @@ def environment(packages: Sequence[str], device: Device, folder: Path) -> Iterat
         "cuda": here.torch_cuda,
         "macos": here.macos,
         "faults": [f for f in (here.torch_fault, here.mlx_fault, here.bitsandbytes_fault) if f],
-        **machine(device, here=here),
+        **machine(device, packages, here),
         "packages": dict.fromkeys(packages) | versions(packages),
     }

@@ -150,7 +150,7 @@ def table(comparisons: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown: a row of each tool in each comparison that was made."""
     lines = [
         "| comparison | tool | examples/s | supervised tokens/s | tokens/s | peak memory "
-        "| ours is so many times as fast | ours needs so much of its memory | and of its arrays' |",
+        "| ours is so many times as fast | ours needs so much of its memory | of its arrays |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, found in comparisons.items():

@@ -72,7 +72,7 @@ class Report:
     """Of the process, its libraries and whatever else is in it; on a GPU what the framework took
     there."""
     arrays_bytes: int | None = None
-    """Of the framework's arrays alone, at most; None where it does not count them."""
+    """Of the framework's arrays alone, at most; None where it does not count them, and on a GPU."""
     tokens: Sequence[int] | None = None
     """Tokens of every step, padding not among them."""
     packages: dict[str, str]

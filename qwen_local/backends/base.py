@@ -45,7 +45,7 @@ HEAD_CHUNK_MLX = 64
 MLX_CACHE_BYTES = {"cpu": 8 << 20, "gpu": 2 << 30}
 """Freed buffers that MLX may keep; without a limit the footprint only grows (mlx-lm #828). On a CPU
 it uses one again for arrays of the same size to two pages, so next to none serves a later step:
-with 32 or 256 MiB a step was no faster (hidden 256 and 512, both vocabularies), without any 5 %
+with 32 or 256 MiB a step was no faster (hidden 256 and 512, both vocabularies), with none 5 %
 slower."""
 
 

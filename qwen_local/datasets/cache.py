@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class Cache:
         index = 0
         while True:
             try:
-                part = read_part(self._path(index))
+                part = read_part(self._path(index), index)
             except Exception:  # none, or damaged in whatever way: it is made again
                 return
             yield part
@@ -94,6 +94,7 @@ class Cache:
         Raises:
             DiskFullError: there is no room for it.
             OSError: it cannot be written.
+            ValueError: what is read back is not what was written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         table = pa.Table.from_batches(batches, stored.SCHEMA).combine_chunks()
@@ -102,12 +103,13 @@ class Cache:
             stream.write_table(table)
         content = memoryview(sink.getvalue())
         path = self._path(index)
-        told = {"made": made.to_json(), "crc32": zlib.crc32(content)}
+        counts = made.to_json()
+        told = {"made": counts, "crc32": zlib.crc32(content, _crc32(index, counts))}
         with room_for(path, len(content)):
             _put(path, content)
             # Last: it says that the part is whole.
             _put(path.with_suffix(".json"), json_bytes(told))
-        return read_part(path)
+        return read_part(path, index)
 
     def complete(self, parts: int) -> None:
         """Say that no more come."""
@@ -121,25 +123,39 @@ def _put(path: Path, content: bytes | memoryview) -> None:
     """Put a file in its place; another process may be making the same one."""
     new = path.with_name(f".new-{os.getpid()}-{path.name}")
     new.unlink(missing_ok=True)
-    write_durably(new, content)
-    new.replace(path)
+    try:
+        write_durably(new, content)
+        new.replace(path)
+    finally:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
 
 
-def read_part(path: Path) -> Part:
+def read_part(path: Path, index: int) -> Part:
     """A part as it is paged in.
+
+    Args:
+        path: of its rows.
+        index: of the part.
 
     Raises:
         OSError: it is not there.
         ValueError: it is not what was written.
     """
     told = json.loads(path.with_suffix(".json").read_bytes())
-    crc = 0
+    crc = _crc32(index, told["made"])
     with path.open("rb") as file:  # read, and not paged in: that would count as our memory
         while piece := file.read(PIECE):
             crc = zlib.crc32(piece, crc)
     if crc != told["crc32"]:
         raise ValueError(f"{path} is damaged")
-    with path.open("rb") as file:
-        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    [rows] = pa.ipc.open_stream(pa.py_buffer(pages))
-    return Made.from_json(told["made"]), stored.Batch(rows, pages)
+    with pa.memory_map(str(path)) as mapped:
+        content = mapped.read_buffer()
+    # A table without rows is written without a batch.
+    rows = next(iter(pa.ipc.open_stream(content)), stored.RowsMade.empty().batch())
+    return Made.from_json(told["made"]), stored.Batch(rows, content)
+
+
+def _crc32(index: int, made: dict[str, Any]) -> int:
+    """The checksum of a part up to its rows: it is no other part, and nobody changed its counts."""
+    return zlib.crc32(json_bytes([index, made]))

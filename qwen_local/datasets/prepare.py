@@ -263,7 +263,7 @@ def _kept(cache: Cache, index: int, made: Made, batches: Sequence[pa.RecordBatch
     """
     try:
         return cache.add(index, made, batches)[1]
-    except (OSError, DiskFullError) as error:
+    except (OSError, ValueError, DiskFullError) as error:
         log.warning("rows are not kept for the next time: %s", str(error).partition("\n")[0])
         return None
 

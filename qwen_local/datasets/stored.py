@@ -5,12 +5,13 @@ Shapes: R = rows, C = conversations' tokens in one row (its positions and the to
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple, overload
+from typing import NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -95,25 +96,20 @@ def _values(array: pa.Array, kind: type | str) -> np.ndarray:
     return np.frombuffer(array.buffers()[1], kind)[array.offset :][: len(array)]
 
 
-Column = Literal["lengths", "supervised", "content", "tokens"]
-KINDS: dict[Column, type | str] = {
-    "lengths": np.int64,
-    "supervised": np.int64,
-    "content": np.uint64,
-    "tokens": "S16",
-}
-
-
 class Batch(NamedTuple):
-    """Rows as Arrow holds them, and the pages they lie in where they lie in a file."""
+    """Rows as Arrow holds them, and the whole file that is paged in where they lie in one."""
 
     rows: pa.RecordBatch
-    pages: mmap.mmap | None = None
+    file: pa.Buffer | None = None
+
+
+MADVISE = ctypes.CDLL(None).madvise if hasattr(mmap, "MADV_DONTNEED") else None
+"""The C library's; None on Windows. `mmap.mmap` has it, too, but keeps a file open for each."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """Views into one record batch; nothing is copied."""
+    """One record batch and views into it."""
 
     batch: Batch
     ids: np.ndarray
@@ -126,24 +122,20 @@ class _Chunk:
     def of(cls, batch: Batch) -> _Chunk:
         return cls(batch, *_view(batch.rows.column("ids")), *_view(batch.rows.column("spans")))
 
-    @property
     def lengths(self) -> np.ndarray:
         """int64 [rows]: positions of each."""
         return (np.diff(self.ids_at) - 1).astype(np.int64)
 
-    @property
     def supervised(self) -> np.ndarray:
         """int64 [rows]: positions of each that are trained."""
         signed = self.spans.astype(np.int64)
         signed[::2] *= -1  # each span counts stop - start; every row has at least one
         return np.add.reduceat(signed, self.spans_at[:-1])
 
-    @property
     def content(self) -> np.ndarray:
         """uint64 [rows]: hash of what the record says."""
         return _values(self.batch.rows.column("content"), np.uint64)
 
-    @property
     def tokens(self) -> np.ndarray:
         """S16 [rows]: hash of ids and spans."""
         return _values(self.batch.rows.column("tokens"), "S16")
@@ -160,16 +152,22 @@ class _Chunk:
 
     def number(self, r: int) -> int:
         """Line or record of row r."""
-        return int(self.batch.rows.column("number")[r].as_py())
+        found = int(_values(self.batch.rows.column("number"), np.int64)[r])
+        self.let_go()
+        return found
 
     def let_go(self) -> None:
         """Count the pages that were read as the system's again, which may keep them at hand.
 
-        They would add up to the whole file, and a process that has all the memory it is allowed
-        is ended for them.
+        They would add up to the whole file, and the memory of a process that is allowed only so
+        much is full of them. Linux does so at once; macOS takes it as advice.
         """
-        if self.batch.pages is not None and hasattr(mmap, "MADV_DONTNEED"):
-            self.batch.pages.madvise(mmap.MADV_DONTNEED)
+        if self.batch.file is not None and MADVISE is not None:
+            where = ctypes.c_void_p(self.batch.file.address)
+            MADVISE(where, ctypes.c_size_t(self.batch.file.size), mmap.MADV_DONTNEED)
+
+
+Column = Callable[[_Chunk], np.ndarray]
 
 
 class Table:
@@ -190,13 +188,13 @@ class Table:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def column(self, name: Column) -> np.ndarray:
-        """What `_Chunk` says of every row, [rows of the table]."""
+    def column(self, of: Column, kind: type | str) -> np.ndarray:
+        """What is said of every row, [rows of the table] in this dtype."""
         parts = []
         for chunk in self._chunks:
-            parts.append(np.array(getattr(chunk, name)))
+            parts.append(of(chunk).copy())  # a view would be paged in once more
             chunk.let_go()
-        return np.concatenate([np.zeros(0, KINDS[name]), *parts])
+        return np.concatenate([np.zeros(0, kind), *parts])
 
     def row(self, r: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, targets) of row r, each int32 [positions]."""
@@ -252,12 +250,12 @@ class StoredRows:
         """The rows that are marked, or named by their index."""
         return StoredRows(self._tables, self._table_R[chosen_R], self._row_R[chosen_R])
 
-    def _column(self, name: Column) -> np.ndarray:
+    def _column(self, of: Column, kind: type | str) -> np.ndarray:
         """A column of the tables, for the rows chosen here."""
-        found = np.zeros(len(self), KINDS[name])
+        found = np.zeros(len(self), kind)
         for index, table in enumerate(self._tables):
             here = self._table_R == index
-            found[here] = table.column(name)[self._row_R[here]]
+            found[here] = table.column(of, kind)[self._row_R[here]]
         return found
 
     def __len__(self) -> int:
@@ -266,12 +264,12 @@ class StoredRows:
     @cached_property
     def lengths_R(self) -> np.ndarray:
         """int64 [R]: positions of each row."""
-        return self._column("lengths")
+        return self._column(_Chunk.lengths, np.int64)
 
     @property
     def content_R(self) -> np.ndarray:
         """uint64 [R]: hash of what the record of each row says."""
-        return self._column("content")
+        return self._column(_Chunk.content, np.uint64)
 
     @cached_property
     def tokens(self) -> int:
@@ -281,12 +279,12 @@ class StoredRows:
     @cached_property
     def supervised(self) -> int:
         """Positions of all rows that are trained."""
-        return int(self._column("supervised").sum())
+        return int(self._column(_Chunk.supervised, np.int64).sum())
 
     @cached_property
     def sha256(self) -> str:
         """Of all that is in them, in hex; the same on every machine."""
-        return hashlib.sha256(self._column("tokens").tobytes()).hexdigest()
+        return hashlib.sha256(self._column(_Chunk.tokens, "S16").tobytes()).hexdigest()
 
     def row(self, r: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, targets) of row r, each int32 [length of the row]."""

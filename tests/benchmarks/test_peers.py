@@ -375,6 +375,14 @@ def test_what_is_compared_without_being_asked_for(monkeypatch: pytest.MonkeyPatc
     assert names("cpu", ("small/unknown",)) == {}
 
 
+def test_a_comparison_that_nobody_knows_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    words_ = ["peers", "--only", "small/movielens", "--only", "small/films"]
+    monkeypatch.setattr(sys, "argv", words_)
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert str(ended.value.code).startswith("--only small/films: MODEL/WORKLOAD of tiny, ")
+
+
 def test_a_tool_that_is_absent_or_fails_is_left_out_and_the_reason_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,8 +6,11 @@ import functools
 import importlib
 import json
 import os
+import shutil
 import signal
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +200,63 @@ def test_a_few_rows_are_not_worth_a_file(tiny: ChatTokenizer) -> None:
     write(FIRST_PART - BLOCK)
     run(tiny)
     assert not cache_folder().exists()
+
+
+@pytest.mark.parametrize(
+    "answered",
+    [range(FIRST_PART), range(FIRST_PART, RECORDS), [*range(FIRST_PART), RECORDS - 1]],
+    ids=["the last parts", "the first part", "a part between"],
+)
+def test_a_part_may_have_no_rows(answered: Iterable[int], tiny: ChatTokenizer) -> None:
+    rows = [{"prompt": f"{n}?", "completion": "yes" * (n in answered)} for n in range(RECORDS)]
+    Path("train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    first = run(tiny, eval_fraction=0)
+    assert list(first.train_places) == [f"train.jsonl:{n + 1}" for n in answered]
+    assert_the_same(run(tiny, eval_fraction=0), first)
+
+
+def test_where_no_part_has_rows_the_reason_is_told_every_time(tiny: ChatTokenizer) -> None:
+    rows = [{"prompt": f"{n}?", "completion": ""} for n in range(RECORDS)]
+    Path("train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    for _ in range(2):
+        with pytest.raises(DatasetError) as raised:
+            run(tiny)
+        assert str(raised.value) == (
+            "train.jsonl: expected at least one row to train on; dropped: 47 empty_answer"
+        )
+
+
+def test_a_part_in_the_place_of_another_is_made_again(tiny: ChatTokenizer) -> None:
+    first = run(tiny)
+    (folder,) = cache_folder().iterdir()
+    for suffix in (".arrow", ".json"):
+        (folder / f"rows-00001{suffix}").unlink()  # rows are paged in from it
+        shutil.copy(folder / f"rows-00002{suffix}", folder / f"rows-00001{suffix}")
+    assert_the_same(run(tiny), first)
+
+
+def test_pandas_stays_out_and_no_file_stays_open(tiny: ChatTokenizer) -> None:
+    code = """
+import sys
+from pathlib import Path
+from tokenizers import Tokenizer
+from qwen_local.datasets import making, prepare
+from qwen_local.datasets.sources import Wanted
+from qwen_local.datasets.tokenizer import ChatTokenizer
+from qwen_local.embedded import tiny_model_path
+
+making.BLOCK, prepare.PART = 5, 1
+for _ in range(2):
+    prepared = prepare.prepare(
+        ChatTokenizer.load(tiny_model_path()), train=[Wanted(name="train.jsonl")], eval=[],
+        eval_fraction=0.1, max_length=64, overlong="drop", train_on="assistant", seed=0,
+    )
+prepared.train.take(range(len(prepared.train)))
+files = [str(link.resolve()) for link in Path("/proc/self/fd").glob("*")]
+print("pandas" in sys.modules, list(prepared.train_places)[0], sum("arrow" in f for f in files))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False train.jsonl:2 0\n", done.stderr
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells what is held")

@@ -61,7 +61,7 @@ def main() -> None:
             for before, after in zip([0, *watch.trained], watch.trained, strict=False)
         ],
         peak_memory_bytes=peak_rss() if work.device == "cpu" else int(mx.get_peak_memory()),
-        arrays_bytes=int(mx.get_peak_memory()),
+        arrays_bytes=int(mx.get_peak_memory()) if work.device == "cpu" else None,
         packages=versions(("mlx", "mlx-lm", "transformers")),
         settings={"fast_blas_lent": lent, **given},
     )

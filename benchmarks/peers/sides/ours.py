@@ -41,7 +41,7 @@ def main() -> None:
         # The command counts what goes in: the last token of a row does not.
         tokens=[event["tokens"] + work.batch_size for event in events],
         peak_memory_bytes=peak_rss() if work.device == "cpu" else peak_on_gpu(backend),
-        arrays_bytes=arrays_of_mlx() if backend == "mlx" else None,
+        arrays_bytes=arrays_of_mlx() if (backend, work.device) == ("mlx", "cpu") else None,
         packages=versions(PACKAGES),
         settings={"command": " ".join(sys.argv).replace(work.folder, ".")},
     )
