@@ -1,11 +1,15 @@
-"""When to quantise the frozen model and when not to, and when evaluation is too dear."""
+"""When to quantise the frozen model and when not to, what makes a run fit, and when evaluation is
+too dear."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from qwen_local.backends.base import Setup
-from qwen_local.job import Quantization, TrainSpec
+from qwen_local.job import Job, Quantization, TrainSpec
+from qwen_local.training.fitting import fit
 from qwen_local.training.memory import Memory, Workload, estimate_memory
 from qwen_local.training.schedule import Schedule, make_schedule
 
@@ -39,6 +43,44 @@ def quantization_advice(setup: Setup, workload: Workload) -> str | None:
         slow = NF4_IS_SLOW if nf4 and setup.model.architecture.parameters() <= SMALL else ""
         return f"model.quantization=none fits, with {share(need('none'))}; {saves}{slow}"
     return f"{saves}, on a CPU" if setup.device == "cpu" else None
+
+
+SHORTEST = 256
+"""Tokens of a row; less is no advice."""
+
+
+def memory_hint(job: Job, setup: Setup, workload: Workload) -> str:
+    """What would make a run fit that does not, in the words of the command line.
+
+    As little is changed as possible: 4 bits come before shorter rows.
+
+    Args:
+        job: complete.
+        setup: of its engine.
+        workload: of the run.
+    """
+
+    def fits(quantization: Quantization, length: int) -> bool:
+        shorter = replace(workload, lengths_R=np.minimum(workload.lengths_R, length))
+        tried = replace(setup, quantization=quantization)
+        best = fit(tried, shorter, budget="auto", checkpointing="auto").setup
+        return estimate_memory(best, shorter).fits
+
+    said = []
+    if (job.train.micro_batch_tokens, job.train.gradient_checkpointing) != ("auto", "auto"):
+        said = ["train.micro_batch_tokens and train.gradient_checkpointing at auto"]
+    own, longest = setup.quantization, job.data.max_length
+    plain = own == "none" and setup.model.architecture.stored is None
+    lengths = [longest]
+    while lengths[-1] // 2 >= SHORTEST:
+        lengths.append(lengths[-1] // 2)
+    for length in lengths:
+        for quantization in (own, "4bit") if plain else (own,):
+            if fits(quantization, length):
+                said += ["--quantization 4bit"] if quantization != own else []
+                said += [f"--max-length {length}"] if length != longest else []
+                return f"it fits with {', '.join(said)}"
+    return "take a smaller model, or a machine with more memory"
 
 
 def evaluation_advice(

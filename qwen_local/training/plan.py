@@ -17,9 +17,9 @@ from qwen_local.errors import JobError, ModelError, RunBusyError
 from qwen_local.files import free_bytes
 from qwen_local.job import Draft
 from qwen_local.models.source import ModelFiles, ModelSource, fetch, find_model
-from qwen_local.training.advice import evaluation_advice, quantization_advice
+from qwen_local.training.advice import evaluation_advice, memory_hint, quantization_advice
 from qwen_local.training.disk import disk_need
-from qwen_local.training.memory import Memory, estimate_memory
+from qwen_local.training.memory import USABLE, Memory, estimate_memory
 from qwen_local.training.named_machines import named_machine
 from qwen_local.training.preparation import (
     check_length,
@@ -78,6 +78,8 @@ class Plan:
     memory_reason: str
     """Why these two."""
     memory: Memory
+    memory_hint: str | None
+    """What to change where it does not fit."""
     advice: str | None
     """Of `model.quantization`, None where it is well chosen."""
     disk_bytes: int
@@ -110,14 +112,16 @@ class Plan:
         sizes = {part: getattr(self.memory, part) for part in PARTS}
         lines += [f"  {part:<12}{size / 1e9:>8.2f} GB" for part, size in sizes.items() if size]
         lines.append(f"  of the {self.device:<5}{self.memory.available / 1e9:>8.2f} GB")
-        fits = "  it fits" if self.memory.fits else "  it does not fit: a tenth is to stay free"
-        lines.append(fits)
+        usable = USABLE * self.memory.available / 1e9
+        tight = f"  it does not fit: a tenth is to stay free, which leaves {usable:.2f} GB"
+        lines.append("  it fits" if self.memory.fits else tight)
         if self.histogram is None:
-            lines.append("  with data.max_length tokens in every row, as the rows are not known")
+            longest = f"{self.job['data']['max_length']:,}"
+            lines.append(f"  with {longest} tokens in every row, as the rows are not known")
         if self.advice is not None:
             lines.append(f"  advice: {self.advice}")
-        if not self.memory.fits:
-            lines.append(f"\n{TOO_LARGE}\n")
+        if self.memory_hint is not None:
+            lines.append(f"\nhint: {self.memory_hint}\n")
         room = ""
         if self.disk_free_bytes is not None:
             room = f" of the {self.disk_free_bytes / 1e9:.2f} GB that are free"
@@ -189,11 +193,6 @@ PARTS = (
 )
 """Of `Memory`, as they are shown. What `loading` takes is gone when training begins."""
 
-TOO_LARGE = (
-    "hint: leave train.micro_batch_tokens and train.gradient_checkpointing to auto, lower "
-    "data.max_length, or take a smaller model"
-)
-
 
 def make_plan(draft: Draft, *, backend: str, device: str, elsewhere: str | None = None) -> Plan:
     """Work out a job: its resolved values, counts, steps, data, and memory.
@@ -253,6 +252,7 @@ def make_plan(draft: Draft, *, backend: str, device: str, elsewhere: str | None 
     )
     workload = make_workload(job, machine, choice, prepared, trainable=trainable, rows=rows)
     fitted = make_setup(job, model, choice, dtype, workload)
+    memory = estimate_memory(fitted.setup, workload)
     return Plan(
         machine=elsewhere or "here",
         job=job.model_dump(mode="json"),
@@ -282,7 +282,8 @@ def make_plan(draft: Draft, *, backend: str, device: str, elsewhere: str | None 
         memory_reason=fitted.reason,
         output=str(output),
         output_taken=taken,
-        memory=estimate_memory(fitted.setup, workload),
+        memory=memory,
+        memory_hint=None if memory.fits else memory_hint(job, fitted.setup, workload),
         advice=quantization_advice(fitted.setup, workload),
         disk_bytes=disk_need(trainable, keep=job.train.keep, steps=schedule.steps),
         disk_free_bytes=free_bytes(output) if elsewhere is None else None,

@@ -128,7 +128,7 @@ twice, as nothing would fit otherwise
   total           9.56 GB
   of the gpu     11.00 GB
   it fits
-  with data.max_length tokens in every row, as the rows are not known
+  with 2,048 tokens in every row, as the rows are not known
 disk        up to 1.40 GB of the 100.00 GB that are free
 output      runs/my-run
 """
@@ -167,10 +167,37 @@ def test_a_plan_advises_4_bit_where_the_model_fits_only_so(
     assert quantised["advice"] is None
     assert planned(cli, *job)["advice"] == advice
     assert (
-        "\n  of the gpu     18.00 GB\n  it does not fit: a tenth is to stay free\n"
-        "  with data.max_length tokens in every row, as the rows are not known\n"
-        f"  advice: {advice}\n\nhint: leave train.micro_batch_tokens and "
+        "\n  of the gpu     18.00 GB\n"
+        "  it does not fit: a tenth is to stay free, which leaves 16.20 GB\n"
+        "  with 512 tokens in every row, as the rows are not known\n"
+        f"  advice: {advice}\n\nhint: it fits with --quantization 4bit\n"
     ) in cli("plan", *job).out
+
+
+@pytest.mark.parametrize(
+    ("memory", "settings", "hint"),
+    [
+        (18, [], "it fits with --quantization 4bit, --max-length 2048"),
+        (
+            18,
+            ["train.micro_batch_tokens=8192", "train.gradient_checkpointing=false"],
+            "it fits with train.micro_batch_tokens and train.gradient_checkpointing at auto, "
+            "--quantization 4bit, --max-length 2048",
+        ),
+        (4, [], "take a smaller model, or a machine with more memory"),
+    ],
+)
+def test_a_plan_that_does_not_fit_says_what_would(
+    memory: int, settings: list[str], hint: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = replace(LAPTOP, gpu_bytes=memory * 10**9)
+    monkeypatch.setattr(plan_module, "probe", lambda **_: there)
+    job = ["--model", "Qwen/Qwen3-8B", "--data", "qwen-local/sample", "--max-length", "4096"]
+    sets = [word for setting in settings for word in ("--set", setting)]
+    assert planned(cli, *job, *sets)["memory_hint"] == hint
+    if hint.startswith("it fits"):
+        assert planned(cli, *job[:-1], "2048", "--quantization", "4bit")["memory"]["fits"]
+        assert not planned(cli, *job[:-1], "4096", "--quantization", "4bit")["memory"]["fits"]
 
 
 @pytest.mark.parametrize("form", ["plan", "train"])
