@@ -49,13 +49,15 @@ def job_options(command: Command) -> Command:
         ),
         click.option("--model", help="Hub id, local folder, or qwen-local/tiny."),
         click.option("--data", help="File, folder or hub id to train on."),
-        click.option("--eval-data", help="File or hub id to evaluate on."),
+        click.option("--eval-data", help="File, folder or hub id to evaluate on."),
         click.option("--epochs", type=int, help="Passes over the data."),
         click.option("--steps", type=int, help="Optimizer steps, instead of epochs."),
         click.option("--batch-size", type=int, help="Rows of an optimizer step."),
         click.option("--learning-rate", type=float, help="Highest learning rate."),
         click.option("--lora-rank", type=int, help="Rank of the adapter."),
-        click.option("--lora-alpha", type=float, help="Scale x rank; default 2 x rank."),
+        click.option(
+            "--lora-alpha", type=float, help="The scale is alpha / rank; default 2 x rank."
+        ),
         click.option("--lora-dropout", type=float, help="Share of inputs dropped."),
         click.option(
             "--quantization",
@@ -66,7 +68,11 @@ def job_options(command: Command) -> Command:
         click.option("--seed", type=int, help="Of order, adapter start and dropout."),
         click.option("--output", help="Folder of the run; default runs/<model>-<date>-<n>."),
         click.option(
-            "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of the job."
+            "--set",
+            "sets",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Any key of the job: train.schedule=linear. docs/job.md has them.",
         ),
         click.option(
             "--preset",

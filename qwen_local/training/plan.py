@@ -22,9 +22,11 @@ from qwen_local.training.disk import disk_need
 from qwen_local.training.memory import USABLE, Memory, estimate_memory
 from qwen_local.training.named_machines import named_machine
 from qwen_local.training.preparation import (
+    check_data_given,
     check_length,
     check_report_to,
     data_sources,
+    data_told_too,
     make_setup,
     make_workload,
     prepare_data,
@@ -130,7 +132,7 @@ class Plan:
                     "\n\nhint: make room, set output to a folder elsewhere, or lower train.keep\n"
                 )
         lines.append(f"disk        up to {self.disk_bytes / 1e9:.2f} GB{room}")
-        taken = f" ({self.output_taken})" if self.output_taken else ""
+        taken = f"\n  train will not write there: {self.output_taken}" if self.output_taken else ""
         lines.append(f"output      {self.output}{taken}")
         return "\n".join(lines)
 
@@ -211,8 +213,9 @@ def make_plan(draft: Draft, *, backend: str, device: str, elsewhere: str | None 
     else:
         machine = named_machine(elsewhere, backend=backend, device=device)
     choose(machine, backend, device)  # before anything is fetched: whether it can be at all
-    source = find_model(draft.model.name, draft.model.revision)
-    architecture = source.architecture(download=False)
+    with data_told_too(draft):
+        source = find_model(draft.model.name, draft.model.revision)
+        architecture = source.architecture(download=False)
     job = draft.complete(architecture.parameters())
     choice = choose_for(machine, backend, device, architecture, Origin())
     check_quantization(machine, choice, source.name, architecture, job.model.quantization)
@@ -245,6 +248,10 @@ def make_plan(draft: Draft, *, backend: str, device: str, elsewhere: str | None 
         rows = len(prepared.train)
         eval_rows = 0 if prepared.eval is None else len(prepared.eval)
         data = prepared.report.describe()
+    try:
+        check_data_given(draft, job)
+    except JobError:
+        data += "\n  the sample data, as none is given: train will ask for --data"
     schedule = make_schedule(job.train, rows=rows, eval_rows=eval_rows)
     dtype, _ = resolve_dtype(machine, choice, job.model.dtype)
     model = ModelFiles(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -16,10 +17,10 @@ from qwen_local.backends.select import Choice, DType, Machine
 from qwen_local.datasets.columns import settle
 from qwen_local.datasets.plan import choose_widths
 from qwen_local.datasets.prepare import Prepared, prepare
-from qwen_local.datasets.sources import Wanted
+from qwen_local.datasets.sources import Wanted, locate, looks_local
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.embedded import SAMPLE_DATA, TINY_MODEL, sample_data_path
-from qwen_local.errors import JobError
+from qwen_local.errors import DatasetError, JobError, ModelError
 from qwen_local.job import DataSpec, Draft, EvalSource, Job, TrainSource
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.source import ModelFiles
@@ -144,6 +145,26 @@ def check_data_given(draft: Draft, job: Job) -> None:
             "pass --data, or write data: {train: ...} into the job; "
             f"{SAMPLE_DATA} is the sample data",
         )
+
+
+@contextmanager
+def data_told_too(draft: Draft) -> Iterator[None]:
+    """What is wrong with the data, beside what is found wrong with the model within the `with`.
+
+    Only of what is on this machine: the hub may be why the model is not found.
+    """
+    try:
+        yield
+    except ModelError as error:
+        train, evaluation = (
+            [wanted for wanted in side if looks_local(Path(wanted.name))]
+            for side in data_sources(draft.complete(0))
+        )
+        try:
+            locate(train, evaluation)
+        except DatasetError as more:
+            raise ModelError([*error.faults, *more.faults]) from None
+        raise
 
 
 def data_sources(job: Job) -> tuple[list[Wanted], list[Wanted]]:

@@ -134,6 +134,24 @@ output      runs/my-run
 """
 
 
+def test_a_plan_on_the_sample_data_that_train_would_refuse_says_so(cli: Cli) -> None:
+    said = "to evaluate on\n  the sample data, as none is given: train will ask for --data\n"
+    assert said in cli("plan", "--model", "Qwen/Qwen3-0.6B").out
+    assert "ask for --data" not in cli("plan").out
+
+
+@pytest.mark.parametrize("form", ["plan", "train"])
+def test_what_is_wrong_with_model_and_data_is_told_at_once(form: str, cli: Cli) -> None:
+    found = cli(form, "--model", "./nope", "--data", "rows.jsonl", "--eval-data", "other.jsonl")
+    relative = "hint: a relative path counts from the folder that the command runs in"
+    assert found.err == (
+        "./nope: expected a folder that exists, or a hub id; found neither\n\n"
+        "hint: a hub id is <owner>/<model>\n\n"
+        f"rows.jsonl: no such file or folder\n\n{relative}\n\n"
+        f"other.jsonl: no such file or folder\n\n{relative}\n"
+    )
+
+
 def test_without_a_tokenizer_the_histogram_is_null_and_that_is_said(cli: Cli) -> None:
     found = planned(cli, "--model", "Qwen/Qwen3-0.6B")
     why = "Qwen/Qwen3-0.6B is not on this machine, so there is no tokenizer"
@@ -347,7 +365,8 @@ def test_train_does_what_the_plan_of_the_same_job_says(cli: Cli, backend: str) -
 def test_an_output_that_is_taken_is_told_and_refused_only_by_train(cli: Cli) -> None:
     Path("run").mkdir()
     Path("run/metrics.jsonl").touch()
-    assert cli("plan", "--output", "run").out.endswith("\noutput      run (run is not empty)\n")
+    said = "\noutput      run\n  train will not write there: run is not empty\n"
+    assert cli("plan", "--output", "run").out.endswith(said)
     assert planned(cli, "--output", "run")["output_taken"] == "run is not empty"
     assert planned(cli, "--output", "other")["output_taken"] is None
 
