@@ -1,6 +1,6 @@
 """How long `qwen-local <command> --help` takes, against a bare import of click and pydantic.
 
-    python benchmarks/help_time.py
+    python -m benchmarks.help_time
 
 The peer is what any command line with our two foundations pays. The two are run alternately, so
 that what else happens on the machine meets both; the medians are compared. Help must take at most
@@ -46,7 +46,7 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "command": "python benchmarks/help_time.py",
+                "command": "python -m benchmarks.help_time",
                 "peer": f"python {PEER[0]} {PEER[1]!r}",
                 "machine": platform.platform(),
                 "python": platform.python_version(),

@@ -67,8 +67,15 @@ def skipped(reason: str) -> Figure:
     return {"skipped_because": reason}
 
 
+def impossible(reason: str) -> Figure:
+    """From the first part, instead of figures: why no part can run here."""
+    return {"impossible_because": reason}
+
+
 def main(parts: Sequence[Part], *, module: str, name: str, about: str | None, budget: int) -> None:
     """The command line of such a benchmark; exit code 1 where a check fails or a part does.
+
+    Exit code 2, and no result, where the first part finds the machine `impossible`.
 
     Args:
         parts: the most valuable first. The first says what the machine is: its figure's `card`
@@ -79,11 +86,24 @@ def main(parts: Sequence[Part], *, module: str, name: str, about: str | None, bu
         budget: seconds for all of it.
     """
     parser = argparse.ArgumentParser(
-        description=about, formatter_class=argparse.RawTextHelpFormatter
+        prog=f"benchmarks/{name}/run",
+        description=about,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("--output", type=Path, default=RESULTS, help="the folder of the result")
-    parser.add_argument("--seconds", type=float, default=budget, help="for all parts together")
-    parser.add_argument("--only", choices=[part.name for part in parts], action="append")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="the folder of the result; benchmarks/results, of a rehearsal a temporary one",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=budget, help="for all parts together; %(default)s"
+    )
+    parser.add_argument(
+        "--only",
+        choices=[part.name for part in parts],
+        action="append",
+        help=f"this part; may be given several times; {parts[0].name} is always run",
+    )
     parser.add_argument(
         "--device",
         choices=["gpu", "cpu"],
@@ -100,12 +120,14 @@ def main(parts: Sequence[Part], *, module: str, name: str, about: str | None, bu
     chosen = [
         part for part in parts if part is parts[0] or part.name in (given.only or [part.name])
     ]
+    rehearsal = given.device == "cpu"
+    folder = given.output or (Path(tempfile.mkdtemp()) if rehearsal else RESULTS)
     whole = run_all(
         chosen,
         command=[sys.executable, "-m", module],
         device=given.device,
         budget=given.seconds,
-        folder=given.output,
+        folder=folder,
         name=name,
     )
     sys.exit(not whole["holds"])
@@ -137,6 +159,9 @@ def run_all(
         budget: seconds for all of them.
         folder: of the result.
         name: of its file, before the card's.
+
+    Raises:
+        SystemExit: with code 2, where the first part finds that none can run here.
     """
     began = time.monotonic()
     done: list[dict[str, Any]] = []
@@ -144,6 +169,10 @@ def run_all(
         for number, part in enumerate(parts):
             left = budget - (time.monotonic() - began)
             done.append(_one(part, [*command, "--device", device], device, left, Path(scratch)))
+            for figure in done[0]["figures"]:
+                if "impossible_because" in figure:
+                    print(figure["impossible_because"], file=sys.stderr)
+                    sys.exit(2)
             print(described(done[-1]), file=sys.stderr, flush=True)
             result = {
                 "command": f"benchmarks/{name}/run",

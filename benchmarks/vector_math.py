@@ -24,9 +24,15 @@ RESULT = RESULTS / "vector_math.json"
 
 def main() -> None:
     """Print or write one JSON object; exit code 1 where a warm process was wrong."""
-    parser = argparse.ArgumentParser(description="Wrong first cosines, cold and warm.")
-    parser.add_argument("--times", type=int, default=2500)
-    parser.add_argument("--output", default=str(RESULT), help="a file, or - for stdout")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.vector_math", description="Wrong first cosines, cold and warm."
+    )
+    parser.add_argument("--times", type=int, default=2500, help="processes of each; %(default)s")
+    parser.add_argument(
+        "--output",
+        default=str(RESULT),
+        help="a file, or - for stdout; benchmarks/results/vector_math.json",
+    )
     given = parser.parse_args()
     found = {
         "command": f"python -m benchmarks.vector_math --times {given.times}",

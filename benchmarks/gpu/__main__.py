@@ -98,7 +98,7 @@ def r4(device: Device, folder: Path) -> Iterator[Figure]:
 
 
 PARTS = (
-    Part(name="environment", work=partial(environment, PACKAGES), seconds=40),
+    Part(name="environment", work=partial(environment, PACKAGES, "cuda"), seconds=40),
     Part(name="curves", work=curves, seconds=60),
     Part(name="packing", work=packing, seconds=60),
     Part(name="attention", work=attention, seconds=60),

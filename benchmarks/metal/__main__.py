@@ -75,7 +75,7 @@ def answers(device: Device, folder: Path) -> Iterator[Figure]:
 
 
 PARTS = (
-    Part(name="environment", work=partial(environment, PACKAGES), seconds=40),
+    Part(name="environment", work=partial(environment, PACKAGES, "mlx"), seconds=40),
     Part(name="curves", work=curves, seconds=90),
     Part(name="padding", work=padding, seconds=60),
     Part(name="4 bits", work=four_bits, seconds=90),

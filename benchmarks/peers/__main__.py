@@ -10,7 +10,7 @@
 Each measurement is a process of its own, the tools take turns, and all train on the same rows at
 the same step: docs/benchmarks.md says how, and what is not claimed. The result is written after
 each comparison. Exit code 1 where one is void, because the tools did not do the same work, or where
-one failed.
+one failed; 2 where there is no such device.
 """
 
 from __future__ import annotations
@@ -23,14 +23,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.environment import without_gpu
 from benchmarks.lengths import WORKLOADS
 from benchmarks.peers import compare
 from benchmarks.peers.models import NAMES
 from benchmarks.peers.turns import SIDES, Comparison, compared, lacking
 from benchmarks.peers.work import FIRST, WARM_UP, FailedError
 from benchmarks.result import RESULTS, machine, write
+from qwen_local.backends.machine import Engine
+from qwen_local.backends.probe import probe
 
 STEPS = {"cpu": 12, "gpu": 40}
+ENGINES: tuple[Engine, ...] = ("cuda", "mlx")
 TORCH = ("ours-torch", "trl", "llama-factory")
 MLX = ("ours-mlx", "mlx-lm")
 
@@ -53,11 +57,18 @@ def main() -> None:
     if unknown := set(given.only) - {one.name for one in chosen}:
         known = f"{', '.join(NAMES)} and {', '.join(WORKLOADS)}"
         sys.exit(f"--only {' '.join(sorted(unknown))}: MODEL/WORKLOAD of {known}")
+    here = probe()
+    mine = {SIDES[tool].backend for one in chosen for tool in one.tools if tool not in pythons}
+    for engine in ENGINES:
+        if given.device == "gpu" and engine in mine and (lack := without_gpu(here, engine)):
+            print(f"{lack}; --device cpu needs none", file=sys.stderr)
+            sys.exit(2)
     found: dict[str, Any] = {}
+    wrong: list[bool] = []
     result = {
         "command": " ".join(["python -m benchmarks.peers", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
-        "machine": machine(given.device),
+        "machine": machine(given.device, here=here),
         "rounds": given.rounds,
         "steps": steps,
         "warm_up": WARM_UP,
@@ -73,35 +84,36 @@ def main() -> None:
                 )
             except FailedError as error:
                 found[one.name] = {"failed": str(error)}
+            wrong += told(one.name, found[one.name])
             if output != "-":
                 write(result, output, folder)
         if output == "-":
             write(result, output, folder)
         else:
             print(compare.table(found))
-    wrong = list(told(found))
     sys.exit(any(wrong))
 
 
-def told(found: Mapping[str, Mapping[str, Any]]) -> Iterator[bool]:
-    """Say on stderr what is not in the table, and why; whether each of it is a failure."""
-    for name, one in found.items():
-        said = [(False, f"without {tool}: {why}") for tool, why in one.get("skipped", {}).items()]
-        said += [(True, f"void: {why}") for why in one.get("void", ())]
-        said += [(True, f"failed: {one['failed']}")] if "failed" in one else []
-        for wrong, words in said:
-            print(f"{name}: {words}", file=sys.stderr)
-            yield wrong
+def told(name: str, one: Mapping[str, Any]) -> Iterator[bool]:
+    """Say on stderr what came of a comparison; whether each of it is a failure."""
+    said = [(False, f"without {tool}: {why}") for tool, why in one.get("skipped", {}).items()]
+    said += [(True, f"void: {why}") for why in one.get("void", ())]
+    said += [(True, f"failed: {one['failed']}")] if "failed" in one else []
+    said += [(False, verdict) for verdict in compare.verdicts(one)]
+    for wrong, words in said:
+        print(f"{name}: {words}", file=sys.stderr, flush=True)
+        yield wrong
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
+    usual = f"{STEPS['cpu']} on a CPU, {STEPS['gpu']} on a GPU"
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.peers",
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("--device", choices=list(STEPS), default="cpu")
+    parser.add_argument("--device", choices=list(STEPS), default="cpu", help="%(default)s")
     parser.add_argument(
         "--only",
         action="append",
@@ -109,9 +121,12 @@ def arguments() -> argparse.Namespace:
         metavar="MODEL/WORKLOAD",
         help="this comparison, of any model; may be given several times",
     )
-    parser.add_argument("--rounds", type=int, default=5, help="turns of every tool; 5")
-    parser.add_argument("--steps", type=int, help=f"of a process; {STEPS}")
-    parser.add_argument("--output", help="a file, or - for all of it on stdout")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of every tool; %(default)s")
+    parser.add_argument("--steps", type=int, help=f"of a process; {usual}")
+    parser.add_argument(
+        "--output",
+        help="a file, or - for all of it on stdout; benchmarks/results/peers-DEVICE.json",
+    )
     parser.add_argument(
         "--python",
         action="append",

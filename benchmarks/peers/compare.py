@@ -146,6 +146,22 @@ def comparison(rounds: Rounds, *, batch_size: int, dtype: str) -> dict[str, Any]
     }
 
 
+def verdicts(found: Mapping[str, Any]) -> list[str]:
+    """How ours fares beside each peer, in a line; none where the comparison is void.
+
+    >>> speed, memory = (Ratio(median=m, least=m, most=m) for m in (14.52, 0.371))
+    >>> trl = {"ours": "ours-torch", "speed": speed, "memory": memory}
+    >>> verdicts({"void": [], "ratios": {"trl": trl}})
+    ["ours-torch 14.5 times trl's speed, 0.37 of its memory"]
+    """
+    return [
+        f"{ratio['ours']} {ratio['speed'].median:.1f} times {peer}'s speed, "
+        f"{ratio['memory'].median:.2f} of its memory"
+        for peer, ratio in found.get("ratios", {}).items()
+        if not found["void"]
+    ]
+
+
 def table(comparisons: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown: a row of each tool in each comparison that was made."""
     lines = [

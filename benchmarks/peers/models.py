@@ -114,6 +114,7 @@ def make_model(name: str, dtype: str, folder: Path) -> Path:
     if made.exists():
         return made
     shutil.rmtree(begun, ignore_errors=True)
+    print(f"making the model {name} ...", file=sys.stderr, flush=True)
     given = json.dumps([shape(name), dtype, str(tiny_model_path()), str(begun)])
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, given],

@@ -125,7 +125,7 @@ def compared(
                 continue
             reports[-1][tool] = report
             said = f"{one.name}, round {number + 1}: {tool}: {compare.seconds(report):.1f} s"
-            print(said, file=sys.stderr, flush=True)
+            print(f"{said}, its start left out", file=sys.stderr, flush=True)
     taken = [{tool: by[tool] for tool in one.tools if tool not in skipped} for by in reports]
     figures = compare.comparison(taken, batch_size=BATCH_SIZE, dtype=dtype)
     return {**figures, "dtype": dtype, "skipped": skipped, "reports": taken}

@@ -92,8 +92,15 @@ def last_line(said: str) -> str:
 
     >>> last_line("Traceback:\\n  ...\\nMemoryError\\n\\n")
     'MemoryError'
+
+    Where that is our hint, the error is the line before it.
+
+    >>> last_line("--data: no such file\\n\\nhint: name one\\n")
+    '--data: no such file; hint: name one'
     """
-    return next((line for line in reversed(said.splitlines()) if line.strip()), "without a word")
+    lines = [line for line in said.splitlines() if line.strip()]
+    kept = 2 if lines and lines[-1].startswith("hint: ") else 1
+    return "; ".join(lines[-kept:]) or "without a word"
 
 
 def read_work() -> Work:

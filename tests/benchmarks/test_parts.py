@@ -6,12 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.parts import Part, check, described, holds, run_all
+from benchmarks.environment import environment
+from benchmarks.parts import Part, check, described, holds, impossible, run_all
+from qwen_local.backends import probe
+from qwen_local.backends.machine import Engine
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,6 +55,10 @@ main(
     module="parts_of_a_test", name="test", about=None, budget=30,
 )
 """
+
+
+def unused(device: Any, folder: Any) -> Any:
+    raise AssertionError
 
 
 def run(folder: Path, chosen: str, *, seconds: float = 9, budget: float = 30) -> tuple[int, Any]:
@@ -108,6 +116,45 @@ def test_a_part_that_hangs_is_ended_and_what_the_time_does_not_suffice_for_is_sa
     assert kept == [{"figure": "left there", "value": []}]
 
 
+def test_on_a_machine_without_the_device_nothing_is_run_or_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figure = impossible("no card")
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "given = dict(zip(sys.argv[1::2], sys.argv[2::2]))\n"
+        f"Path(given['--into']).write_text({json.dumps(figure)!r} + '\\n')\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        run_all(
+            [Part(name=name, work=unused, seconds=20) for name in ("first", "second")],
+            command=[sys.executable, "-c", script],
+            device="gpu",
+            budget=60,
+            folder=tmp_path,
+            name="test",
+        )
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "no card\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("engine", "gpu"), [("cuda", "NVIDIA card that PyTorch"), ("mlx", "Apple GPU that MLX")]
+)
+def test_the_first_part_looks_for_the_device(
+    engine: Engine, gpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = replace(probe.probe(), cuda=engine != "cuda", metal=engine != "mlx")  # the other's alone
+    monkeypatch.setattr(probe, "probe", lambda **_: bare)
+    assert list(environment((), engine, "gpu", tmp_path)) == [
+        impossible(f"no {gpu} can use: qwen-local doctor says why; --device cpu rehearses")
+    ]
+    (found,) = environment((), engine, "cpu", tmp_path)
+    assert found["card"] == "cpu"
+
+
 def test_after_a_failure_the_models_are_made_anew(tmp_path: Path) -> None:
     _, result = run(tmp_path, "crashes, hangs,", seconds=3)
     (kept,) = (part["figures"] for part in result["parts"] if part["name"] == "hangs")
@@ -152,9 +199,6 @@ def test_the_result_is_there_after_every_part(tmp_path: Path) -> None:
         f"found = [p.name for p in Path({str(tmp_path)!r}).glob('*.json')]\n"
         "Path(given['--into']).write_text(json.dumps({'card': 'c', 'found': found}) + '\\n')\n"
     )
-
-    def unused(device: Any, folder: Any) -> Any:
-        raise AssertionError
 
     result = run_all(
         [Part(name=name, work=unused, seconds=20) for name in ("first", "second")],

@@ -8,6 +8,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from benchmarks.peers import models, turns
 from benchmarks.peers.compare import Ratio, comparison, faults, table
 from benchmarks.peers.models import give_tokenizer, make_model, no_room, without_last_line_end
 from benchmarks.peers.orders import placed, reading_order
-from benchmarks.peers.work import FIRST, FailedError, Work
+from benchmarks.peers.work import FIRST, FailedError, Work, last_line
 from benchmarks.peers.workloads import made_rows, real_rows, said, words
 from benchmarks.result import without_places
+from qwen_local.backends.probe import probe
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.embedded import tiny_model_path
 
@@ -326,6 +328,53 @@ def test_a_comparison_that_fails_costs_no_other_and_what_is_found_is_written_at_
     }
 
 
+@pytest.mark.parametrize("output", ["-", "result.json"])
+def test_after_each_comparison_the_ratios_are_said(
+    output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow = report(ends=[0.0, 1.0, 15.0, 30.0], peak_memory_bytes=3 << 30)
+    figures = comparison([{"ours-torch": report(), "trl": slow}], batch_size=4, dtype="float32")
+    monkeypatch.setattr(program, "compared", lambda *_, **__: {**figures, "skipped": {}})
+    monkeypatch.chdir(tmp_path)
+    words_ = ["peers", "--only", "small/movielens", "--output", output]
+    monkeypatch.setattr(sys, "argv", words_)
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert ended.value.code is False
+    assert capsys.readouterr().err == (
+        "small/movielens: ours-torch 14.5 times trl's speed, 0.33 of its memory\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("only", "gpu"),
+    [
+        ("small/movielens", "NVIDIA card that PyTorch"),
+        ("mlx/movielens", "Apple GPU that MLX"),
+    ],
+)
+def test_without_a_gpu_nothing_is_compared_on_one(
+    only: str, gpu: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(program, "probe", lambda: replace(probe(), cuda=False, metal=False))
+    monkeypatch.setattr(sys, "argv", ["peers", "--device", "gpu", "--only", only])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        f"no {gpu} can use: qwen-local doctor says why; --device cpu needs none\n"
+    )
+
+
+def test_the_last_line_brings_the_error_that_our_hint_belongs_to() -> None:
+    assert last_line("a\n--data: no such file\n\nhint: name one\n") == (
+        "--data: no such file; hint: name one"
+    )
+    assert last_line("Traceback:\n  ...\nMemoryError\n\n") == "MemoryError"
+    assert last_line("\n") == "without a word"
+
+
 def test_an_interpreter_that_is_none_is_named_before_anything_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -520,6 +569,9 @@ def test_growth_is_what_the_largest_median_is_above_the_least() -> None:
     }
     assert found["time_spread"] == pytest.approx(0.1)
     assert found["memory_spread"] == pytest.approx(0.5)
+    assert growth.verdict(found["time_spread"], found["memory_spread"]) == (
+        "time per token 10.0 % apart, peak memory 50.0 % apart: at most 10 % is asked"
+    )
 
 
 def test_growing_files_begin_with_the_same_rows_in_the_order_of_training(tmp_path: Path) -> None:
