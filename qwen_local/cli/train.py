@@ -45,7 +45,7 @@ class _Train(click.Command):
 @click.option(
     RESUME,
     cls=_ResumeOption,
-    help="Go on from the run's newest checkpoint, or from this one.",
+    help="Go on from the run's newest checkpoint, or from this one; without JOB by its own job.",
 )
 @click.option("--dry-run", is_flag=True, help="Plan only: no weights are loaded.")
 @quiet_option
@@ -69,10 +69,15 @@ def train(
 
     Without JOB and --model the embedded job: the tiny model on its sample data.
     """
-    if job is None and resume:
-        from qwen_local.training.resume import own_job
+    if job is None and resume is not None:
+        from qwen_local.training.resume import find_run, own_job
 
         job = own_job(resume)
+        if job is None:  # it is no path: the flags say which run is meant
+            given = read_draft(None, sets=sets, preset=preset, flags=flags)
+            run_meant = find_run(given, resume, any_model=not given.sets("model.name"))
+            resume = str(run_meant.place)
+            job = own_job(resume)
     draft = read_draft(job, sets=sets, preset=preset, flags=flags)
     if dry_run and resume is not None:
         from qwen_local.training.resume import find_run

@@ -103,7 +103,7 @@ def describe(coming: Forecast) -> str:
     'about 20 s'
     """
     unit = _Unit.of(coming.seconds)
-    said = f"about {unit.told(coming.seconds)} {unit.name}"
+    said = f"about {duration(coming.seconds)}"
     if not coming.evaluations:
         return said
     training, evaluation = map(unit.told, (coming.training_seconds, coming.evaluation_seconds))
@@ -126,10 +126,21 @@ def how_far_off(coming: Forecast, *, seconds: float, planned_bytes: int, peak_by
     ... )
     'planned 12 min, took 13 (+8 %); planned 1.21 GB, peaked at 1.15 (-5 %)'
     """
-    unit = _Unit.of(max(coming.seconds, seconds))
-    time = f"planned {unit.told(coming.seconds)} {unit.name}, took {unit.told(seconds)}"
+    unit = _Unit.of(seconds)
+    took = unit.told(seconds) if unit.name == _Unit.of(coming.seconds).name else duration(seconds)
+    time = f"planned {duration(coming.seconds)}, took {took}"
     memory = f"planned {planned_bytes / 1e9:.2f} GB, peaked at {peak_bytes / 1e9:.2f}"
     return f"{time}{_off(coming.seconds, seconds)}; {memory}{_off(planned_bytes, peak_bytes)}"
+
+
+def duration(seconds: float) -> str:
+    """A time in its unit; the same time reads the same in every message.
+
+    >>> duration(8.46), duration(780)
+    ('8.5 s', '13 min')
+    """
+    unit = _Unit.of(seconds)
+    return f"{unit.told(seconds)} {unit.name}"
 
 
 def _off(planned: float, came: float) -> str:

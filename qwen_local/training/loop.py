@@ -196,6 +196,8 @@ def train_loop(
         step = now.step + 1
         with budget_told(backend, metrics, step), rows_named(places):
             before = backend.score(rows).mean if now.evaluated_step == now.step else None
+            if now.step == start.step:
+                progress.begin()
             began = time.monotonic()
             result = backend.step(rows, lr=schedule.learning_rate(now.step), tokens=rows.supervised)
             took = time.monotonic() - began
@@ -232,7 +234,8 @@ def train_loop(
         warn(health.stepped(step, loss, result.grad_norm))
         if before is not None:
             warn(health.compared(step, loss, before))
-        progress.stepped(step, loss, result.learning_rate, now.tokens / now.seconds)
+        speed = (now.tokens - start.tokens) / (now.seconds - start.seconds)  # of this process
+        progress.stepped(step, loss, result.learning_rate, speed)
     if data.evaluation is None and now.step:
         now = replace(now, best_step=now.step)
     if now != saved and now.step:

@@ -44,6 +44,11 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
+    def begin(self) -> None:
+        """The first step of this process begins: what came before it is no step's time."""
+        self._began = time.monotonic()
+        self._bar.unpause()
+
     def stepped(self, step: int, loss: float, rate: float, tokens_per_second: float) -> None:
         """An optimizer step is done."""
         shown = f"loss {loss:.4f}{self._eval}, lr {rate:.1e}, {tokens_per_second:,.0f} tok/s"

@@ -54,6 +54,13 @@ class Run:
     step: int | None
     """Of the checkpoint asked for; None takes the newest that is good."""
 
+    @property
+    def place(self) -> Path:
+        """The path that `--resume=` takes for it."""
+        if self.step is None:
+            return self.folder
+        return self.folder / CHECKPOINTS / step_name(self.step)
+
 
 @dataclass(frozen=True, slots=True)
 class TakenUp:
@@ -65,13 +72,14 @@ class TakenUp:
     damages: tuple[Damage, ...]
 
 
-def find_run(draft: Draft, resume: str) -> Run:
+def find_run(draft: Draft, resume: str, *, any_model: bool = False) -> Run:
     """The run that `--resume` means.
 
     Args:
         draft: of the command.
         resume: "" for the run in the job's output folder, or where it has none for the newest of
             this model; else a run's folder, a checkpoint's, or the name or step of one in that run.
+        any_model: the newest of all runs will do, where the job has no output folder.
 
     Raises:
         JobError: there is no such run or checkpoint.
@@ -79,12 +87,13 @@ def find_run(draft: Draft, resume: str) -> Run:
     if (found := named(resume)) is not None:
         return _of_this_job(draft, *found)
     given = draft.job.output
-    folder = newest_output(draft.job.model.name) if given is None else _expanded(given)
+    model = None if any_model else draft.job.model.name
+    folder = newest_output(model) if given is None else _expanded(given)
     if resume and (folder is None or not _names_a_step(resume)):
         problem = f"{resume} is neither a run nor a checkpoint"
         raise JobError.at("--resume", problem, "name a run's folder, or one in its checkpoints/")
     if folder is None:
-        problem = f"there is no run of {draft.job.model.name} in runs/"
+        problem = f"there is no run{'' if model is None else f' of {model}'} in runs/"
         raise JobError.at("--resume", problem, "pass --output, or --resume=RUN")
     if not _is_run(folder):
         problem, hint = f"there is no run in {folder}", "leave --resume out to begin one"
@@ -188,6 +197,24 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tupl
     """(before, now) by dotted key of two resolved jobs, for all keys that differ."""
     a, b = dict(_flat(before)), dict(_flat(now))
     return {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
+
+
+def as_yaml(value: object) -> str:
+    """A value of a resolved job as its job.yaml has it, in a line.
+
+    >>> as_yaml(None), as_yaml(True), as_yaml("auto"), as_yaml(["tensorboard"])
+    ('null', 'true', 'auto', '[tensorboard]')
+    >>> as_yaml({"patience": 3, "min_delta": 0.0})
+    '{patience: 3, min_delta: 0.0}'
+    """
+    match value:
+        case str():
+            return value
+        case list() | tuple():
+            return f"[{', '.join(map(as_yaml, value))}]"
+        case Mapping():
+            return f"{{{', '.join(f'{key}: {as_yaml(item)}' for key, item in value.items())}}}"
+    return show(value)
 
 
 def check_same(draft: Draft, before: Identity, now: Identity) -> dict[str, tuple[Any, Any]]:

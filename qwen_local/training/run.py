@@ -39,7 +39,7 @@ from qwen_local.training.advice import quantization_advice
 from qwen_local.training.awake import keep_awake
 from qwen_local.training.checkpoints import step_name, steps_in
 from qwen_local.training.disk import LITTLE, check_disk, disk_need
-from qwen_local.training.forecast import Forecast, describe, forecast, how_far_off
+from qwen_local.training.forecast import Forecast, describe, duration, forecast, how_far_off
 from qwen_local.training.health import Health
 from qwen_local.training.keeper import Keeper
 from qwen_local.training.loop import ALL_STEPS, Data, Saving, train_loop
@@ -50,6 +50,7 @@ from qwen_local.training.preparation import (
     check_length,
     check_report_to,
     data_sources,
+    data_told_too,
     make_setup,
     make_workload,
     prepare_data,
@@ -59,6 +60,7 @@ from qwen_local.training.progress import Progress
 from qwen_local.training.rehearsal import rehearse
 from qwen_local.training.resume import (
     TakenUp,
+    as_yaml,
     check_same,
     find_run,
     leave_behind,
@@ -106,6 +108,7 @@ class Summary:
     total_parameters: int
     supervised_tokens: int
     tokens_per_second: float
+    """Of all steps, whichever process did them."""
     peak_memory_bytes: int
     stopped_because: str
     restarts: int
@@ -145,6 +148,7 @@ def train(
         if resume is not None:
             run = find_run(draft, resume)
             output = run.folder
+            log.info("run: %s", output)
             stack.enter_context(locked(output))
             taken_up = take_up(run)
         ready = _prepare(draft, machine, backend, device, output, taken_up, quiet=quiet)
@@ -219,10 +223,11 @@ def _prepare(
     """
     saved = None if taken_up is None else taken_up.saved
     commit = None if saved is None else saved.identity.base_commit
-    source = find_model(draft.model.name, draft.model.revision)
-    if source.kind == "hub" and source.revision is None:
-        source = replace(source, revision=commit)  # and not what is newest by now
-    architecture = source.architecture(download=True)
+    with data_told_too(draft):
+        source = find_model(draft.model.name, draft.model.revision)
+        if source.kind == "hub" and source.revision is None:
+            source = replace(source, revision=commit)  # and not what is newest by now
+        architecture = source.architecture(download=True)
     job = draft.complete(architecture.parameters())
     before = None if saved is None else saved.execution
     choice = choose_for(machine, backend, device, architecture, Origin())
@@ -425,7 +430,7 @@ def _train(ready: _Ready, engine: Backend, *, quiet: bool) -> Summary:
         _say_how_far_off(ready, coming, now, peak)
         _say_padding(output)
     _describe_adapter(ready)
-    _say_outcome(now, because, output)
+    _say_outcome(start, now, because, output)
     return summary
 
 
@@ -494,9 +499,10 @@ def _say_start(ready: _Ready) -> None:
     log.info("trainable: %s of %s parameters", f"{ready.trainable:,}", f"{total:,}")
     log.info("data: %s", ready.prepared.report.describe())
     log.info(
-        "steps: %s, warm-up %s; %s of %s tokens supervised",
+        "steps: %s, warm-up %s%s; %s of %s tokens supervised",
         f"{schedule.steps:,}",
         f"{schedule.warmup:,}",
+        f", an evaluation every {schedule.eval_every:,}" if schedule.evaluations else "",
         f"{train.supervised:,}",
         f"{train.tokens:,}",
     )
@@ -504,7 +510,7 @@ def _say_start(ready: _Ready) -> None:
         return
     log.info("resumed: after step %s of %s", f"{ready.start.step:,}", f"{schedule.steps:,}")
     for key, (was, now) in ready.changed.items():
-        log.info("changed: %s was %s, is %s", key, was, now)
+        log.info("changed: %s was %s, is %s", key, as_yaml(was), as_yaml(now))
     if {"train.epochs", "train.steps"} & ready.changed.keys():
         log.info("the learning rate follows the new number of steps from here on")
     before = ready.taken_up.saved.execution
@@ -573,7 +579,10 @@ def _describe_adapter(ready: _Ready) -> None:
         log.info("warning: %s has no model card: %s", folder, error)
 
 
-def _say_outcome(now: Standing, because: str, output: Path) -> None:
+def _say_outcome(start: Standing, now: Standing, because: str, output: Path) -> None:
+    took = duration(_seconds(now))
+    if start.step:
+        took += f", {duration(_seconds(now) - _seconds(start))} of them now"
     evaluated = ""
     if now.best_eval_loss is not None and now.first_eval_loss is not None:
         evaluated = (
@@ -585,8 +594,8 @@ def _say_outcome(now: Standing, because: str, output: Path) -> None:
     if because != ALL_STEPS:
         log.info("%s", because)
     log.info(
-        "done in %.0f s: loss of the first step %.4f, of the last %.4f%s",
-        now.seconds,
+        "done in %s: loss of the first step %.4f, of the last %.4f%s",
+        took,
         now.first_loss,
         now.last_loss,
         evaluated,
@@ -595,17 +604,21 @@ def _say_outcome(now: Standing, because: str, output: Path) -> None:
     log.info("next: qwen-local chat --adapter %s", shlex.quote(str(output)))
 
 
+def _seconds(standing: Standing) -> float:
+    """Of training and evaluation, up to there."""
+    return standing.seconds + standing.evaluation_seconds
+
+
 def _say_how_far_off(ready: _Ready, coming: Forecast, now: Standing, peak: int) -> None:
     """What was planned beside what it came to, of the steps that this process did."""
     start = ready.start
-    training, evaluating = now.seconds - start.seconds, now.evaluation_seconds
     done = replace(coming, steps=now.step - start.step)
     if now.step < ready.schedule.steps and coming.evaluations:  # it stopped early
         share = (now.step - start.step) / coming.steps
         done = replace(done, evaluations=round(coming.evaluations * share))
     said = how_far_off(
         done,
-        seconds=training + evaluating - start.evaluation_seconds,
+        seconds=_seconds(now) - _seconds(start),
         planned_bytes=ready.memory.peak,
         peak_bytes=peak,
     )

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import platform
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -22,7 +21,9 @@ from qwen_local.backends.base import Setup
 from qwen_local.backends.select import Choice, Machine
 from qwen_local.errors import JobError, RunBusyError
 from qwen_local.files import NO_ROOM, expanded, json_bytes, new_name, replace_file, sync_folder
-from qwen_local.job import Job
+from qwen_local.job import SCHEMA, Job, ModelSpec
+from qwen_local.job_file import file_layer
+from qwen_local.training.metrics import METRICS
 
 log = logging.getLogger("qwen_local")
 
@@ -60,12 +61,31 @@ def default_output(model: str, root: Path = Path("runs")) -> Path:
     return root / f"{stem}-{number}"
 
 
-def newest_output(model: str, root: Path = Path("runs")) -> Path | None:
-    """The newest run of this model in a folder that `default_output` named, None without one."""
-    name = re.compile(rf"{re.escape(Path(model).name or 'model')}-(\d{{8}})-(\d+)")
-    found = (name.fullmatch(path.name) for path in root.iterdir()) if root.is_dir() else ()
-    runs = [(match[1], int(match[2]), match[0]) for match in found if match]
-    return root / max(runs)[2] if runs else None
+def newest_output(model: str | None, root: Path = Path("runs")) -> Path | None:
+    """The run in `root` that was written to last, None without one.
+
+    Args:
+        model: whose run. The last part of its name counts: it may lie elsewhere by now. None takes
+            the run of any model.
+        root: the folder of the runs, whatever they are called.
+    """
+    places = root.iterdir() if root.is_dir() else ()
+    runs = [run for run in places if os.path.isfile(run / JOB)]  # noqa: PTH113 - Path raises, if barred
+    for run in sorted(runs, key=lambda run: (_written_at(run), run.name), reverse=True):
+        if model is None or Path(_model_of(run)).name == Path(model).name:
+            return run
+    return None
+
+
+def _written_at(run: Path) -> int:
+    """When a run was begun or moved on last, in nanoseconds."""
+    return max((run / name).stat().st_mtime_ns for name in (JOB, METRICS) if (run / name).exists())
+
+
+def _model_of(run: Path) -> str:
+    """The model that a run's job.yaml names."""
+    setting = file_layer(run / JOB, SCHEMA).settings.get("model.name")
+    return ModelSpec().name if setting is None else str(setting.value)
 
 
 @contextmanager

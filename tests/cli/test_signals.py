@@ -235,7 +235,13 @@ def test_help_says_how_to_resume() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "resume"), [((), None), (("--resume",), ""), (("--resume=run",), "run")]
+    ("arguments", "resume"),
+    [
+        ((), None),
+        (("--resume",), "runs/one"),
+        (("job.yaml", "--resume"), ""),
+        (("--resume=run",), "run"),
+    ],
 )
 def test_train_is_told_what_to_resume(
     arguments: tuple[str, ...], resume: str | None, cli: Cli, monkeypatch: pytest.MonkeyPatch
@@ -247,6 +253,9 @@ def test_train_is_told_what_to_resume(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("qwen_local.training.run.train", told_only)
+    for job in (Path("job.yaml"), Path("run/job.yaml"), Path("runs/one/job.yaml")):
+        job.parent.mkdir(parents=True, exist_ok=True)
+        job.write_text("train: {epochs: 7}\n", encoding="utf-8")
     assert cli("train", *arguments).code == 130
     assert told == [resume]
 

@@ -93,6 +93,14 @@ def test_the_end_says_how_far_off_time_and_memory_were() -> None:
     assert said == "planned 12 min, took 13 (+8 %); planned 1.21 GB, peaked at 1.15 (-5 %)"
 
 
+def test_what_was_planned_reads_at_the_end_as_it_did_at_the_beginning() -> None:
+    coming = replace(FORECAST, steps=17, seconds_per_step=0.5, evaluations=0)
+    assert describe(coming) == "about 8.5 s"
+    for seconds, took in ((8.54, "8.5 (+0 %)"), (10.2, "10 (+20 %)"), (102, "2 min (+1100 %)")):
+        said = how_far_off(coming, seconds=seconds, planned_bytes=10**9, peak_bytes=10**9)
+        assert said == f"planned 8.5 s, took {took}; planned 1.00 GB, peaked at 1.00 (+0 %)"
+
+
 def test_of_no_time_nothing_is_off() -> None:
     none = replace(FORECAST, steps=0, evaluations=0)
     said = how_far_off(none, seconds=3.21, planned_bytes=10**9, peak_bytes=10**9)

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,7 @@ def run(
     *,
     start: Standing | None = None,
     saved: list[tuple[int, int]] | None = None,
+    progress: Progress | None = None,
     **settings: Any,
 ) -> Run:
     """Train with a constant rate and no warm-up, and to the end, unless told otherwise."""
@@ -165,12 +166,29 @@ def run(
             seed=spec.seed,
             early_stopping=spec.early_stopping,
             metrics=metrics,
-            progress=Progress(1, quiet=True),
+            progress=progress or Progress(1, quiet=True),
             health=Health(10**9),
             saving=Saving(every=spec.save_every, save=save),
             stops=stops,
         )
     return Run(end, because, saved, list(read_metrics(folder / "metrics.jsonl")))
+
+
+class Heard(Progress):
+    """Notes what a person is told of the speed, and when the clock was started."""
+
+    def __init__(self) -> None:
+        super().__init__(1, quiet=True)
+        self.said: list[str | float] = []
+
+    def begin(self) -> None:
+        self.said.append("begun")
+
+    def stepped(self, step: int, loss: float, rate: float, tokens_per_second: float) -> None:
+        self.said.append(tokens_per_second)
+
+    def evaluated(self, step: int, loss: float) -> None:
+        self.said.append("evaluated")
 
 
 # --- what is trained, and in which order ---
@@ -467,6 +485,34 @@ def test_the_mean_loss_of_a_run_is_over_tokens_and_not_over_steps(tmp_path: Path
 def test_an_evaluation_loss_beyond_all_floats_has_a_perplexity_all_the_same(tmp_path: Path) -> None:
     done = run(tmp_path, ScalarBackend(), targets(1), targets(99), steps=1, learning_rate=0.1)
     assert done.of("eval")[0]["perplexity"] == math.exp(700)
+
+
+def test_the_clock_of_what_is_left_starts_after_the_evaluation_before_the_first_step(
+    tmp_path: Path,
+) -> None:
+    heard = Heard()
+    run(tmp_path, ScalarBackend(), targets(4), targets(4), progress=heard, steps=2, eval_every=1)
+    assert [said for said in heard.said if isinstance(said, str)] == [
+        "evaluated",
+        "begun",
+        "evaluated",
+        "evaluated",
+    ]
+
+
+def test_the_speed_that_is_told_is_that_of_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = count()  # a step looks at it twice: it takes a second
+    monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
+    heard = Heard()
+    start = Standing(step=7, tokens=10_000, seconds=1000.0)
+    done = run(
+        tmp_path, ScalarBackend(), targets(1, 2, 3), start=start, progress=heard, steps=9,
+        batch_size=3, save_every=100,
+    )  # fmt: skip
+    assert heard.said == ["begun", 3.0, 3.0]
+    assert (done.end.tokens, done.end.seconds) == (10_006, 1002.0)
 
 
 # --- divergence ---

@@ -75,6 +75,37 @@ def test_a_resumed_run_begins_where_it_stood_and_counts_its_own_time(
     ]
 
 
+def test_what_came_before_the_first_step_is_no_time_of_the_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter([0.0, 100.0, 101.0])  # made; the first step begins; it is done
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress(10, quiet=False) as progress:
+        progress.evaluating()
+        progress.evaluated(0, 2.0)
+        progress.begin()
+        progress.stepped(1, loss=1.0, rate=1e-4, tokens_per_second=100.0)
+    assert stream.getvalue() == (
+        "step 1/10: loss 1.0000, eval 2.0000 at step 0, lr 1.0e-04, 100 tok/s, 9 s left\n"
+    )
+
+
+def test_nor_is_it_for_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("tqdm.std.time", lambda: now)
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress(10, quiet=False) as progress:
+        progress.evaluating()
+        now = 100.0
+        progress.begin()
+        now = 110.0
+        progress.stepped(1, loss=1.0, rate=1e-4, tokens_per_second=100.0)
+    assert "| 1/10 00:10<01:30, loss" in stream.getvalue()
+
+
 def test_the_bar_of_a_resumed_run_begins_where_it_stood(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -461,9 +462,26 @@ def test_without_an_output_the_newest_run_of_the_model_is_meant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("tiny-20261101-9", "tiny-20261101-10", "tiny-20261031-11", "other-20270101-1"):
-        Path("runs", name).mkdir(parents=True)
-    assert newest_output("qwen-local/tiny") == Path("runs/tiny-20261101-10")
+    assert newest_output("qwen-local/tiny") is None
+    for name, job, begun, moved_on in (
+        ("python-functions", "model: {name: qwen-local/tiny}", 10, 40),
+        ("second", "model: {name: /mnt/models/tiny/}", 20, 40),
+        ("stop", "", 30, None),  # died before its first event; of the default model
+        ("other", "model: {name: Qwen/Qwen3-4B}", 50, 60),
+    ):
+        folder = Path("runs", name)
+        folder.mkdir(parents=True)
+        for file, content, at in (("job.yaml", job, begun), ("metrics.jsonl", "", moved_on)):
+            if at is not None:
+                (folder / file).write_text(content)
+                os.utime(folder / file, (at, at))
+    Path("runs/tiny-20261101-1").mkdir()  # no run
+    assert newest_output("qwen-local/tiny") == Path("runs/second")  # of two at once by its name
+    os.utime("runs/python-functions/metrics.jsonl", (41, 41))
+    assert newest_output("qwen-local/tiny") == Path("runs/python-functions")
+    os.utime("runs/stop/job.yaml", (42, 42))
+    assert newest_output("qwen-local/tiny") == Path("runs/stop")
+    assert newest_output(None) == Path("runs/other")
     assert newest_output("Qwen/Qwen3-0.6B") is None
 
 
