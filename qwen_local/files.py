@@ -127,7 +127,12 @@ def new_name(name: str) -> str:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Put a file in the place of another, or of none: whatever happens, one of them is there."""
-    new = path.with_name(new_name(path.name))
+    put_by(path.with_name(new_name(path.name)), path, content)
+    sync_folder(path.parent)
+
+
+def put_by(new: Path, path: Path, content: bytes | memoryview) -> None:
+    """Write a file under another name in the same folder, and give it its own once it is whole."""
     new.unlink(missing_ok=True)
     try:
         write_durably(new, content)
@@ -135,7 +140,6 @@ def replace_file(path: Path, content: bytes) -> None:
     finally:
         with suppress(OSError):
             new.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 @contextmanager

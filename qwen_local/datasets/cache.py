@@ -12,7 +12,6 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 
 from qwen_local.datasets import stored
 from qwen_local.datasets.making import Made, Making
-from qwen_local.files import expanded, json_bytes, room_for, write_durably
+from qwen_local.files import expanded, json_bytes, put_by, room_for
 
 COMPLETE = "COMPLETE.json"
 PIECE = 2**20
@@ -121,14 +120,7 @@ class Cache:
 
 def _put(path: Path, content: bytes | memoryview) -> None:
     """Put a file in its place; another process may be making the same one."""
-    new = path.with_name(f".new-{os.getpid()}-{path.name}")
-    new.unlink(missing_ok=True)
-    try:
-        write_durably(new, content)
-        new.replace(path)
-    finally:
-        with suppress(OSError):
-            new.unlink(missing_ok=True)
+    put_by(path.with_name(f".new-{os.getpid()}-{path.name}"), path, content)
 
 
 def read_part(path: Path, index: int) -> Part:
