@@ -192,9 +192,9 @@ def train_loop(
         if epoch != order_epoch:
             order, order_epoch = epoch_order(len(train), seed=seed, epoch=epoch), epoch
         chosen = order[place * batch_size : (place + 1) * batch_size]
-        rows, places = train.take(chosen), [data.train_places[i] for i in chosen]
+        rows = train.take(chosen)
         step = now.step + 1
-        with budget_told(backend, metrics, step), rows_named(places):
+        with budget_told(backend, metrics, step), rows_named(data.train_places, chosen):
             before = backend.score(rows).mean if now.evaluated_step == now.step else None
             if now.step == start.step:
                 progress.begin()
@@ -219,7 +219,7 @@ def train_loop(
             raise DivergedError(
                 f"step {step}: loss {loss:g} and gradient norm {result.grad_norm:g} are not both "
                 "finite; the adapter was not updated\n\n"
-                f"{_blamed(_losses(backend, rows), places)}{CALMER}"
+                f"{_blamed(_losses(backend, rows), [data.train_places[i] for i in chosen])}{CALMER}"
             )
         now = replace(
             now,
@@ -252,7 +252,7 @@ def score(backend: Backend, rows: AnyRows, places: Sequence[str]) -> Scores:
     parts = []
     for start in range(0, len(rows), SCORED_AT_ONCE):
         some = range(start, min(start + SCORED_AT_ONCE, len(rows)))
-        with rows_named([places[r] for r in some]):
+        with rows_named(places, some):
             parts.append(backend.score(rows.take(some)))
     return Scores(
         nll_R=np.concatenate([part.nll_R for part in parts]),
@@ -261,11 +261,12 @@ def score(backend: Backend, rows: AnyRows, places: Sequence[str]) -> Scores:
 
 
 @contextmanager
-def rows_named(places: Sequence[str]) -> Iterator[None]:
+def rows_named(places: Sequence[str], rows: Sequence[int] | np.ndarray) -> Iterator[None]:
     """Says where the row stands that memory does not hold.
 
     Args:
-        places: of the rows that the engine is given within the `with`.
+        places: of all rows.
+        rows: the indices of those that the engine is given within the `with`.
 
     Raises:
         OutOfMemoryError: memory does not hold a single row.
@@ -273,9 +274,10 @@ def rows_named(places: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except RowTooLargeError as error:
+        place = places[rows[error.row]]
         raise OutOfMemoryError(
-            f"out of memory: {places[error.row]} alone does not fit, a row of {error.length:,} "
-            f"tokens\n\n{SMALLER}"
+            f"out of memory: {place} alone does not fit, a row of {error.length:,} tokens"
+            f"\n\n{SMALLER}"
         ) from None
 
 

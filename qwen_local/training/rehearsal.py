@@ -51,7 +51,7 @@ def rehearse(
         with budget_told(backend, metrics, step):
             for chosen in ways:
                 indices = chosen(rows.lengths_R, most, backend.micro_batch_tokens)
-                with rows_named([places[i] for i in indices]):
+                with rows_named(places, indices):
                     work(rows.take(indices))
 
     tried(data.train, data.train_places, batch_size, backend.rehearse)

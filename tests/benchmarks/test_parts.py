@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks.environment import environment
-from benchmarks.parts import Part, check, described, holds, impossible, run_all
+from benchmarks.parts import Device, Part, check, described, holds, impossible, run_all
 from qwen_local.backends import probe
 from qwen_local.backends.machine import Engine
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 PARTS = """
 import os, sys, time
-from benchmarks.parts import Part, check, main, skipped
+from benchmarks.parts import Device, Part, check, main, skipped
 
 def environment(device, folder):
     yield {"card": "Some Card 9000", "folder": str(folder)}
@@ -59,6 +59,18 @@ main(
 
 def unused(device: Any, folder: Any) -> Any:
     raise AssertionError
+
+
+def run_two(script: str, device: Device, folder: Path) -> dict[str, Any]:
+    """The result of two parts, whose processes are this script."""
+    return run_all(
+        [Part(name=name, work=unused, seconds=20) for name in ("first", "second")],
+        command=[sys.executable, "-c", script],
+        device=device,
+        budget=60,
+        folder=folder,
+        name="test",
+    )
 
 
 def run(folder: Path, chosen: str, *, seconds: float = 9, budget: float = 30) -> tuple[int, Any]:
@@ -127,14 +139,7 @@ def test_on_a_machine_without_the_device_nothing_is_run_or_written(
         f"Path(given['--into']).write_text({json.dumps(figure)!r} + '\\n')\n"
     )
     with pytest.raises(SystemExit) as ended:
-        run_all(
-            [Part(name=name, work=unused, seconds=20) for name in ("first", "second")],
-            command=[sys.executable, "-c", script],
-            device="gpu",
-            budget=60,
-            folder=tmp_path,
-            name="test",
-        )
+        run_two(script, "gpu", tmp_path)
     assert ended.value.code == 2
     assert capsys.readouterr().err == "no card\n"
     assert list(tmp_path.iterdir()) == []
@@ -200,12 +205,5 @@ def test_the_result_is_there_after_every_part(tmp_path: Path) -> None:
         "Path(given['--into']).write_text(json.dumps({'card': 'c', 'found': found}) + '\\n')\n"
     )
 
-    result = run_all(
-        [Part(name=name, work=unused, seconds=20) for name in ("first", "second")],
-        command=[sys.executable, "-c", script],
-        device="cpu",
-        budget=60,
-        folder=tmp_path,
-        name="test",
-    )
+    result = run_two(script, "cpu", tmp_path)
     assert [part["figures"][0]["found"] for part in result["parts"]] == [[], ["test-c.json"]]
