@@ -16,10 +16,10 @@ from benchmarks.parts import Device, Figure, check
 from qwen_local.backends.base import Arrays, Backend, Scores, Setup
 from qwen_local.backends.select import Choice, Engine, open_backend
 from qwen_local.embedded import TINY_MODEL, sample_data_path, tiny_model_path
-from qwen_local.job import LoraSpec
+from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import fetch, find_model
-from qwen_local.rows import Rows
-from qwen_local.training.metrics import largest_difference
+from qwen_local.rows.rows import Rows
+from qwen_local.runs.events import largest_difference
 
 STEPS = 20
 BATCH = 8
@@ -38,7 +38,7 @@ ROUNDED = 0.02
 SAME_FLOAT32 = 5e-5
 """Relative, of sums that were added up in another order."""
 FOUR_BITS = 0.10
-"""What quantising to 4 bits may cost of the loss, relative."""
+"""What quantizing to 4 bits may cost of the loss, relative."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +73,7 @@ def opened(place: Place, **settings: Any) -> Backend:
 
 
 def sample_rows() -> Rows:
-    """The embedded sample data, tokenised, in the order of its file."""
+    """The embedded sample data, tokenized, in the order of its file."""
     from qwen_local.datasets.prepare import prepare
     from qwen_local.datasets.sources import Wanted
     from qwen_local.datasets.tokenizer import ChatTokenizer
@@ -121,9 +121,9 @@ def four_bits(here: Place) -> Iterator[Figure]:
     scored = rows.take(range(32))
     plain = opened(here, dtype="bfloat16").score(scored).mean
     backend = opened(here, dtype="bfloat16", quantization="4bit")
-    quantised = backend.score(scored).mean
+    quantized = backend.score(scored).mean
     said = f"loss in 4 bits on {here} against bfloat16, relative"
-    yield check(said, abs(quantised - plain) / plain, at_most=FOUR_BITS)
+    yield check(said, abs(quantized - plain) / plain, at_most=FOUR_BITS)
     losses = curve(backend, rows, steps=8)
     said = "loss in 4 bits in the eighth step, to that of the first"
     yield check(said, losses[-1] / losses[0], at_most=0.7)

@@ -4,7 +4,7 @@
     python -m benchmarks.data_rates --rows 100000 --peer-rows 20000 --output -
 
 One file of generated conversations, about 100 tokens each. Ours reads, checks, renders, masks and
-tokenises all of it on all cores, and once more from the cache; `data check` looks at all of it. TRL
+tokenizes all of it on all cores, and once more from the cache; `data check` looks at all of it. TRL
 (`SFTTrainer`, assistant tokens alone, a process for each core) and mlx-lm (`ChatDataset`, prompt
 masked, the one process that it has) prepare the first rows of the same file, in turn with ours on
 those rows, three times; the rates are medians. Every measurement is a process of its own; memory is
@@ -226,7 +226,7 @@ def trl(file: Path) -> dict[str, Any]:
 
 
 def mlx_lm(file: Path) -> dict[str, Any]:
-    """`mlx_lm.tuner.datasets`: it tokenises a row when it is first touched."""
+    """`mlx_lm.tuner.datasets`: it tokenizes a row when it is first touched."""
     import transformers
     from mlx_lm.tuner.datasets import CacheDataset, ChatDataset
 

@@ -108,7 +108,7 @@ def make_adapter(name: str, folder: Path) -> None:
     """An adapter with matrices away from zero."""
     from qwen_local.adapters.lora import Adapter, initial_arrays
     from qwen_local.adapters.store import save_adapter
-    from qwen_local.job import LoraSpec
+    from qwen_local.job.schema import LoraSpec
     from qwen_local.models.published import PUBLISHED
 
     shape, lora = PUBLISHED[f"Qwen/{name}"], LoraSpec(rank=16, dropout=0.0)

@@ -7,7 +7,7 @@ import random
 import numpy as np
 
 from benchmarks.lengths import AROUND, WORKLOADS
-from qwen_local.rows import IGNORE, Rows
+from qwen_local.rows.rows import IGNORE, Rows
 
 
 def made_rows(

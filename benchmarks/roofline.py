@@ -4,7 +4,7 @@
     python -m benchmarks.roofline --device gpu --only Qwen3-8B --output -
 
 A step of the PyTorch engine (LoRA, rank 16, all linear layers, no dropout, no checkpointing) and
-bare `torch.mm` take turns in one process: both see the same threads, clocks and neighbours. The
+bare `torch.mm` take turns in one process: both see the same threads, clocks and neighbors. The
 products have the shapes of the model's own layers, forward and backward, in the step's dtype. The
 share of a round is
 
@@ -36,10 +36,10 @@ from benchmarks.peers.models import make_model
 from benchmarks.result import RESULTS, machine, write
 from benchmarks.timing import release, timed
 from qwen_local.backends.base import Backend, RowTooLargeError, Setup
-from qwen_local.job import LoraSpec
+from qwen_local.job.schema import LoraSpec
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.source import ModelFiles, fetch, find_model
-from qwen_local.rows import Rows
+from qwen_local.rows.rows import Rows
 
 if TYPE_CHECKING:
     import torch

@@ -11,14 +11,14 @@ from benchmarks.parts import Device
 
 def timed(work: Callable[[], object], device: Device) -> float:
     """Seconds that work takes, that of a card's included."""
-    synchronise(device)
+    synchronize(device)
     began = time.perf_counter()
     work()
-    synchronise(device)
+    synchronize(device)
     return time.perf_counter() - began
 
 
-def synchronise(device: Device) -> None:
+def synchronize(device: Device) -> None:
     """Wait for a card."""
     if device == "gpu":
         import torch

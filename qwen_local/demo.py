@@ -14,11 +14,11 @@ from qwen_local.backends.select import Engine, Machine, choose, probe
 from qwen_local.embedded import TINY_MODEL, sample_data_path
 from qwen_local.export.fuse import fuse
 from qwen_local.export.opening import Given
-from qwen_local.inference.answer import Answer, Answerer
-from qwen_local.job import read_job
-from qwen_local.training.metrics import largest_difference, read_metrics
+from qwen_local.inference.generator import Answer, Answerer
+from qwen_local.job.schema import read_job
+from qwen_local.runs.directory import check_free, default_output
+from qwen_local.runs.events import largest_difference, read_metrics
 from qwen_local.training.run import train
-from qwen_local.training.run_directory import check_free, default_output
 
 ANSWER_TOKENS = 96
 """Longer than any answer of the held-out rows."""

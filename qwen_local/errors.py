@@ -3,7 +3,7 @@
     QwenLocalError            exit code 1: the run failed
     ├── DiskFullError             there is no room for what is to be written
     ├── CheckpointError           nothing that a run could go on from
-    ├── DiedError                 a supervised process died (training/supervise.py)
+    ├── DiedError                 a supervised process died (training/restart.py)
     ├── RunBusyError          exit code 3: another process has the run folder
     ├── DivergedError         exit code 4: loss or gradient is no longer finite (training/loop.py)
     ├── OutOfMemoryError      exit code 5: memory does not hold a single row

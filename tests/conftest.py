@@ -16,9 +16,9 @@ from hypothesis import settings
 import qwen_local.backends.mlx  # noqa: F401  # before anything imports mlx.core: see its blas.py
 from qwen_local.backends.base import Backend, Setup
 from qwen_local.backends.select import Choice, Engine, open_backend
-from qwen_local.job import LoraSpec
+from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import ModelFiles, fetch, find_model
-from qwen_local.rows import IGNORE, Rows
+from qwen_local.rows.rows import IGNORE, Rows
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
 settings.load_profile("untimed")

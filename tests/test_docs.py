@@ -15,8 +15,8 @@ import pytest
 from pydantic import BaseModel
 
 from qwen_local.cli import cli
-from qwen_local.job import SECTIONS, read_job
-from qwen_local.presets import PRESETS
+from qwen_local.job.presets import PRESETS
+from qwen_local.job.schema import SECTIONS, read_job
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [

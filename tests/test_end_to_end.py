@@ -13,8 +13,8 @@ import pytest
 
 from qwen_local.backends.select import Engine
 from qwen_local.embedded import sample_data_path
-from qwen_local.job import read_job
-from qwen_local.training.metrics import largest_difference, read_metrics
+from qwen_local.job.schema import read_job
+from qwen_local.runs.events import largest_difference, read_metrics
 from qwen_local.training.run import train
 
 ENGINES: tuple[Engine, ...] = ("mlx", "cuda")

@@ -4,7 +4,7 @@ R4 (docs/reference-runs.md) trained Qwen3-0.6B on MovieLens questions with one-w
 a step, NF4, gradient checkpointing, rank 16 on every linear layer, dropout 0.05; and evaluated row
 by row. That is done here by transformers, PEFT and bitsandbytes alone, without a trainer's own work
 around it, and by this project's engine under the same settings. The preset for a model of this size
-is batch 8, unquantised, no checkpointing. Weights and rows are random, so this says how fast, not
+is batch 8, unquantized, no checkpointing. Weights and rows are random, so this says how fast, not
 how well.
 """
 
@@ -23,15 +23,15 @@ from benchmarks.made_rows import made_rows
 from benchmarks.parts import Device, Figure
 from benchmarks.peers.models import make_model
 from benchmarks.roofline import DTYPES, MICRO_BATCH_TOKENS
-from benchmarks.timing import release, synchronise
+from benchmarks.timing import release, synchronize
 from qwen_local.backends.base import Backend, Setup
 from qwen_local.backends.cuda.quiet import import_bitsandbytes
 from qwen_local.backends.select import Choice, open_backend
-from qwen_local.job import LoraSpec
+from qwen_local.job.presets import choose
+from qwen_local.job.schema import LoraSpec
 from qwen_local.models.architecture import LINEARS
 from qwen_local.models.source import fetch, find_model
-from qwen_local.presets import choose
-from qwen_local.rows import Rows
+from qwen_local.rows.rows import Rows
 
 MODEL: dict[Device, str] = {"gpu": "Qwen3-0.6B", "cpu": "tiny"}
 SECONDS: dict[Device, float] = {"gpu": 6.0, "cpu": 1.0}
@@ -89,11 +89,11 @@ def rate(work: Work, rows: Rows, batch: int, device: Device) -> float:
 
     for _ in range(WARM_UP):
         once()
-    synchronise(device)
+    synchronize(device)
     began, before = time.perf_counter(), done
     while time.perf_counter() - began < SECONDS[device]:
         once()
-    synchronise(device)
+    synchronize(device)
     return round((done - before) * batch / (time.perf_counter() - began), 2)
 
 
@@ -129,7 +129,7 @@ def plain(folder: Path, device: Device) -> tuple[Work, Work, int]:
 
     dtype = getattr(torch, DTYPES[device])
     place = torch.device("cuda" if device == "gpu" else "cpu")
-    quantised = transformers.BitsAndBytesConfig(
+    quantized = transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
@@ -138,7 +138,7 @@ def plain(folder: Path, device: Device) -> tuple[Work, Work, int]:
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
-        quantization_config=quantised,
+        quantization_config=quantized,
         attn_implementation="sdpa",
         device_map={"": place},
     )

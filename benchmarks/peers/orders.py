@@ -32,7 +32,7 @@ def reading_order(side: str, rows: int, *, batch_size: int, seed: int) -> list[i
         seed: of the tool.
     """
     if side.startswith("ours"):
-        from qwen_local.datasets.plan import epoch_order
+        from qwen_local.rows.planner import epoch_order
 
         return [int(i) for i in epoch_order(rows, seed=seed, epoch=0)]
     if side == "mlx-lm":

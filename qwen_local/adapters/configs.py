@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from qwen_local.adapters.lora import Origin, Place
 from qwen_local.errors import Fault, ModelError
-from qwen_local.job import LoraSpec, Quantization
+from qwen_local.job.schema import LoraSpec, Quantization
 from qwen_local.models.architecture import LINEARS, block_path
 
 log = logging.getLogger("qwen_local")

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from qwen_local.job import LoraSpec, Quantization
+from qwen_local.job.schema import LoraSpec, Quantization
 from qwen_local.models.architecture import LINEARS, Architecture, block_path
 
 Place = tuple[int, str]
@@ -35,7 +35,7 @@ class Origin:
     commit: str | None = None
     """The base model's commit on the hub."""
     backend: Literal["mlx", "cuda"] | None = None
-    """The engine, which decides the scheme of a quantised base."""
+    """The engine, which decides the scheme of a quantized base."""
     quantization: Quantization = "none"
     """What the linear layers of the base's blocks were held in."""
     template_sha256: str | None = None

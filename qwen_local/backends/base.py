@@ -18,10 +18,10 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from qwen_local.datasets.plan import Layout
-from qwen_local.job import LoraSpec, Quantization
+from qwen_local.job.schema import LoraSpec, Quantization
 from qwen_local.models.source import ModelFiles
-from qwen_local.rows import Rows
+from qwen_local.rows.planner import Layout
+from qwen_local.rows.rows import Rows
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -269,7 +269,7 @@ class Backend(Protocol):
     def generate(
         self, prompts: Sequence[Sequence[int]], *, max_tokens: int, stop_ids: Sequence[int]
     ) -> list[Completion]:
-        """Greedy continuations of tokenised prompts, in their order."""
+        """Greedy continuations of tokenized prompts, in their order."""
         ...
 
     def session(self) -> Session:
@@ -296,7 +296,7 @@ class Backend(Protocol):
         ...
 
 
-QUANTISED_BITS: Mapping[Quantization, int] = {"4bit": 4, "8bit": 8}
+QUANTIZED_BITS: Mapping[Quantization, int] = {"4bit": 4, "8bit": 8}
 
 
 class Weights(Protocol):
@@ -312,9 +312,9 @@ class Weights(Protocol):
 
         Args:
             name: as in `Architecture.weight_shapes`.
-            quantization: what it is quantised to when it is loaded; `none` for what is not, and
+            quantization: what it is quantized to when it is loaded; `none` for what is not, and
                 wherever the file holds codes, which are read as the floats that they stand for.
-            rows: of a matrix that is not quantised when it is loaded: only these.
+            rows: of a matrix that is not quantized when it is loaded: only these.
         """
         ...
 
@@ -336,7 +336,7 @@ class Weights(Protocol):
             name: of the array.
             array: float32.
             dtype: what it is rounded to.
-            quantization: what it is then quantised to.
+            quantization: what it is then quantized to.
         """
         ...
 
@@ -345,7 +345,7 @@ class Weights(Protocol):
         ...
 
     def config(self, quantization: Quantization, dtype: str) -> dict[str, Any]:
-        """What config.json says of files whose weights `encode` quantised."""
+        """What config.json says of files whose weights `encode` quantized."""
         ...
 
 

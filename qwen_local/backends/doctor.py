@@ -266,21 +266,21 @@ def _where(machine: Machine, engine: EngineState) -> str:
 
 
 def _bitsandbytes(machine: Machine, choice: Choice | None) -> Line:
-    """The quantiser of PyTorch; MLX has its own."""
+    """The quantizer of PyTorch; MLX has its own."""
     topic, version = "bitsandbytes", machine.packages.get("bitsandbytes")
     if choice is None or choice.backend == "mlx":
-        needless = "; MLX quantises itself" if choice else ""
+        needless = "; MLX quantizes itself" if choice else ""
         return Line(topic=topic, text=(version or "not installed") + needless)
     four = quantization_fault(machine, choice, "4bit")
     eight = quantization_fault(machine, choice, "8bit")
     if eight is None:
-        return Line(topic=topic, text=f"{version}; quantises to 4bit and 8bit here")
+        return Line(topic=topic, text=f"{version}; quantizes to 4bit and 8bit here")
     if four is None:
-        return Line(topic=topic, text=f"{version}; quantises to 4bit here; {eight.problem}")
+        return Line(topic=topic, text=f"{version}; quantizes to 4bit here; {eight.problem}")
     if version is None:
         return Line(topic=topic, text="not installed; 4bit and 8bit need it", hint=four.hint)
     if machine.bitsandbytes_fault is None:
-        return Line(topic=topic, text=f"{version}; quantises nothing here: {four.problem}")
+        return Line(topic=topic, text=f"{version}; quantizes nothing here: {four.problem}")
     text = f"{version}, but does not work: {machine.bitsandbytes_fault}"
     return Line(topic=topic, text=text, hint=four.hint)
 

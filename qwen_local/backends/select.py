@@ -170,7 +170,7 @@ def resolve_dtype(
 def quantization_fault(machine: Machine, choice: Choice, quantization: str) -> Fault | None:
     """What keeps `model.quantization` from working on this engine here, None where nothing does.
 
-    MLX quantises itself; PyTorch needs bitsandbytes. Whether an installed bitsandbytes is broken
+    MLX quantizes itself; PyTorch needs bitsandbytes. Whether an installed bitsandbytes is broken
     is known where `probe` was thorough.
     """
     if quantization == "none" or choice.backend == "mlx":

@@ -17,10 +17,10 @@ from qwen_local.cli.fuse import fuse
 from qwen_local.cli.generate import generate
 from qwen_local.cli.plan import plan
 from qwen_local.cli.train import train
+from qwen_local.console.log import lasting_stderr
+from qwen_local.console.signals import Stopped, ends_by_signal
 from qwen_local.errors import QwenLocalError
-from qwen_local.signals import Stopped, ends_by_signal
-from qwen_local.talk import lasting_stderr
-from qwen_local.training.supervised import CRASHED, end_with_parent, supervised
+from qwen_local.training.child import CRASHED, end_with_parent, supervised
 
 INTERRUPTED = 130
 

@@ -153,7 +153,7 @@ def _run(
     as_json: bool,
     **options: Any,
 ) -> None:
-    from qwen_local.talk import log, talk
+    from qwen_local.console.log import log, talk
 
     with talk(quiet=quiet):
         summary = build(source, output, overwrite=overwrite, wishes=wishes(**options))

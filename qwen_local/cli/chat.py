@@ -33,11 +33,11 @@ def chat(
     In a terminal, /help lists what there is besides. From a pipe every line is a turn, and stdout
     has the answers alone; with --compare, a JSON object a turn: prompt, base and adapter.
     """
-    from qwen_local.inference.answer import Answerer
-    from qwen_local.inference.chat import Chat
-    from qwen_local.inference.sampling import describe
-    from qwen_local.inference.terminal import Screen, is_interactive, reader, say
-    from qwen_local.talk import talk
+    from qwen_local.cli.chat_ui.chat import Chat
+    from qwen_local.cli.chat_ui.terminal import Screen, is_interactive, reader, say
+    from qwen_local.console.log import talk
+    from qwen_local.inference.generator import Answerer
+    from qwen_local.inference.sampling_options import describe
 
     if compare and options["adapter"] is None:
         problem = "expected an --adapter to compare with its model; found none"

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qwen_local.cli.build import build
-from qwen_local.cli.canvas import canvas_of_stdout, print_text
 from qwen_local.cli.options import json_option, print_json, quiet_option
+from qwen_local.cli.output import canvas_of_stdout, print_text
 
 if TYPE_CHECKING:
-    from qwen_local.datasets.draw import Canvas
-    from qwen_local.job import Job
+    from qwen_local.inspection.draw import Canvas
+    from qwen_local.job.schema import Job
 
 REFUSED = 2
 """Exit code of a check of data that training would refuse."""
@@ -72,10 +72,10 @@ def check(output: Path | None, quiet: bool, as_json: bool, **options: Any) -> in
     FILE is anything that `train` takes. Exit code 2 where training would refuse it; with --fix,
     where no repaired copy could be written.
     """
-    from qwen_local.datasets.check_page import describe
-    from qwen_local.datasets.fix import check_free
     from qwen_local.inference.text import visible
-    from qwen_local.training.inspection import check_job, fix_job, read_making
+    from qwen_local.inspection.check_page import describe
+    from qwen_local.inspection.fix import check_free
+    from qwen_local.inspection.inspect_job import check_job, fix_job, read_making
 
     if output is not None:
         check_free(output)
@@ -100,7 +100,7 @@ def check(output: Path | None, quiet: bool, as_json: bool, **options: Any) -> in
 @json_option
 def show(row: int | None, line: int | None, ids: bool, as_json: bool, **options: Any) -> None:
     """Show a record of FILE as it is learned: context, what is trained, what is cut off."""
-    from qwen_local.training.inspection import read_making, show_job
+    from qwen_local.inspection.inspect_job import read_making, show_job
 
     if row is not None and line is not None:
         raise click.UsageError("Name a record by --row or by --line, not by both.")
@@ -133,7 +133,7 @@ def _job(options: dict[str, Any], *, quiet: bool) -> Job:
 
 
 def _legend(canvas: Canvas) -> str:
-    from qwen_local.datasets.draw import marked
+    from qwen_local.inspection.draw import marked
 
     said = [marked("context", "context", canvas), marked("trained", "trained", canvas)]
     return f"({', '.join([*said, marked('cut', 'left away', canvas)])})"

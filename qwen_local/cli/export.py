@@ -64,10 +64,10 @@ def export(
     What is written is proved: the same text goes through the live adapter and through what is in
     the files; nothing is left behind where they differ.
     """
+    from qwen_local.console.log import talk
     from qwen_local.export.export import export as run
     from qwen_local.export.opening import Given
     from qwen_local.export.push import check_push, push
-    from qwen_local.talk import talk
 
     faults = []
     if outtype is not None and to not in ("gguf", "ollama"):

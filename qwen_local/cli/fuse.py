@@ -20,7 +20,7 @@ from qwen_local.cli.options import (
 
 if TYPE_CHECKING:
     from qwen_local.backends.select import DType
-    from qwen_local.job import Quantization
+    from qwen_local.job.schema import Quantization
 
 
 @click.command()
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     type=click.Choice(QUANTIZATIONS),
     default="none",
     show_default=True,
-    help="Quantise the merged model again, and say what that costs.",
+    help="Quantize the merged model again, and say what that costs.",
 )
 @click.option(
     "--dtype",
@@ -55,13 +55,13 @@ def fuse(
 ) -> None:
     """Merge an adapter into its base model, and prove the result.
 
-    The weights are those that the adapter was trained on: after training on a quantised base, its
-    dequantised ones. Nothing is left behind where the merged model differs from the live adapter.
+    The weights are those that the adapter was trained on: after training on a quantized base, its
+    dequantized ones. Nothing is left behind where the merged model differs from the live adapter.
     """
+    from qwen_local.console.log import talk
     from qwen_local.export.fuse import fuse as run
     from qwen_local.export.opening import Given
     from qwen_local.export.push import check_push, push
-    from qwen_local.talk import talk
 
     check_push(push_to_hub, private=private)
     with talk(quiet=quiet):

@@ -20,7 +20,7 @@ from qwen_local.cli.options import (
 from qwen_local.errors import InputError
 
 if TYPE_CHECKING:
-    from qwen_local.inference.sampling import Wishes
+    from qwen_local.inference.sampling_options import Wishes
 
 
 @click.command()
@@ -81,9 +81,9 @@ def generate(
 def _answer_one(
     prompt: str, wishes: Wishes, *, quiet: bool, as_json: bool, max_tokens: int, **options: Any
 ) -> None:
-    from qwen_local.inference.answer import answer
-    from qwen_local.inference.terminal import Screen
-    from qwen_local.talk import talk
+    from qwen_local.cli.chat_ui.terminal import Screen
+    from qwen_local.console.log import talk
+    from qwen_local.inference.generator import answer
 
     screen = Screen.open()
     with talk(quiet=quiet):
@@ -105,8 +105,8 @@ def _answer_one(
 def _answer_file(
     batch: Path, output: Path, wishes: Wishes, *, quiet: bool, as_json: bool, **options: Any
 ) -> None:
+    from qwen_local.console.log import talk
     from qwen_local.inference.batch import answer_file, check_greedy
-    from qwen_local.talk import talk
 
     check_greedy(wishes)
     with talk(quiet=quiet):

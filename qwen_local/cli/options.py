@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from qwen_local.inference.sampling import Wishes
-    from qwen_local.job import Draft
+    from qwen_local.inference.sampling_options import Wishes
+    from qwen_local.job.schema import Draft
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PRESETS = ["auto", "tiny", "small", "medium", "large", "none"]
-"""`qwen_local.presets.CHOICES`, here so that `--help` need not import pydantic (tested)."""
+"""`qwen_local.job.presets.CHOICES`, here so that `--help` need not import pydantic (tested)."""
 QUANTIZATIONS = ["none", "4bit", "8bit"]
-"""`qwen_local.job.Quantization`, likewise."""
+"""`qwen_local.job.schema.Quantization`, likewise."""
 
 backend_option = click.option(
     "--backend",
@@ -168,7 +168,7 @@ def _decorated(command: Command, decorators: Sequence[Callable[[Command], Comman
 
 def take_wishes(options: dict[str, Any]) -> Wishes:
     """The sampling options out of those of a command."""
-    from qwen_local.inference.sampling import Wishes
+    from qwen_local.inference.sampling_options import Wishes
 
     return Wishes(**{field.name: options.pop(field.name) for field in fields(Wishes)})
 
@@ -177,7 +177,7 @@ def read_draft(
     job: Path | None, *, sets: tuple[str, ...], preset: str, flags: dict[str, Any]
 ) -> Draft:
     """The job of a command line; `flags` are named as Python names them."""
-    from qwen_local.job import read_job
+    from qwen_local.job.schema import read_job
 
     given = {f"--{name.replace('_', '-')}": value for name, value in flags.items()}
     return read_job(job, sets=sets, flags=given, preset=preset)

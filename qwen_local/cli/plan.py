@@ -17,7 +17,7 @@ from qwen_local.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from qwen_local.job import Draft
+    from qwen_local.job.schema import Draft
 
 MACHINES = ["m4-pro-24", "m4-pro-48", "rtx-3090", "a800"]
 """`qwen_local.training.named_machines.NAMED`, here so that `--help` stays quick (tested)."""

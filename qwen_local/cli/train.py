@@ -16,7 +16,7 @@ from qwen_local.cli.options import (
     quiet_option,
     read_draft,
 )
-from qwen_local.training.supervised import supervised
+from qwen_local.training.child import supervised
 
 RESUME = "--resume"
 
@@ -89,7 +89,7 @@ def train(
         print_plan(draft, backend=backend, device=device, as_json=as_json)
         return 0
     if draft.job.train.restarts and supervised() is None:
-        from qwen_local.training.supervise import train_supervised
+        from qwen_local.training.restart import train_supervised
 
         return train_supervised(
             draft,

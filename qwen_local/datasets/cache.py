@@ -1,4 +1,4 @@
-"""Tokenised rows on the disk: made once, resumed where they were interrupted, then paged in.
+"""Tokenized rows on the disk: made once, resumed where they were interrupted, then paged in.
 
 A folder holds the rows of one source under one way of making them, in parts of `PART` blocks:
 Arrow streams, as Hugging Face `datasets` writes and reads them, each with a checksum and what
@@ -18,14 +18,14 @@ from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
 
-from qwen_local.datasets import stored
-from qwen_local.datasets.making import Made, Making
+from qwen_local.datasets import row_store
+from qwen_local.datasets.row_builder import Made, Making
 from qwen_local.files import expanded, json_bytes, put_by, room_for
 
 COMPLETE = "COMPLETE.json"
 PIECE = 2**20
 
-Part = tuple[Made, stored.Batch]
+Part = tuple[Made, row_store.Batch]
 
 
 def cache_folder() -> Path:
@@ -96,9 +96,9 @@ class Cache:
             ValueError: what is read back is not what was written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        table = pa.Table.from_batches(batches, stored.SCHEMA).combine_chunks()
+        table = pa.Table.from_batches(batches, row_store.SCHEMA).combine_chunks()
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, stored.SCHEMA) as stream:
+        with pa.ipc.new_stream(sink, row_store.SCHEMA) as stream:
             stream.write_table(table)
         content = memoryview(sink.getvalue())
         path = self._path(index)
@@ -144,8 +144,8 @@ def read_part(path: Path, index: int) -> Part:
     with pa.memory_map(str(path)) as mapped:
         content = mapped.read_buffer()
     # A table without rows is written without a batch.
-    rows = next(iter(pa.ipc.open_stream(content)), stored.RowsMade.empty().batch())
-    return Made.from_json(told["made"]), stored.Batch(rows, content)
+    rows = next(iter(pa.ipc.open_stream(content)), row_store.RowsMade.empty().batch())
+    return Made.from_json(told["made"]), row_store.Batch(rows, content)
 
 
 def _crc32(index: int, made: dict[str, Any]) -> int:

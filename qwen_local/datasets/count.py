@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qwen_local.datasets.making import content_digest
+from qwen_local.datasets.row_builder import content_digest
 from qwen_local.datasets.sources import Source, Wanted, locate
 from qwen_local.datasets.split import evaluation_parts, repeated
 from qwen_local.errors import DatasetError, Fault

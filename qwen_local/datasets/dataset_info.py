@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qwen_local.datasets.columns import Format
+from qwen_local.datasets.column_map import Format
 from qwen_local.datasets.faults import found, meant, quoted, some
 from qwen_local.datasets.formats import CALL, SHAREGPT, Turns
 from qwen_local.datasets.json_text import malformed, unusable_text, whole

@@ -9,11 +9,11 @@ from types import MappingProxyType
 from typing import Any
 
 from qwen_local.datasets import calls
-from qwen_local.datasets.columns import KEYS, TOOLS, Format
-from qwen_local.datasets.columns import FormatName as FormatName  # its home is here for others
+from qwen_local.datasets.column_map import KEYS, TOOLS, Format
+from qwen_local.datasets.column_map import FormatName as FormatName  # its home is here for others
 from qwen_local.datasets.faults import found, meant, some
-from qwen_local.datasets.files import Faults, Record
 from qwen_local.datasets.reasoning import split
+from qwen_local.datasets.record_files import Faults, Record
 from qwen_local.errors import Fault
 
 Message = dict[str, Any]

@@ -16,14 +16,14 @@ import pyarrow as pa  # type: ignore[import-untyped]
 
 from qwen_local.datasets.cache import Cache, cache_folder, cache_key
 from qwen_local.datasets.faults import FAULTS_KEPT
-from qwen_local.datasets.files import kind_of_file
-from qwen_local.datasets.making import Made, Making, blocks, make
 from qwen_local.datasets.pool import in_order
-from qwen_local.datasets.progress import Progress
+from qwen_local.datasets.progress_bar import Progress
+from qwen_local.datasets.record_files import kind_of_file
 from qwen_local.datasets.report import DataReport, SetReport, SourceReport
+from qwen_local.datasets.row_builder import Made, Making, blocks, make
+from qwen_local.datasets.row_store import Batch, StoredRows, Table
 from qwen_local.datasets.sources import Source, Wanted, locate
 from qwen_local.datasets.split import evaluation_parts, repeated
-from qwen_local.datasets.stored import Batch, StoredRows, Table
 from qwen_local.datasets.tokenizer import ChatTokenizer, Thinking, TrainOn
 from qwen_local.datasets.trim import Overlong
 from qwen_local.errors import DatasetError, DiskFullError, Fault
@@ -61,7 +61,7 @@ def prepare(
     thinking: Thinking = "auto",
     quiet: bool = True,
 ) -> Prepared:
-    """Read, check and tokenise all rows.
+    """Read, check and tokenize all rows.
 
     Args:
         tokenizer: of the model to be trained.

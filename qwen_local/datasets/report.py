@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from qwen_local.rows import AnyRows
+from qwen_local.rows.rows import AnyRows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

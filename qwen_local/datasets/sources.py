@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from qwen_local.datasets import dataset_info
-from qwen_local.datasets.columns import KEYS, FormatName
+from qwen_local.datasets.column_map import KEYS, FormatName
 from qwen_local.datasets.dataset_info import read_entry, read_list
 from qwen_local.datasets.faults import some
-from qwen_local.datasets.files import (
+from qwen_local.datasets.formats import Example, Turns, examples, missing_column
+from qwen_local.datasets.record_files import (
     COMPRESSED,
     READERS,
     Faults,
@@ -31,7 +32,6 @@ from qwen_local.datasets.files import (
     read,
     unpacked,
 )
-from qwen_local.datasets.formats import Example, Turns, examples, missing_column
 from qwen_local.errors import DatasetError, Fault
 from qwen_local.files import expanded
 

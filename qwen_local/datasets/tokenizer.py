@@ -61,7 +61,7 @@ CHATML_HINT = "use a model whose template writes ChatML, as those of Qwen do"
 
 
 @dataclass(frozen=True, slots=True)
-class Tokenised:
+class Tokenized:
     """One row: its tokens and which of them are trained, from one call so that they fit."""
 
     ids: list[int]
@@ -267,14 +267,14 @@ class ChatTokenizer:
         untrained: frozenset[int] = frozenset(),
         train_on: TrainOn = "assistant",
         thinking: Thinking = "auto",
-    ) -> list[Tokenised]:
+    ) -> list[Tokenized]:
         """The rows of one conversation: see `draft_conversation`."""
         drafts = self.draft_conversation(
             messages, tools=tools, untrained=untrained, train_on=train_on, thinking=thinking
         )
         return self.encode(drafts)
 
-    def encode_text(self, text: str) -> Tokenised:
+    def encode_text(self, text: str) -> Tokenized:
         """Plain text and the end of text: see `draft_text`."""
         return self.encode([self.draft_text(text)])[0]
 
@@ -346,7 +346,7 @@ class ChatTokenizer:
         piece = Piece(text, END_OF_TEXT, answer=True)
         return Draft([piece], frozenset([0]), len(self._control.findall(text)), 0, "")
 
-    def encode(self, drafts: Sequence[Draft]) -> list[Tokenised]:
+    def encode(self, drafts: Sequence[Draft]) -> list[Tokenized]:
         """Rows in tokens; many at once are quicker than one at a time."""
         texts = {piece.text for draft in drafts for piece in draft.pieces}
         texts -= self._short.keys()
@@ -365,7 +365,7 @@ class ChatTokenizer:
                     ids.append(self._special[piece.control])
                 trained += [index in draft.trained] * (len(ids) - len(trained))
             rows.append(
-                Tokenised(ids, trained, draft.literals, draft.reasoning_left_out, draft.opening)
+                Tokenized(ids, trained, draft.literals, draft.reasoning_left_out, draft.opening)
             )
         return rows
 

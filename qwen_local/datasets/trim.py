@@ -1,4 +1,4 @@
-"""What of a tokenised row is kept, given the longest length allowed."""
+"""What of a tokenized row is kept, given the longest length allowed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A model computed block by block: only one block's weights are in memory at a time.
 
 A block is given to an engine as a whole model of its own, with one block, so that it is loaded,
-quantised and computed by the code that computes the model. What stands around the blocks, the
+quantized and computed by the code that computes the model. What stands around the blocks, the
 embedding, the last norm and the head, is read in pieces and computed here.
 
 Shapes: T = tokens of a sequence, D = hidden size, N = positions that are looked at, V = vocabulary.
@@ -25,10 +25,10 @@ from qwen_local.backends.base import Arrays, Backend, Setup, Weights
 from qwen_local.backends.select import Choice, open_backend
 from qwen_local.export.merge import Read
 from qwen_local.files import write_arrays, write_json
-from qwen_local.job import LoraSpec, Quantization
+from qwen_local.job.schema import LoraSpec, Quantization
 from qwen_local.models.config import engine_config
 from qwen_local.models.source import ModelFiles
-from qwen_local.models.weights import EMBEDDING, HEAD, NORM
+from qwen_local.models.tensor_check import EMBEDDING, HEAD, NORM
 
 PIECE = 8192
 """Rows of the embedding or the head that are in memory at a time."""
@@ -44,7 +44,7 @@ class Source:
     """The embedding, the last norm and the head."""
     cut: Callable[[Path, int], None]
     """Writes a block as a model of one block: see `Weights.cut`."""
-    quantised: bool
+    quantized: bool
     """Whether what it writes has the codes of the model's files."""
     adapter: Adapter | None = None
     """Settings of the adapter that an engine is opened for."""
@@ -67,8 +67,8 @@ def of_files(
     quantization: Quantization = "none",
 ) -> Source:
     """The weights of a model's files, as an engine loads them."""
-    quantised = model.architecture.stored is not None
-    return Source(model, reader(weights), weights.cut, quantised, adapter, quantization)
+    quantized = model.architecture.stored is not None
+    return Source(model, reader(weights), weights.cut, quantized, adapter, quantization)
 
 
 def reader(weights: Weights) -> Read:
@@ -89,7 +89,7 @@ def of_arrays(model: ModelFiles, read: Read, block: Callable[[int], Arrays]) -> 
         ones = np.ones(model.architecture.hidden, np.float32)
         write_arrays(path, {**block(number), EMBEDDING: ones[None], NORM: ones}, made_for="pt")
 
-    return Source(model, read, cut, quantised=False)
+    return Source(model, read, cut, quantized=False)
 
 
 def in_block_0(name: str) -> str:
@@ -191,11 +191,11 @@ def _one_block(source: Source, folder: Path) -> ModelFiles:
         "vocab_size": 1,
         "tie_word_embeddings": True,
     }
-    if source.quantised:
+    if source.quantized:
         kept = {key: value for key, value in model.config.items() if key.startswith("quantization")}
         config |= kept
     write_json(folder / "config.json", config)
-    stored = model.architecture.stored if source.quantised else None
+    stored = model.architecture.stored if source.quantized else None
     one = replace(model.architecture, layers=1, vocabulary=1, tied=True, stored=stored)
     return replace(model, folder=folder, config=config, architecture=one)
 

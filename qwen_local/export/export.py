@@ -16,12 +16,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qwen_local.adapters.card_facts import card_facts, without_folders, write_card
 from qwen_local.adapters.lora import Adapter
 from qwen_local.adapters.mlx_layout import write_mlx
 from qwen_local.adapters.peft_layout import write_peft
 from qwen_local.adapters.store import ORIGIN, load_adapter
 from qwen_local.backends.base import Weights
+from qwen_local.cards.facts import card_facts, without_folders, write_card
 from qwen_local.errors import InputError
 from qwen_local.export.blocks import Voice, of_files
 from qwen_local.export.gguf_about import About
@@ -47,7 +47,7 @@ from qwen_local.export.opening import (
 from qwen_local.export.proof import EXPORT, Proof, check, measure
 from qwen_local.export.samples import make_samples
 from qwen_local.files import expanded, write_json
-from qwen_local.job import Quantization
+from qwen_local.job.schema import Quantization
 from qwen_local.models.source import PROOF
 
 log = logging.getLogger("qwen_local")

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from qwen_local.adapters.card_facts import card_facts, write_card
 from qwen_local.adapters.store import ORIGIN
 from qwen_local.backends.base import Weights
-from qwen_local.backends.quantisation import check_quantization
+from qwen_local.backends.quantization import check_quantization
 from qwen_local.backends.select import DType
+from qwen_local.cards.facts import card_facts, write_card
 from qwen_local.export.blocks import Voice, of_files, reader
 from qwen_local.export.live import live_voices, merged_voices
 from qwen_local.export.merge import (
@@ -37,11 +37,11 @@ from qwen_local.export.proof import EXPORT, Proof, check, measure
 from qwen_local.export.rounding import rounding
 from qwen_local.export.samples import make_samples
 from qwen_local.files import write_json
-from qwen_local.inference.sampling import generation_config
-from qwen_local.job import Quantization
+from qwen_local.inference.sampling_options import generation_config
+from qwen_local.job.schema import Quantization
 from qwen_local.models.config import engine_config
 from qwen_local.models.source import PROOF, TOKENIZER_PARTS, fetch, find_model
-from qwen_local.models.weights import float_type
+from qwen_local.models.tensor_check import float_type
 
 log = logging.getLogger("qwen_local")
 
@@ -73,7 +73,7 @@ def fuse(
 
     Args:
         given: see `Given`.
-        requantize: what the merged linear layers are quantised to again.
+        requantize: what the merged linear layers are quantized to again.
         dtype: of the merged weights; `auto` is that of the base's files.
 
     Raises:
@@ -107,13 +107,13 @@ def fuse(
         )
         write_json(new / PROOF, {**result.to_json(), "adapter": str(given.adapter)})
         write_json(new / ORIGIN, asdict(opened.adapter.origin))
-        quantised = requantize != "none"
+        quantized = requantize != "none"
         facts = card_facts(
             given.adapter,
             "merged",
             base=base,
-            weights=requantize if quantised else rounded,
-            weights_engine=choice.backend if quantised else None,
+            weights=requantize if quantized else rounded,
+            weights_engine=choice.backend if quantized else None,
             proof=asdict(proof),
         )
         write_card(new, facts)
@@ -146,7 +146,7 @@ def _prove(
         proof = measure(voices, make_samples(opened.tokenizer, run), opened.choice, scratch)
     mend = "pass --dtype float32"
     if requantize != "none":
-        mend = "leave --requantize out, or quantise to more bits"
+        mend = "leave --requantize out, or quantize to more bits"
     check(proof, merged=True, mend=mend)
     return proof
 
@@ -161,21 +161,21 @@ def _write(
 ) -> None:
     """The merged model's folder, all but the proof."""
     files = opened.base
-    quantised: frozenset[str] = frozenset()
+    quantized: frozenset[str] = frozenset()
     config = {k: v for k, v in files.config.items() if not k.startswith("quantization")}
     config.pop("torch_dtype", None)  # its name in transformers 4; two would contradict each other
     config["dtype"] = dtype
     # transformers 5 has it in rope_parameters alone, where mlx-lm's qwen2 does not look.
     config["rope_theta"] = engine_config(files.config)["rope_theta"]
     if requantize != "none":
-        quantised = frozenset(linear_names(files.architecture))
+        quantized = frozenset(linear_names(files.architecture))
         config |= weights.config(requantize, dtype)
     write_shards(
         folder,
         merged_tensors(files.architecture, opened.adapter, weights, opened.held),
         weights,
         dtype=dtype,
-        quantised=quantised,
+        quantized=quantized,
         quantization=requantize,
     )
     write_json(folder / "config.json", config)

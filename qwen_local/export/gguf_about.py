@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import gguf
 
-from qwen_local.adapters.card_facts import without_folders
+from qwen_local.cards.facts import without_folders
 from qwen_local.export.gguf_encoding import Encoding
 from qwen_local.models.source import ModelSource
 

@@ -29,10 +29,10 @@ from qwen_local.export.merge import merged_tensors, verify
 from qwen_local.export.ollama import modelfile
 from qwen_local.export.opening import Opened
 from qwen_local.export.proof import EXPORT
-from qwen_local.inference.sampling import sampling_defaults
+from qwen_local.inference.sampling_options import sampling_defaults
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.config import engine_config
-from qwen_local.models.licences import licence_in, licence_of
+from qwen_local.models.licenses import license_in, license_of
 from qwen_local.models.source import ModelFiles
 
 CONTEXT = 8192
@@ -124,8 +124,8 @@ def gguf_bytes(architecture: Architecture, outtype: Outtype) -> int:
 def about_of(opened: Opened, title: str) -> About:
     """What a file says of the fine-tune of this title."""
     base = opened.base
-    licence = licence_of(base.name) or licence_in(base.folder)
-    named = None if licence is None else licence.name or licence.identifier
+    license = license_of(base.name) or license_in(base.folder)
+    named = None if license is None else license.name or license.identifier
     return About(base=opened.source, title=title, license=named)
 
 

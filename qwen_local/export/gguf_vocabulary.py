@@ -2,7 +2,7 @@
 
 llama.cpp cuts text into words by a rule that it knows by name, and `qwen2` is the name of one. A
 tokenizer.json says its rule in full. So the name is written only where the rule is that one, to the
-letter; everything else that llama.cpp would do differently is refused as well. It never normalises
+letter; everything else that llama.cpp would do differently is refused as well. It never normalizes
 text: what a user types in decomposed letters (e and a combining accent) it reads as they stand,
 where the tokenizer composes them first.
 """

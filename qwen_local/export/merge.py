@@ -1,10 +1,10 @@
 """An adapter merged into the weights that it was trained on, one tensor at a time.
 
 W' = W + scale * (B A) in float32, rounded once when it is written (a DoRA's rows are scaled to its
-magnitudes before that). W is the base as the training engine held it: after a run on a quantised
-base, its dequantised weights. Merged into the original ones the adapter would answer to weights
+magnitudes before that). W is the base as the training engine held it: after a run on a quantized
+base, its dequantized weights. Merged into the original ones the adapter would answer to weights
 that it never saw (QLoRA adapters lose much of what they learned that way; so they do when the sum
-is quantised again).
+is quantized again).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from qwen_local.backends.base import Weights
 from qwen_local.backends.select import Choice
 from qwen_local.errors import QwenLocalError
 from qwen_local.files import write_json
-from qwen_local.job import Quantization
+from qwen_local.job.schema import Quantization
 from qwen_local.models.architecture import LINEARS, Architecture, block_path
 from qwen_local.models.source import ModelFiles
 
@@ -140,7 +140,7 @@ def write_shards(
     weights: Weights,
     *,
     dtype: str,
-    quantised: frozenset[str] = frozenset(),
+    quantized: frozenset[str] = frozenset(),
     quantization: Quantization = "none",
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
@@ -151,7 +151,7 @@ def write_shards(
         tensors: float32, by name; one is held at a time, and what the file under way has so far.
         weights: writes them.
         dtype: what they are rounded to.
-        quantised: names of those that are then quantised.
+        quantized: names of those that are then quantized.
         quantization: to what.
         shard_bytes: of a file's tensors, where none alone exceeds them.
     """
@@ -164,7 +164,7 @@ def write_shards(
         held.clear()
 
     for name, array in tensors:
-        to = quantization if name in quantised else "none"
+        to = quantization if name in quantized else "none"
         parts = weights.encode(name, array, dtype=dtype, quantization=to)
         if held and sum(part.nbytes for part in (held | parts).values()) > shard_bytes:
             flush()

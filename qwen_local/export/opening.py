@@ -17,16 +17,16 @@ from safetensors import SafetensorError
 
 from qwen_local.adapters.lora import Adapter, Origin
 from qwen_local.adapters.store import base_of, load_adapter, named_base
-from qwen_local.backends.quantisation import check_quantization, choose_for, who_asks
+from qwen_local.backends.quantization import check_quantization, choose_for, who_asks
 from qwen_local.backends.select import ENGINES, Choice, Machine, probe
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import BackendError, Fault, InputError, ModelError, RunBusyError
 from qwen_local.export.merge import ExportError
 from qwen_local.files import expanded, free_bytes, readable_by_all
-from qwen_local.job import Quantization
+from qwen_local.job.schema import Quantization
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.source import ModelFiles, ModelSource, fetch
-from qwen_local.training.run_directory import check_free
+from qwen_local.runs.directory import check_free
 
 log = logging.getLogger("qwen_local")
 
@@ -49,7 +49,7 @@ class Given:
     quantization: Quantization | None = None
     """What the base was held in while the adapter was trained; None as recorded."""
     backend: str = "auto"
-    """`auto` takes the engine that trained on a quantised base, else as `select`."""
+    """`auto` takes the engine that trained on a quantized base, else as `select`."""
     device: str = "auto"
     """`auto`, `gpu` or `cpu`."""
 
@@ -142,7 +142,7 @@ def _check_names(given: Given) -> None:
 
 
 def _choose(machine: Machine, given: Given, architecture: Architecture, origin: Origin) -> Choice:
-    """The engine: where the base was quantised the one that did it, whose codes are its own."""
+    """The engine: where the base was quantized the one that did it, whose codes are its own."""
     if origin.quantization != "none" and given.backend not in (
         "auto",
         origin.backend or given.backend,

@@ -21,7 +21,7 @@ from qwen_local.backends.select import Choice
 from qwen_local.export.blocks import Source, Voice, head_pieces, normed, through_all_blocks
 from qwen_local.export.merge import ExportError
 from qwen_local.export.samples import Samples
-from qwen_local.rows import IGNORE
+from qwen_local.rows.rows import IGNORE
 
 FLOAT32_ERROR = 1e-4
 """Allowed difference of float32 logits; where they exceed 1, as a share of the largest."""
@@ -43,7 +43,7 @@ class Proof:
     """Root mean square of the difference between the live adapter and the bare base."""
     merge_logit_difference: float | None
     """The largest between the merge before it was rounded and the live adapter; None where nothing
-    was merged, or that was quantised again at once."""
+    was merged, or that was quantized again at once."""
     allowed_logit_difference: float
     """What would be rounding of float32, of the merge or, where there is none, of the export."""
     top1_agreement: float
@@ -212,7 +212,7 @@ def check(proof: Proof, *, merged: bool, mend: str) -> None:
 
     Args:
         proof: the figures.
-        merged: whether the export is a merge that was rounded, or quantised again; else it is an
+        merged: whether the export is a merge that was rounded, or quantized again; else it is an
             adapter, and must say what the live one says.
         mend: what to do where rounding loses the adapter.
 
@@ -229,7 +229,7 @@ def check(proof: Proof, *, merged: bool, mend: str) -> None:
     if not merged:
         _check_adapter(proof)
     elif proof.merge_logit_difference is None:
-        _check_quantised(proof, mend)
+        _check_quantized(proof, mend)
     elif not proof.merge_logit_difference <= allowed:
         raise ExportError(
             f"the merge differs from the live adapter by {proof.merge_logit_difference:.2g} in its "
@@ -254,7 +254,7 @@ def _check_adapter(proof: Proof) -> None:
         )
 
 
-def _check_quantised(proof: Proof, mend: str) -> None:
+def _check_quantized(proof: Proof, mend: str) -> None:
     """Refuse an export that is nearer to the bare base than to the adapter.
 
     By the loss, of which half may be lost, where the adapter lowers it; else by half of what it
@@ -267,7 +267,7 @@ def _check_quantised(proof: Proof, mend: str) -> None:
         kept = proof.rms_logit_difference <= proof.rms_adapter_effect / 2
     if not kept:
         raise ExportError(
-            "quantised again, the model has lost more than half of what the adapter does: loss "
+            "quantized again, the model has lost more than half of what the adapter does: loss "
             f"{proof.loss_export:.4f}, {proof.loss_live:.4f} live, {proof.loss_base:.4f} without "
             "the adapter; logits differ by "
             f"{proof.rms_logit_difference:.2g}, and the adapter moves them by "

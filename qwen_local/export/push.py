@@ -17,10 +17,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from qwen_local.adapters.card_facts import hub_base
 from qwen_local.adapters.lora import Origin
 from qwen_local.adapters.store import MLX_WEIGHTS, ORIGIN, PEFT_WEIGHTS, named_base
 from qwen_local.backends.hub import check_settings
+from qwen_local.cards.facts import hub_base
 from qwen_local.errors import Fault, InputError, QwenLocalError
 from qwen_local.files import expanded
 from qwen_local.models.source import HUB_ID, PROOF, TOKENIZER_PARTS

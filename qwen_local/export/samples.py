@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen_local.adapters.card_facts import run_of
+from qwen_local.cards.facts import run_of
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import InputError
-from qwen_local.job import read_job
-from qwen_local.rows import IGNORE, Rows
+from qwen_local.job.schema import read_job
+from qwen_local.rows.rows import IGNORE, Rows
 from qwen_local.training.preparation import prepare_data
 
 log = logging.getLogger("qwen_local")

@@ -13,10 +13,10 @@ from typing import Any
 from tqdm import tqdm
 
 from qwen_local.errors import DatasetError, Fault, InputError
-from qwen_local.inference.answer import Answer, Answerer, Prompt
-from qwen_local.inference.answers import Answers
-from qwen_local.inference.questions import Question, read_questions
-from qwen_local.inference.sampling import ALLOWED, GREEDY, Wishes
+from qwen_local.inference.answer_file import Answers
+from qwen_local.inference.generator import Answer, Answerer, Prompt
+from qwen_local.inference.prompt_file import Question, read_questions
+from qwen_local.inference.sampling_options import ALLOWED, GREEDY, Wishes
 
 WINDOW = 128
 """Rows among which batches are put together by length; answers come in the order of the file, so as

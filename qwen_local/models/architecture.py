@@ -61,7 +61,7 @@ class Architecture:
     positions: int
     """The longest sequence that the model was made for, in tokens."""
     stored: Stored | None = None
-    """How the files are quantised; None where they hold floats."""
+    """How the files are quantized; None where they hold floats."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Architecture:

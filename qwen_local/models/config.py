@@ -49,7 +49,7 @@ FIXED: Mapping[str, object] = {
     "is_causal": True,
     "quantize_activations": False,
 }
-"""What the two engines agree on; any other value is honoured by one of them at most."""
+"""What the two engines agree on; any other value is honored by one of them at most."""
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
 AFFINE_GROUPS = (32, 64, 128)
 """What `mlx.core.quantize` makes in its affine mode."""
@@ -58,8 +58,8 @@ BITSANDBYTES: Mapping[str, Mapping[str, object]] = {
     "load_in_8bit": {"llm_int8_threshold": 6.0, "llm_int8_has_fp16_weight": False},
 }
 """The two schemes of bitsandbytes that are read, each with the settings that it is read with."""
-QUANTISED_HINT = (
-    "take the model that this one was quantised from, for example Qwen/Qwen3-0.6B, with "
+QUANTIZED_HINT = (
+    "take the model that this one was quantized from, for example Qwen/Qwen3-0.6B, with "
     "model.quantization=4bit"
 )
 FULL = "full_attention"
@@ -148,7 +148,7 @@ def config_faults(config: Mapping[str, Any], where: str) -> Iterator[Fault]:
             return  # perhaps no model's file at all: the rest would be noise
     yield from _names_of_code(config, where)
     if family in MODEL_TYPES:
-        yield from _quantised(config, where)
+        yield from _quantized(config, where)
         yield from _figures(config, where)
         yield from _variants(config, where)
 
@@ -171,7 +171,7 @@ def _names_of_code(config: Mapping[str, Any], where: str) -> Iterator[Fault]:
         yield Fault(f"{where}: {key}", problem, hint)
 
 
-def _quantised(config: Mapping[str, Any], where: str) -> Iterator[Fault]:
+def _quantized(config: Mapping[str, Any], where: str) -> Iterator[Fault]:
     """MLX's affine scheme is read, which mlx-lm writes under both keys, and bitsandbytes' two."""
     affine, theirs = config.get("quantization"), config.get("quantization_config")
     where_theirs = f"{where}: quantization_config"
@@ -179,7 +179,7 @@ def _quantised(config: Mapping[str, Any], where: str) -> Iterator[Fault]:
         yield from _affine(affine, f"{where}: quantization")
         if theirs not in (None, affine):
             problem = f"expected what quantization says; found {shown(theirs)}"
-            yield Fault(where_theirs, problem, QUANTISED_HINT)
+            yield Fault(where_theirs, problem, QUANTIZED_HINT)
     elif isinstance(theirs, dict) and theirs.get("quant_method") == "bitsandbytes":
         yield from _bitsandbytes(theirs, where_theirs)
     elif theirs is not None and not list(_affine(theirs, where)):
@@ -188,14 +188,14 @@ def _quantised(config: Mapping[str, Any], where: str) -> Iterator[Fault]:
         yield Fault(f"{where}: quantization", problem, hint)
     elif theirs is not None:
         problem = "expected floats, MLX's affine codes, or NF4 or LLM.int8() of bitsandbytes"
-        yield Fault(where_theirs, f"{problem}; found {shown(theirs)}", QUANTISED_HINT)
+        yield Fault(where_theirs, f"{problem}; found {shown(theirs)}", QUANTIZED_HINT)
 
 
 def _affine(given: object, where: str) -> Iterator[Fault]:
     """What keeps these from being settings of MLX's affine scheme, the same for all layers."""
     if isinstance(given, dict) and given.get("mode", "affine") != "affine":
         problem = f'expected "affine"; found {shown(given["mode"])}'
-        yield Fault(f"{where}: mode", problem, QUANTISED_HINT)
+        yield Fault(f"{where}: mode", problem, QUANTIZED_HINT)
     elif not (
         isinstance(given, dict)
         and given.keys() <= {"bits", "group_size", "mode"}
@@ -205,25 +205,25 @@ def _affine(given: object, where: str) -> Iterator[Fault]:
         and given["group_size"] in AFFINE_GROUPS
     ):
         problem = "expected one number of bits and one group_size for all layers"
-        yield Fault(where, f"{problem}; found {shown(given)}", QUANTISED_HINT)
+        yield Fault(where, f"{problem}; found {shown(given)}", QUANTIZED_HINT)
 
 
 def _bitsandbytes(theirs: Mapping[str, Any], where: str) -> Iterator[Fault]:
     """What these settings have otherwise than the engine reads codes.
 
-    Which layers are quantised follows from the files, whatever `llm_int8_skip_modules` says.
+    Which layers are quantized follows from the files, whatever `llm_int8_skip_modules` says.
     """
     chosen = [key for key in BITSANDBYTES if theirs.get(key) is True]
     if len(chosen) != 1:
         found = " and ".join(chosen) or "neither"
         problem = f"expected either {' or '.join(BITSANDBYTES)}; found {found}"
-        yield Fault(where, problem, QUANTISED_HINT)
+        yield Fault(where, problem, QUANTIZED_HINT)
         return
     given = {"bnb_4bit_quant_type": "fp4"} | dict(theirs)  # the library's default
     for key, value in BITSANDBYTES[chosen[0]].items():
         if given.get(key) not in (None, value):
             problem = f"expected {shown(value)}; found {shown(given[key])}"
-            yield Fault(f"{where}: {key}", problem, QUANTISED_HINT)
+            yield Fault(f"{where}: {key}", problem, QUANTIZED_HINT)
 
 
 def _figures(config: Mapping[str, Any], where: str) -> Iterator[Fault]:
@@ -320,8 +320,8 @@ def weight_faults(folder: Path, name: str) -> Iterator[Fault]:
         yield Fault(name, f"expected *.safetensors; found {found}", hint)
         return
     if (folder / "hf_quant_config.json").exists():  # mlx-lm heeds it, transformers does not
-        hint = "take the model that this one was quantised from"
-        yield Fault(f"{name}: hf_quant_config.json", "chooses a quantisation of its own", hint)
+        hint = "take the model that this one was quantized from"
+        yield Fault(f"{name}: hf_quant_config.json", "chooses a quantization of its own", hint)
     if (folder / "adapter_config.json").exists():
         hint = "move adapter_config.json away, or give it as --adapter"
         yield Fault(name, "expected a bare model; found an adapter beside it", hint)

@@ -1,7 +1,7 @@
 """Where a model comes from: the package itself, a folder, or the hub.
 
 A name that is an existing folder is that folder, and is never looked up on the hub. The hub is
-reached through huggingface_hub alone, which honours HF_HOME, HF_TOKEN, HF_ENDPOINT and
+reached through huggingface_hub alone, which honors HF_HOME, HF_TOKEN, HF_ENDPOINT and
 HF_HUB_OFFLINE.
 """
 
@@ -20,7 +20,7 @@ from qwen_local.errors import Fault, ModelError
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.config import check_folder
 from qwen_local.models.published import PUBLISHED
-from qwen_local.models.weights import tensor_faults
+from qwen_local.models.tensor_check import tensor_faults
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 

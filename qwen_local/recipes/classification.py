@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from qwen_local.datasets.faults import FAULTS_KEPT, found, quoted
-from qwen_local.datasets.files import Record
+from qwen_local.datasets.record_files import Record
 from qwen_local.datasets.sources import Source, Wanted, locate
 from qwen_local.errors import DatasetError, Fault
-from qwen_local.recipes.columns import column_faults
+from qwen_local.recipes.csv_columns import column_faults
 from qwen_local.recipes.output import TRAIN, VALID, Row, Summary, balance, check_output, write_rows
-from qwen_local.recipes.sampling import draw
+from qwen_local.recipes.subset import draw
 
 INSTRUCTION = "Which category does this text belong to? Answer with the category alone."
 CATEGORIES = "{categories}"

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from qwen_local.datasets.faults import FAULTS_KEPT
-from qwen_local.datasets.files import Faults
 from qwen_local.datasets.formats import Example
+from qwen_local.datasets.record_files import Faults
 from qwen_local.datasets.sources import Wanted, locate
 from qwen_local.errors import DatasetError, Fault
 from qwen_local.recipes.fences import Answer, fenced
 from qwen_local.recipes.output import TRAIN, VALID, Row, Summary, balance, check_output, write_rows
-from qwen_local.recipes.sampling import draw, held_out
+from qwen_local.recipes.subset import draw, held_out
 
 FORMAT = "alpaca"
 

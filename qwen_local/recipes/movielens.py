@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
+from qwen_local.console.log import log
 from qwen_local.errors import DatasetError
 from qwen_local.recipes.output import TRAIN, VALID, Row, Summary, balance, check_output, write_rows
 from qwen_local.recipes.ratings import Ratings, find, read_ratings, read_titles
-from qwen_local.recipes.sampling import draws, smallest
-from qwen_local.talk import log
+from qwen_local.recipes.subset import draws, smallest
 
 BLOCK = 1 << 20
 """Ratings that are looked at at once."""

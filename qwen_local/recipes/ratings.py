@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from qwen_local.datasets.faults import FAULTS_KEPT, quoted
-from qwen_local.datasets.files import Record, read
+from qwen_local.datasets.record_files import Record, read
 from qwen_local.errors import DatasetError, Fault
-from qwen_local.recipes.columns import column_faults
+from qwen_local.recipes.csv_columns import column_faults
 
 RATINGS, MOVIES = "ratings.csv", "movies.csv"
 COLUMNS = {"userId": "int32", "movieId": "int32", "rating": "float32", "timestamp": "int64"}

@@ -1,4 +1,4 @@
-"""When to quantise the frozen model and when not to, what makes a run fit, and when evaluation is
+"""When to quantize the frozen model and when not to, what makes a run fit, and when evaluation is
 too dear."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from qwen_local.backends.base import Setup
-from qwen_local.job import Job, Quantization, TrainSpec
+from qwen_local.job.schema import Job, Quantization, TrainSpec
 from qwen_local.training.fitting import fit
 from qwen_local.training.memory import Memory, Workload, estimate_memory
 from qwen_local.training.schedule import Schedule, make_schedule

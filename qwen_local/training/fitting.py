@@ -8,7 +8,7 @@ from typing import Literal
 from qwen_local.backends.base import Setup
 from qwen_local.training.memory import Workload, estimate_memory
 
-FAVOURITE = {"cuda": {"cpu": 1024, "gpu": 8192}, "mlx": {"cpu": 512, "gpu": 8192}}
+FAVORITE = {"cuda": {"cpu": 1024, "gpu": 8192}, "mlx": {"cpu": 512, "gpu": 8192}}
 """Positions of one forward pass where memory does not matter. A bigger product gains nothing on a
 CPU."""
 
@@ -16,7 +16,7 @@ SMALLEST = 256
 """Below it nothing is gained by going on."""
 
 TINY = 4
-"""A budget under the favourite by more than this costs more time than to compute activations
+"""A budget under the favorite by more than this costs more time than to compute activations
 twice."""
 
 
@@ -46,8 +46,8 @@ def fit(
         budget: as the job has it.
         checkpointing: as the job has it.
     """
-    favourite = FAVOURITE[workload.engine][setup.device]
-    sizes = [budget] if budget != "auto" else _halved(favourite)
+    favorite = FAVORITE[workload.engine][setup.device]
+    sizes = [budget] if budget != "auto" else _halved(favorite)
     ways = [checkpointing] if checkpointing != "auto" else [False, True]
 
     def tried(size: int, way: bool) -> Setup:
@@ -57,7 +57,7 @@ def fit(
         return estimate_memory(tried(size, way), workload).fits
 
     best = {way: next((size for size in sizes if fits(size, way)), 0) for way in ways}
-    way = ways[0] if best[ways[0]] * TINY >= favourite else max(ways, key=lambda w: best[w])
+    way = ways[0] if best[ways[0]] * TINY >= favorite else max(ways, key=lambda w: best[w])
     if not any(best.values()):
         way = ways[-1]
         said = "it does not fit even so"
@@ -65,7 +65,7 @@ def fit(
     size = best[way]
     if budget != "auto":
         because = "as the job says"
-    elif size == favourite:
+    elif size == favorite:
         because = f"the most that a {_chip(setup)} gains from"
     else:
         because = f"as {2 * size:,} would not fit"

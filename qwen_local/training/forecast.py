@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qwen_local.datasets.plan import Layout, epoch_order, micro_batches
-from qwen_local.rows import AnyRows
+from qwen_local.rows.planner import Layout, epoch_order, micro_batches
+from qwen_local.rows.rows import AnyRows
 from qwen_local.training.schedule import EVALUATION_COST, Schedule
 
 STEPS_LOOKED_AT = 500

@@ -13,17 +13,17 @@ from typing import Literal
 import numpy as np
 
 from qwen_local.backends.base import Backend, RowTooLargeError, Scores
-from qwen_local.datasets.plan import epoch_order
+from qwen_local.console.signals import Stopped, Stops
 from qwen_local.errors import OutOfMemoryError, QwenLocalError
-from qwen_local.job import EarlyStopping
-from qwen_local.rows import AnyRows, Rows
-from qwen_local.signals import Stopped, Stops
+from qwen_local.job.schema import EarlyStopping
+from qwen_local.rows.planner import epoch_order
+from qwen_local.rows.rows import AnyRows, Rows
+from qwen_local.runs.events import Metrics
+from qwen_local.runs.state import Standing
 from qwen_local.training import stopping
 from qwen_local.training.health import Concern, Health
-from qwen_local.training.metrics import Metrics
 from qwen_local.training.progress import Progress
 from qwen_local.training.schedule import Schedule
-from qwen_local.training.standing import Standing
 
 log = logging.getLogger("qwen_local")
 

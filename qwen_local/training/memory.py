@@ -29,12 +29,12 @@ from qwen_local.backends.base import (
     HEAD_CHUNK_GPU,
     HEAD_CHUNK_MLX,
     MLX_CACHE_BYTES,
-    QUANTISED_BITS,
+    QUANTIZED_BITS,
     Setup,
 )
 from qwen_local.backends.machine import Device, Engine
-from qwen_local.backends.quantisation import MLX_GROUP
-from qwen_local.job import LoraSpec, Quantization
+from qwen_local.backends.quantization import MLX_GROUP
+from qwen_local.job.schema import LoraSpec, Quantization
 from qwen_local.models.architecture import Architecture
 
 USABLE = 0.9
@@ -244,7 +244,7 @@ def _kept_per_position(
     instead = sum(linear[name][1] for name in shared) if lora.dropout else 0
     everything = 4 * shape.hidden + 3 * queries + 2 * keys + 3 * shape.intermediate + low_rank
     if engine == "cuda":
-        if shape.model_type == "qwen3":  # its queries and keys are normalised, too
+        if shape.model_type == "qwen3":  # its queries and keys are normalized, too
             everything += queries + keys
         return width * (everything - instead) + (width + mask) * dropped
     everything += queries + 2 * keys + 2 * shape.intermediate
@@ -284,19 +284,19 @@ def _weights(setup: Setup, engine: Engine) -> int:
     shape, width = setup.model.architecture, BYTES[setup.dtype]
     linear = [math.prod(pair) for pair in shape.linear_shapes().values()]
     # bitsandbytes multiplies by a whole layer in the computing dtype, MLX by the codes.
-    dequantised = max(linear) * width if engine == "cuda" else 0
+    dequantized = max(linear) * width if engine == "cuda" else 0
     if shape.stored is not None and shape.stored.scheme == "affine":  # embeddings and head, too
         each = shape.stored.bits + 16 * width / shape.stored.group
         return round(shape.parameters() * each / 8)
     bits = _bits(shape, setup.quantization)
     if bits is None:
         return shape.parameters() * width
-    quantised = shape.layers * sum(linear)
-    kept = (shape.parameters() - quantised) * width
+    quantized = shape.layers * sum(linear)
+    kept = (shape.parameters() - quantized) * width
     # As on MLX, with a scale and a bias of each group in the computing dtype. NF4 with double
-    # quantisation has 4.127 bits (QLoRA, section 3), LLM.int8() hardly more than 8.
-    return round(quantised * (bits + 16 * width / MLX_GROUP) / 8) + kept + dequantised
+    # quantization has 4.127 bits (QLoRA, section 3), LLM.int8() hardly more than 8.
+    return round(quantized * (bits + 16 * width / MLX_GROUP) / 8) + kept + dequantized
 
 
 def _bits(shape: Architecture, quantization: Quantization) -> int | None:
-    return QUANTISED_BITS.get(quantization) if shape.stored is None else shape.stored.bits
+    return QUANTIZED_BITS.get(quantization) if shape.stored is None else shape.stored.bits

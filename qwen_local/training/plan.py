@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_local.adapters.lora import Origin
-from qwen_local.backends.quantisation import check_quantization, choose_for
+from qwen_local.backends.quantization import check_quantization, choose_for
 from qwen_local.backends.select import choose, probe, resolve_dtype
 from qwen_local.datasets.count import count_rows
 from qwen_local.datasets.prepare import Prepared
@@ -15,8 +15,9 @@ from qwen_local.datasets.report import Histogram
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import JobError, ModelError, RunBusyError
 from qwen_local.files import free_bytes
-from qwen_local.job import Draft
+from qwen_local.job.schema import Draft
 from qwen_local.models.source import ModelFiles, ModelSource, fetch, find_model
+from qwen_local.runs.directory import check_free, run_folder
 from qwen_local.training.advice import evaluation_advice, memory_hint, quantization_advice
 from qwen_local.training.disk import disk_need
 from qwen_local.training.memory import USABLE, Memory, estimate_memory
@@ -32,7 +33,6 @@ from qwen_local.training.preparation import (
     prepare_data,
     trainable_parameters,
 )
-from qwen_local.training.run_directory import check_free, run_folder
 from qwen_local.training.schedule import make_schedule
 
 BAR = 40

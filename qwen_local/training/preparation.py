@@ -14,16 +14,16 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from qwen_local.backends.base import Setup, peak_resident_bytes
 from qwen_local.backends.probe import in_a_line
 from qwen_local.backends.select import Choice, DType, Machine
-from qwen_local.datasets.columns import settle
-from qwen_local.datasets.plan import choose_widths
+from qwen_local.datasets.column_map import settle
 from qwen_local.datasets.prepare import Prepared, prepare
 from qwen_local.datasets.sources import Wanted, locate, looks_local
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.embedded import SAMPLE_DATA, TINY_MODEL, sample_data_path
 from qwen_local.errors import DatasetError, JobError, ModelError
-from qwen_local.job import DataSpec, Draft, EvalSource, Job, TrainSource
+from qwen_local.job.schema import DataSpec, Draft, EvalSource, Job, TrainSource
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.source import ModelFiles
+from qwen_local.rows.planner import choose_widths
 from qwen_local.training.fitting import Fit, fit
 from qwen_local.training.memory import Workload, library_bytes
 

@@ -16,13 +16,13 @@ from pydantic import ValidationError
 
 from qwen_local.errors import CheckpointError, Fault, JobError
 from qwen_local.files import expanded, sync_folder
-from qwen_local.job import Draft, Job
-from qwen_local.job_file import FILE, show
-from qwen_local.training import checkpoints
-from qwen_local.training.checkpoints import STEP, Damage, DamagedError, step_name
-from qwen_local.training.metrics import METRICS, read_metrics
-from qwen_local.training.run_directory import CHECKPOINTS, JOB, newest_output
-from qwen_local.training.standing import Identity, Saved, from_files
+from qwen_local.job.reader import FILE, show
+from qwen_local.job.schema import Draft, Job
+from qwen_local.runs import checkpoints
+from qwen_local.runs.checkpoints import STEP, Damage, DamagedError, step_name
+from qwen_local.runs.directory import CHECKPOINTS, JOB, newest_output
+from qwen_local.runs.events import METRICS, read_metrics
+from qwen_local.runs.state import Identity, Saved, from_files
 
 log = logging.getLogger("qwen_local")
 

@@ -11,11 +11,10 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen_local.adapters.card_facts import card_facts, write_card
 from qwen_local.adapters.lora import Adapter, Origin
 from qwen_local.adapters.store import PEFT_WEIGHTS
 from qwen_local.backends.base import Arrays, Backend, Setup
-from qwen_local.backends.quantisation import check_quantization, choose_for
+from qwen_local.backends.quantization import check_quantization, choose_for
 from qwen_local.backends.select import (
     Choice,
     Machine,
@@ -24,27 +23,40 @@ from qwen_local.backends.select import (
     probe,
     resolve_dtype,
 )
+from qwen_local.cards.facts import card_facts, write_card
+from qwen_local.console.log import LogFile, handled, talk
+from qwen_local.console.signals import Stopped, Stops
 from qwen_local.datasets.prepare import Prepared
 from qwen_local.datasets.sources import locate
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import BackendError, DiskFullError, QwenLocalError
 from qwen_local.files import json_bytes, replace_file, room_for
-from qwen_local.job import Draft, Job
+from qwen_local.job.schema import Draft, Job
 from qwen_local.models.fingerprint import fingerprint
 from qwen_local.models.source import fetch, find_model
-from qwen_local.signals import Stopped, Stops
-from qwen_local.talk import LogFile, handled, talk
+from qwen_local.runs.checkpoints import step_name, steps_in
+from qwen_local.runs.directory import (
+    CHECKPOINTS,
+    JOB,
+    check_free,
+    claim_folder,
+    environment,
+    locked,
+    make_folder,
+    run_folder,
+)
+from qwen_local.runs.events import METRICS, Metrics, cut_metrics, how_it_ended, read_metrics
+from qwen_local.runs.state import Execution, Identity, Standing
 from qwen_local.training import stopping
 from qwen_local.training.advice import quantization_advice
 from qwen_local.training.awake import keep_awake
-from qwen_local.training.checkpoints import step_name, steps_in
+from qwen_local.training.checkpoint_writer import Keeper
+from qwen_local.training.child import supervised
 from qwen_local.training.disk import LITTLE, check_disk, disk_need
 from qwen_local.training.forecast import Forecast, describe, duration, forecast, how_far_off
 from qwen_local.training.health import Health
-from qwen_local.training.keeper import Keeper
 from qwen_local.training.loop import ALL_STEPS, Data, Saving, train_loop
 from qwen_local.training.memory import Memory, estimate_memory
-from qwen_local.training.metrics import METRICS, Metrics, cut_metrics, how_it_ended, read_metrics
 from qwen_local.training.preparation import (
     check_data_given,
     check_length,
@@ -57,7 +69,6 @@ from qwen_local.training.preparation import (
     trainable_parameters,
 )
 from qwen_local.training.progress import Progress
-from qwen_local.training.rehearsal import rehearse
 from qwen_local.training.resume import (
     TakenUp,
     as_yaml,
@@ -67,19 +78,8 @@ from qwen_local.training.resume import (
     resume_command,
     take_up,
 )
-from qwen_local.training.run_directory import (
-    CHECKPOINTS,
-    JOB,
-    check_free,
-    claim_folder,
-    environment,
-    locked,
-    make_folder,
-    run_folder,
-)
 from qwen_local.training.schedule import Schedule, make_schedule
-from qwen_local.training.standing import Execution, Identity, Standing
-from qwen_local.training.supervised import supervised
+from qwen_local.training.warm_up import rehearse
 
 if TYPE_CHECKING:
     from qwen_local.training.tensorboard import TensorBoard

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from qwen_local.job import TrainSpec
+from qwen_local.job.schema import TrainSpec
 
 EVALUATIONS = 20
 """Most evaluations of a run under `eval_every: auto`, the one before the first step not counted."""

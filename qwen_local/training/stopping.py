@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from qwen_local.job import EarlyStopping
+from qwen_local.job.schema import EarlyStopping
 from qwen_local.training.schedule import Schedule
 
 

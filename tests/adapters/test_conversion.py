@@ -33,7 +33,7 @@ from qwen_local.adapters.store import load_adapter
 from qwen_local.backends.base import Setup
 from qwen_local.backends.select import Choice, Engine, open_backend
 from qwen_local.errors import ModelError
-from qwen_local.job import LoraSpec
+from qwen_local.job.schema import LoraSpec
 from qwen_local.models.architecture import LINEARS, Architecture
 from qwen_local.models.source import ModelFiles
 from tests.conftest import MakeModel

@@ -17,7 +17,7 @@ from qwen_local.backends.base import Setup
 from qwen_local.backends.select import Choice, Engine, open_backend
 from qwen_local.embedded import tiny_model_path
 from qwen_local.models.source import fetch, find_model
-from qwen_local.rows import IGNORE, Rows
+from qwen_local.rows.rows import IGNORE, Rows
 
 ADAPTERS = Path(__file__).resolve().parents[2] / "adapters"
 IDS = [5, 17, 200, 3, 44, 91, 120, 7]

@@ -22,7 +22,7 @@ from qwen_local.adapters.lora import Adapter, initial_arrays
 from qwen_local.adapters.peft_layout import write_peft
 from qwen_local.adapters.store import load_adapter
 from qwen_local.errors import ModelError
-from qwen_local.job import LoraSpec
+from qwen_local.job.schema import LoraSpec
 from qwen_local.models.architecture import Architecture
 from tests.conftest import Cli
 

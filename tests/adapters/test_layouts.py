@@ -22,9 +22,9 @@ from qwen_local.adapters.store import base_of, load_adapter, save_adapter
 from qwen_local.backends.base import Backend
 from qwen_local.backends.select import Engine
 from qwen_local.errors import ModelError
-from qwen_local.job import LoraSpec
+from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import ModelFiles
-from qwen_local.rows import Rows
+from qwen_local.rows.rows import Rows
 
 MakeModel = Callable[[str, bool], ModelFiles]
 OpenEngine = Callable[..., Backend]

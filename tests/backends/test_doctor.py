@@ -167,7 +167,7 @@ memory        64.0 GiB
 gpu           none
 mlx           MLX 0.32.4, mlx-lm 0.32.2; runs on the CPU
 cuda          PyTorch 2.13.0+cpu for the CPU only, PEFT 0.21.2; runs on the CPU
-bitsandbytes  0.50.2; quantises to 4bit and 8bit here
+bitsandbytes  0.50.2; quantizes to 4bit and 8bit here
 transformers  5.23.0
 disk          412.0 GiB free in the working folder (/home/me/qwen)
 disk          412.0 GiB free in the hub cache (/home/me/.cache/huggingface/hub)
@@ -187,7 +187,7 @@ gpu           NVIDIA GeForce RTX 3090, 24.0 GiB, compute capability 8.6, bfloat1
 driver        580.95.05, supports CUDA up to 13.0
 mlx           mlx and mlx-lm are not installed; not needed here
 cuda          PyTorch 2.13.0 for CUDA 13.0, PEFT 0.21.2; runs on the GPU and the CPU
-bitsandbytes  0.50.2; quantises to 4bit and 8bit here
+bitsandbytes  0.50.2; quantizes to 4bit and 8bit here
 transformers  5.23.0
 disk          412.0 GiB free in the working folder (/home/me/qwen)
 disk          412.0 GiB free in the hub cache (/home/me/.cache/huggingface/hub)
@@ -209,7 +209,7 @@ gpu           NVIDIA A800 80GB PCIe, 80.0 GiB, compute capability 8.0, bfloat16
 driver        580.95.05, supports CUDA up to 13.0
 mlx           mlx and mlx-lm are not installed; not needed here
 cuda          PyTorch 2.13.0 for CUDA 13.0, PEFT 0.21.2; runs on the GPU and the CPU
-bitsandbytes  0.50.2; quantises to 4bit and 8bit here
+bitsandbytes  0.50.2; quantizes to 4bit and 8bit here
 transformers  5.23.0
 disk          412.0 GiB free in the working folder (/home/me/qwen)
 disk          412.0 GiB free in the hub cache (/home/me/.cache/huggingface/hub)
@@ -231,7 +231,7 @@ gpu           Tesla T4, 15.0 GiB, compute capability 7.5, no bfloat16
 driver        580.95.05, supports CUDA up to 13.0
 mlx           mlx and mlx-lm are not installed; not needed here
 cuda          PyTorch 2.13.0 for CUDA 13.0, PEFT 0.21.2; runs on the GPU and the CPU
-bitsandbytes  0.50.2; quantises to 4bit and 8bit here
+bitsandbytes  0.50.2; quantizes to 4bit and 8bit here
 transformers  5.23.0
 disk          412.0 GiB free in the working folder (/home/me/qwen)
 disk          412.0 GiB free in the hub cache (/home/me/.cache/huggingface/hub)
@@ -251,7 +251,7 @@ gpu           none
 driver        none that answers: nvidia-smi does not answer within 10 seconds
 mlx           MLX 0.32.4, mlx-lm 0.32.2; runs on the CPU
 cuda          PyTorch 2.13.0+cpu for the CPU only, PEFT 0.21.2; runs on the CPU
-bitsandbytes  0.50.2; quantises to 4bit and 8bit here
+bitsandbytes  0.50.2; quantizes to 4bit and 8bit here
 transformers  5.23.0
 disk          412.0 GiB free in the working folder (/home/me/qwen)
 disk          412.0 GiB free in the hub cache (/home/me/.cache/huggingface/hub)
@@ -337,7 +337,7 @@ gpu           Tesla V100-SXM2-16GB, 16.0 GiB, compute capability 7.0, no bfloat1
 driver        580.95.05, supports CUDA up to 13.0
 mlx           mlx and mlx-lm are not installed; not needed here
 cuda          PyTorch 2.13.0+cu126 for CUDA 12.6, PEFT 0.21.2; runs on the GPU and the CPU
-bitsandbytes  0.50.2; quantises to 4bit here; 8bit needs a card of compute capability 7.5 or later;
+bitsandbytes  0.50.2; quantizes to 4bit here; 8bit needs a card of compute capability 7.5 or later;
               found Tesla V100-SXM2-16GB
 transformers  5.23.0
 disk          412.0 GiB free in the working folder (/home/me/qwen)
@@ -358,7 +358,7 @@ gpu           NVIDIA GeForce GTX 980, 4.0 GiB, compute capability 5.2, no bfloat
 driver        580.95.05, supports CUDA up to 13.0
 mlx           mlx and mlx-lm are not installed; not needed here
 cuda          PyTorch 2.13.0+cu126 for CUDA 12.6, PEFT 0.21.2; runs on the GPU and the CPU
-bitsandbytes  0.50.2; quantises nothing here: 4bit needs a card of compute capability 6.0 or later;
+bitsandbytes  0.50.2; quantizes nothing here: 4bit needs a card of compute capability 6.0 or later;
               found NVIDIA GeForce GTX 980
 transformers  5.23.0
 disk          412.0 GiB free in the working folder (/home/me/qwen)
@@ -379,7 +379,7 @@ gpu           Tesla T4, 15.0 GiB, compute capability 7.5, no bfloat16
 driver        580.95.05, supports CUDA up to 13.0
 mlx           mlx and mlx-lm are not installed; not needed here
 cuda          PyTorch 2.13.0 for CUDA 13.0, PEFT 0.21.2; runs on the GPU and the CPU
-bitsandbytes  0.50.2; quantises to 4bit and 8bit here
+bitsandbytes  0.50.2; quantizes to 4bit and 8bit here
 transformers  5.23.0
 disk          412.0 GiB free in the working folder (/home/me/qwen)
 disk          412.0 GiB free in the hub cache (/home/me/.cache/huggingface/hub)
@@ -445,7 +445,7 @@ memory        24.0 GiB, unified
 gpu           Apple M4 Pro through Metal, 17.8 GiB of the memory for a run, bfloat16
 mlx           MLX 0.32.4, mlx-lm 0.32.2; runs on the GPU and the CPU
 cuda          torch and peft are not installed; not needed here
-bitsandbytes  not installed; MLX quantises itself
+bitsandbytes  not installed; MLX quantizes itself
 transformers  5.23.0
 disk          412.0 GiB free in the working folder (/home/me/qwen)
 disk          412.0 GiB free in the hub cache (/home/me/.cache/huggingface/hub)
@@ -465,7 +465,7 @@ gpu           no Metal here
 mlx           MLX 0.32.4, mlx-lm 0.32.2; runs on the CPU
               hint: a virtual machine lends no Metal: run on the Mac itself
 cuda          torch and peft are not installed; not needed here
-bitsandbytes  not installed; MLX quantises itself
+bitsandbytes  not installed; MLX quantizes itself
 transformers  5.23.0
 disk          412.0 GiB free in the working folder (/home/me/qwen)
 disk          412.0 GiB free in the hub cache (/home/me/.cache/huggingface/hub)
@@ -544,7 +544,7 @@ gpu           NVIDIA GeForce RTX 3090, 24.0 GiB, compute capability 8.6, bfloat1
 driver        581.29 (of Windows), supports CUDA up to 13.0
 mlx           mlx and mlx-lm are not installed; not needed here
 cuda          PyTorch 2.13.0 for CUDA 13.0, PEFT 0.21.2; runs on the GPU and the CPU
-bitsandbytes  0.50.2; quantises to 4bit and 8bit here
+bitsandbytes  0.50.2; quantizes to 4bit and 8bit here
 transformers  5.23.0
 disk          412.0 GiB free in the working folder (/home/me/qwen)
 disk          412.0 GiB free in the hub cache (/home/me/.cache/huggingface/hub)
@@ -589,7 +589,7 @@ gpu           none lent by Windows (there is no /dev/dxg)
               `wsl --update` and `wsl --shutdown` there; install no Linux driver inside WSL
 mlx           mlx and mlx-lm are not installed; not needed here
 cuda          PyTorch 2.13.0 for CUDA 13.0, PEFT 0.21.2; runs on the CPU
-bitsandbytes  0.50.2; quantises to 4bit and 8bit here
+bitsandbytes  0.50.2; quantizes to 4bit and 8bit here
 transformers  5.23.0
 disk          412.0 GiB free in the working folder (/home/me/qwen)
 disk          412.0 GiB free in the hub cache (/home/me/.cache/huggingface/hub)
@@ -667,7 +667,7 @@ memory        64.0 GiB
 gpu           none
 mlx           MLX 0.32.4, mlx-lm 0.32.2; runs on the CPU
 cuda          PyTorch 2.13.0+cpu for the CPU only, PEFT 0.21.2; runs on the CPU
-bitsandbytes  0.50.2; quantises to 4bit and 8bit here
+bitsandbytes  0.50.2; quantizes to 4bit and 8bit here
 transformers  5.23.0
 disk          1.0 GiB free in the working folder (/home/me/qwen)
               hint: work in a folder on a larger disk, or make room

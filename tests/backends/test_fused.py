@@ -24,9 +24,9 @@ from qwen_local.backends.cuda.attention import Borders, row_by_row
 from qwen_local.backends.cuda.engine import TorchBackend
 from qwen_local.backends.cuda.forward import hidden_states
 from qwen_local.backends.cuda.fused import AdaptedLinear, GatedSilu, Norm, Rotary
-from qwen_local.job import LoraSpec
+from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import ModelFiles
-from qwen_local.rows import IGNORE, Rows
+from qwen_local.rows.rows import IGNORE, Rows
 
 MakeModel = Callable[[str, bool], ModelFiles]
 MakeRows = Callable[..., Rows]

@@ -16,10 +16,10 @@ import pytest
 from qwen_local.backends.base import Setup
 from qwen_local.backends.mlx.engine import MlxBackend, keep_wired, with_few_shapes
 from qwen_local.backends.mlx.head import _exp, loss_and_gradient
-from qwen_local.job import LoraSpec
+from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import ModelFiles
-from qwen_local.rows import Rows
-from qwen_local.training.metrics import largest_difference
+from qwen_local.rows.rows import Rows
+from qwen_local.runs.events import largest_difference
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="MLX compiles with g++ on a CPU")

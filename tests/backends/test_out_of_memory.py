@@ -20,17 +20,17 @@ import pytest
 import torch
 
 from qwen_local.backends.base import Backend, RowTooLargeError, State
-from qwen_local.backends.batches import cut
 from qwen_local.backends.cuda import engine as cuda
 from qwen_local.backends.cuda import forward as cuda_forward
 from qwen_local.backends.mlx import engine as mlx
+from qwen_local.backends.oom_retry import Budget
 from qwen_local.backends.select import Engine
-from qwen_local.backends.within_memory import Budget
-from qwen_local.datasets.plan import PADDED, Layout
 from qwen_local.errors import OutOfMemoryError
-from qwen_local.job import LoraSpec
+from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import ModelFiles
-from qwen_local.rows import Rows
+from qwen_local.rows.micro_batch import cut
+from qwen_local.rows.planner import PADDED, Layout
+from qwen_local.rows.rows import Rows
 
 BUDGET = 100
 RATE = 1e-3
@@ -476,9 +476,9 @@ import resource, sys
 import numpy as np, torch
 from qwen_local.backends.base import Setup
 from qwen_local.backends.select import Choice, open_backend
-from qwen_local.job import LoraSpec
+from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import fetch, find_model
-from qwen_local.rows import Rows
+from qwen_local.rows.rows import Rows
 
 torch.set_num_threads(1)  # those that come later could not get a stack
 ids = np.load(sys.argv[2])

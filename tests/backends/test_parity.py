@@ -1,6 +1,6 @@
 """Promise 1: same job, same curve; promise 5: memory cannot change the mathematics.
 
-The rule of promise 1: over 100 steps in float32, unquantised, dropout 0, learning rate <= 1e-3,
+The rule of promise 1: over 100 steps in float32, unquantized, dropout 0, learning rate <= 1e-3,
 per-step mean losses a and b satisfy |a - b| / max(|b|, 0.1) <= 1e-4.
 """
 
@@ -18,10 +18,10 @@ import pytest
 
 from qwen_local.backends.base import Backend
 from qwen_local.backends.select import Engine
-from qwen_local.job import LoraSpec
+from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import ModelFiles
-from qwen_local.rows import Rows
-from qwen_local.training.metrics import largest_difference
+from qwen_local.rows.rows import Rows
+from qwen_local.runs.events import largest_difference
 
 STEPS = 100
 BATCH = 8

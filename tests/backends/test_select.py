@@ -533,7 +533,7 @@ def test_the_dtype_comes_with_its_reason(
     assert resolve_dtype(machine, Choice("cuda", device, ""), wanted) == found
 
 
-# --- quantisation ---
+# --- quantization ---
 
 WITH_BITSANDBYTES = PYTORCH | {"bitsandbytes": "0.50.2"}
 ON_GPU, ON_CPU, ON_MLX = (
@@ -557,7 +557,7 @@ ON_GPU, ON_CPU, ON_MLX = (
         (replace(NVIDIA, packages=WITH_BITSANDBYTES, gpu_capability=(5, 2)), ON_CPU, "8bit"),
     ],
 )
-def test_quantisation_works_on_mlx_and_with_bitsandbytes(
+def test_quantization_works_on_mlx_and_with_bitsandbytes(
     machine: Machine, choice: Choice, quantization: str
 ) -> None:
     assert quantization_fault(machine, choice, quantization) is None
@@ -626,7 +626,7 @@ def test_quantisation_works_on_mlx_and_with_bitsandbytes(
         ),
     ],
 )
-def test_what_keeps_quantisation_from_working_is_said_with_the_mend(
+def test_what_keeps_quantization_from_working_is_said_with_the_mend(
     machine: Machine, choice: Choice, quantization: str, problem: str, hint: str
 ) -> None:
     fault = Fault("model.quantization", problem, hint)

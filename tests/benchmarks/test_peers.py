@@ -147,7 +147,7 @@ def test_ours_and_trl_learn_the_same_and_lose_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from benchmarks.peers.sides import ours
-    from qwen_local.training.metrics import Metrics
+    from qwen_local.runs.events import Metrics
 
     model = tmp_path / "model"
     shutil.copytree(tiny_model_path(), model)

@@ -19,9 +19,9 @@ from qwen_local.backends.cuda.engine import TorchBackend
 from qwen_local.backends.select import Engine
 from qwen_local.cli.options import PRESETS, QUANTIZATIONS
 from qwen_local.embedded import tiny_model_path
-from qwen_local.job import Quantization, read_job
-from qwen_local.presets import CHOICES
-from qwen_local.training.metrics import read_metrics
+from qwen_local.job.presets import CHOICES
+from qwen_local.job.schema import Quantization, read_job
+from qwen_local.runs.events import read_metrics
 
 Cli = Callable[..., Any]
 
@@ -106,7 +106,7 @@ def test_the_presets_of_the_flag_are_those_of_the_job() -> None:
     assert tuple(PRESETS) == CHOICES
 
 
-def test_the_quantisations_of_the_flags_are_those_of_the_job() -> None:
+def test_the_quantizations_of_the_flags_are_those_of_the_job() -> None:
     assert tuple(QUANTIZATIONS) == get_args(Quantization)
 
 

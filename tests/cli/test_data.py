@@ -15,13 +15,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qwen_local.cli import canvas
+from qwen_local.cli import output
 from qwen_local.cli.data import FORMATS, OVERLONG, TRAIN_ON
-from qwen_local.datasets import fix
-from qwen_local.datasets.columns import KEYS
-from qwen_local.datasets.draw import Canvas, marked
+from qwen_local.datasets.column_map import KEYS
 from qwen_local.embedded import tiny_model_path
-from qwen_local.job import DataSpec
+from qwen_local.inspection import fix
+from qwen_local.inspection.draw import Canvas, marked
+from qwen_local.job.schema import DataSpec
 
 Cli = Callable[..., Any]
 
@@ -243,7 +243,7 @@ def test_a_folder_gives_both_sets(cli: Cli) -> None:
     assert report["eval"]["rows"] == 1
     assert report["shared"] == {
         "exact": 1,
-        "normalised": 1,
+        "normalized": 1,
         "first": [{"place": "rows/valid.jsonl:1", "repeats": "rows/train.jsonl:1"}],
     }
 
@@ -350,7 +350,7 @@ def test_the_choices_are_those_of_the_job() -> None:
 TWO = messages(("user", "Hi"), ("assistant", "One."), ("user", "And?"), ("assistant", "Two."))
 
 
-def test_a_row_is_shown_with_marks_where_there_is_no_colour(cli: Cli) -> None:
+def test_a_row_is_shown_with_marks_where_there_is_no_color(cli: Cli) -> None:
     said = cli("data", "show", lines(TWO))
     assert (
         said.out
@@ -461,7 +461,7 @@ def test_data_cannot_drive_the_terminal(cli: Cli) -> None:
 def test_a_terminal_that_has_no_unicode_gets_ascii(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(canvas, "takes", lambda text, encoding: False)
+    monkeypatch.setattr(output, "takes", lambda text, encoding: False)
     assert "[[Yes<|im_end|>]]" in cli("data", "show", lines(GOOD)).out
     assert " #####" in cli("data", "check", "a.jsonl").out
 
@@ -479,23 +479,23 @@ def test_characters_that_stdout_cannot_take_become_their_codes(tmp_path: Path) -
     assert b"[[\\u65e5<|im_end|>]]" in done.stdout
 
 
-def test_colours_tell_the_parts_apart_on_a_terminal() -> None:
-    canvas = Canvas(colour=True)
+def test_colors_tell_the_parts_apart_on_a_terminal() -> None:
+    canvas = Canvas(color=True)
     assert marked("context", "a\nb", canvas) == "\x1b[2ma\x1b[22m\n\x1b[2mb\x1b[22m"
     assert marked("trained", "a", canvas) == "\x1b[32ma\x1b[39m"
     assert marked("cut", "a", canvas) == "\x1b[31;9ma\x1b[39;29m"
 
 
 @pytest.mark.parametrize(
-    ("environment", "colour"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+    ("environment", "color"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
 )
 def test_no_color_and_dumb_terminals_are_obeyed(
-    environment: dict[str, str], colour: bool, monkeypatch: pytest.MonkeyPatch
+    environment: dict[str, str], color: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"TERM": "xterm", "NO_COLOR": "", **environment}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    assert canvas.canvas_of_stdout().colour is colour
+    assert output.canvas_of_stdout().color is color
 
 
 # --- fix ---

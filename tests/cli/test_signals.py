@@ -17,7 +17,7 @@ import click
 import pytest
 
 from qwen_local.cli.train import train
-from qwen_local.training.supervised import VARIABLE
+from qwen_local.training.child import VARIABLE
 
 Cli = Callable[..., Any]
 Process = subprocess.Popen[str]
@@ -26,7 +26,7 @@ COMMAND = """
 import fcntl, logging, os, sys, termios, time
 from pathlib import Path
 from qwen_local.cli import cli, main
-from qwen_local.talk import LogFile, handled, talk
+from qwen_local.console.log import LogFile, handled, talk
 
 log = logging.getLogger("qwen_local")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qwen_local.job import Draft
+from qwen_local.job.schema import Draft
 
 Cli = Callable[..., Any]
 TINY, OTHER = "qwen-local/tiny", "models/other"

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwen_local.datasets import making, pool
+from qwen_local.datasets import pool, row_builder
 from qwen_local.datasets import prepare as module
 from qwen_local.datasets.cache import COMPLETE, cache_folder
-from qwen_local.datasets.files import Record
 from qwen_local.datasets.formats import Example
 from qwen_local.datasets.pool import in_order
 from qwen_local.datasets.prepare import Prepared, prepare
+from qwen_local.datasets.record_files import Record
 from qwen_local.datasets.sources import Source, Wanted
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import DatasetError, QwenLocalError
@@ -36,7 +36,7 @@ FIRST_PART = BLOCK * PART
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(making, "BLOCK", BLOCK)
+    monkeypatch.setattr(row_builder, "BLOCK", BLOCK)
     monkeypatch.setattr(module, "PART", PART)
     write(RECORDS)
 
@@ -76,9 +76,9 @@ def assert_the_same(a: Prepared, b: Prepared) -> None:
 def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The records of every block that was made from here on."""
     blocks: list[int] = []
-    make = making.make
+    make = row_builder.make
 
-    def counted(how: making.Making, block: making.Block) -> Any:
+    def counted(how: row_builder.Making, block: row_builder.Block) -> Any:
         blocks.append(len(block))
         return make(how, block)
 
@@ -110,7 +110,7 @@ def test_what_was_interrupted_is_gone_on_with(
 ) -> None:
     counted = vars(module)["make"]
 
-    def killed(how: making.Making, block: making.Block) -> Any:
+    def killed(how: row_builder.Making, block: row_builder.Block) -> Any:
         if len(made) == 2 * PART + 1:
             raise KeyboardInterrupt
         return counted(how, block)
@@ -240,12 +240,12 @@ def test_pandas_stays_out_and_no_file_stays_open(tiny: ChatTokenizer) -> None:
 import sys
 from pathlib import Path
 from tokenizers import Tokenizer
-from qwen_local.datasets import making, prepare
+from qwen_local.datasets import prepare, row_builder
 from qwen_local.datasets.sources import Wanted
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.embedded import tiny_model_path
 
-making.BLOCK, prepare.PART = 5, 1
+row_builder.BLOCK, prepare.PART = 5, 1
 for _ in range(2):
     prepared = prepare.prepare(
         ChatTokenizer.load(tiny_model_path()), train=[Wanted(name="train.jsonl")], eval=[],
@@ -342,8 +342,8 @@ def test_two_splits_of_one_commit_have_their_own_rows(tiny: ChatTokenizer) -> No
     assert len(list(cache_folder().glob(f"*/{COMPLETE}"))) == 2
 
 
-def how(tokenizer: ChatTokenizer) -> making.Making:
-    return making.Making(
+def how(tokenizer: ChatTokenizer) -> row_builder.Making:
+    return row_builder.Making(
         tokenizer=tokenizer,
         max_length=64,
         overlong="drop",
@@ -367,9 +367,9 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
 def test_a_file_that_changes_while_it_is_read_is_refused_and_not_kept(
     tiny: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = making.make
+    make = row_builder.make
 
-    def changing(making: making.Making, block: making.Block) -> Any:
+    def changing(making: row_builder.Making, block: row_builder.Block) -> Any:
         write(RECORDS + 1)
         return make(making, block)
 
@@ -392,7 +392,7 @@ def test_a_template_that_tells_the_time_is_not_kept(tiny: ChatTokenizer) -> None
 
 
 def test_a_block_ends_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(making, "BLOCK_SIZE", 25)
+    monkeypatch.setattr(row_builder, "BLOCK_SIZE", 25)
     examples = [
         Example(
             where=f"a:{n}",
@@ -406,4 +406,4 @@ def test_a_block_ends_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch
         )
         for n in range(7)
     ]
-    assert [len(block) for block in making.blocks(examples)] == [3, 3, 1]
+    assert [len(block) for block in row_builder.blocks(examples)] == [3, 3, 1]

@@ -10,9 +10,9 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 
-from qwen_local.datasets import files
-from qwen_local.datasets.files import Record
+from qwen_local.datasets import record_files
 from qwen_local.datasets.formats import Example, examples
+from qwen_local.datasets.record_files import Record
 
 WEATHER = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {}}}}
 TOOL = {"type": "function", "function": WEATHER}
@@ -177,7 +177,7 @@ def test_a_table_fills_tools_and_calls_with_nulls_that_are_not_theirs(tmp_path: 
         chat(QUESTION, called(tool_calls=[asked]), tools=[{"name": "time", "more": {"a": "b"}}]),
     ]
     pq.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet")
-    first, second = examples(files.read(tmp_path / "a.parquet"))
+    first, second = examples(record_files.read(tmp_path / "a.parquet"))
     assert isinstance(first, Example)
     assert isinstance(second, Example)
     assert first.content == [QUESTION, called(tool_calls=[CALL])]

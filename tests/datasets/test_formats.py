@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from qwen_local.datasets.files import Record
 from qwen_local.datasets.formats import Example, FormatName, examples
+from qwen_local.datasets.record_files import Record
 from qwen_local.errors import DatasetError
 
 

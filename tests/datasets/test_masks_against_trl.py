@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from qwen_local.datasets.tokenizer import ChatTokenizer, Tokenised
+from qwen_local.datasets.tokenizer import ChatTokenizer, Tokenized
 
 NAMES = (
     "qwen2_5",
@@ -68,11 +68,11 @@ def conversations(draw: st.DrawFn, *, think_early: bool) -> list[dict[str, str]]
 
 def trl_mask(
     oracle: PreTrainedTokenizerFast, messages: list[dict[str, str]], template: str
-) -> Tokenised:
+) -> Tokenized:
     output: Any = oracle.apply_chat_template(
         messages, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
     )
-    return Tokenised(output["input_ids"], [bool(m) for m in output["assistant_masks"]])
+    return Tokenized(output["input_ids"], [bool(m) for m in output["assistant_masks"]])
 
 
 def ids_of(oracle: PreTrainedTokenizerFast, text: str) -> list[int]:
@@ -87,7 +87,7 @@ def think_blocks(oracle: PreTrainedTokenizerFast, ids: list[int]) -> set[int]:
     return {t + len(header) + k for t in found for k in range(len(block))}
 
 
-def as_we_train(oracle: PreTrainedTokenizerFast, theirs: Tokenised, name: str) -> Tokenised:
+def as_we_train(oracle: PreTrainedTokenizerFast, theirs: Tokenized, name: str) -> Tokenized:
     """TRL's mask without the three things that it trains and we do not."""
     ids, trained = theirs.ids, list(theirs.trained)
     header, end = ids_of(oracle, START + "assistant\n"), ids_of(oracle, END)
@@ -102,7 +102,7 @@ def as_we_train(oracle: PreTrainedTokenizerFast, theirs: Tokenised, name: str) -
         for t in range(len(ids)):
             if ids[t : t + len(opening)] == opening:
                 trained[t + len(header) : t + len(opening)] = [False] * (len(opening) - len(header))
-    return Tokenised(ids, trained)
+    return Tokenized(ids, trained)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -141,5 +141,5 @@ def test_the_stock_template_trains_the_same_tokens(
     assert [id for row in ours for id in learned(row)] == learned(theirs)
 
 
-def learned(row: Tokenised) -> list[int]:
+def learned(row: Tokenized) -> list[int]:
     return [id for id, trained in zip(row.ids, row.trained, strict=True) if trained]

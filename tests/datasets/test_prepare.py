@@ -18,7 +18,7 @@ from qwen_local.datasets.sources import Wanted
 from qwen_local.datasets.template import compile_template
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import DatasetError
-from qwen_local.rows import IGNORE
+from qwen_local.rows.rows import IGNORE
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +81,7 @@ def test_a_row_is_the_conversation_up_to_its_last_trained_token(tiny: ChatTokeni
     assert (targets[:-3] == IGNORE).all()
 
 
-def test_train_on_last_is_honoured(tiny: ChatTokenizer) -> None:
+def test_train_on_last_is_honored(tiny: ChatTokenizer) -> None:
     talk = [["1?", "2."], ["3?", "4."]]
     file = put("a.jsonl", {"instruction": "5?", "output": "6.", "history": talk})
     every, last = (run(tiny, file, train_on=what).train for what in ("assistant", "last"))
@@ -327,7 +327,7 @@ def test_reading_stops_where_everything_is_wrong(
 
 def test_no_framework_is_loaded_for_the_data() -> None:
     code = (
-        "import sys, qwen_local.datasets.plan, qwen_local.datasets.prepare\n"
+        "import sys, qwen_local.rows.planner, qwen_local.datasets.prepare\n"
         "heavy = {'torch', 'mlx', 'transformers', 'datasets', 'huggingface_hub'}\n"
         "print(sorted(heavy & sys.modules.keys()))"
     )

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from qwen_local.datasets.files import Record
 from qwen_local.datasets.formats import Example
+from qwen_local.datasets.record_files import Record
 from qwen_local.datasets.sources import Source, Wanted, locate
 from qwen_local.errors import DatasetError
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jinja2 import TemplateSyntaxError
 from tokenizers import Tokenizer, models
 
-from qwen_local.datasets.tokenizer import ChatTokenizer, Tokenised
+from qwen_local.datasets.tokenizer import ChatTokenizer, Tokenized
 from qwen_local.errors import DatasetError, ModelError
 
 STOCK = ("qwen2_5", "qwen3", "qwen3_instruct_2507")
@@ -28,7 +28,7 @@ def assistant(text: str, **more: str) -> dict[str, str]:
     return {"role": "assistant", "content": text, **more}
 
 
-def marked(tokenizer: ChatTokenizer, row: Tokenised) -> str:
+def marked(tokenizer: ChatTokenizer, row: Tokenized) -> str:
     """The row as text, with what is trained in «guillemets»."""
     said, inside = "", False
     start = 0

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from qwen_local.datasets.tokenizer import ChatTokenizer, Thinking, Tokenised
+from qwen_local.datasets.tokenizer import ChatTokenizer, Thinking, Tokenized
 from qwen_local.embedded import tiny_model_path
 from qwen_local.errors import DatasetError, JobError
 
@@ -44,7 +44,7 @@ def tool(text: str) -> dict[str, Any]:
     return {"role": "tool", "content": text}
 
 
-def marked(tokenizer: ChatTokenizer, row: Tokenised) -> str:
+def marked(tokenizer: ChatTokenizer, row: Tokenized) -> str:
     """The row as text, with what is trained in «guillemets»."""
     said, start = "", 0
     for t in range(1, len(row.ids) + 1):

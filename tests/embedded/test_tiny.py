@@ -219,7 +219,7 @@ def test_the_folder_holds_at_most_eight_megabytes_and_nothing_else() -> None:
     assert sum(path.stat().st_size for path in TINY.iterdir()) <= 8_000_000
 
 
-def test_the_card_names_the_licence_and_the_size() -> None:
+def test_the_card_names_the_license_and_the_size() -> None:
     card = (TINY / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\nlicense: apache-2.0\n")
     assert f"A Qwen3 of {PARAMETERS:,} parameters" in card

@@ -14,7 +14,7 @@ import numpy as np
 from qwen_local.adapters.lora import Adapter, lora_shapes
 from qwen_local.embedded import tiny_model_path
 from qwen_local.export.gguf_about import About
-from qwen_local.job import LoraSpec
+from qwen_local.job.schema import LoraSpec
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.source import ModelFiles, ModelSource
 

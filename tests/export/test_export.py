@@ -35,7 +35,7 @@ from qwen_local.export.fuse import fuse
 from qwen_local.export.merge import ExportError, merged
 from qwen_local.export.opening import Given, to_be
 from qwen_local.export.proof import measure
-from qwen_local.job import LoraSpec, Quantization, read_job
+from qwen_local.job.schema import LoraSpec, Quantization, read_job
 from qwen_local.models.source import fetch, find_model
 from qwen_local.training.run import train
 from tests.conftest import Cli, MakeModel
@@ -165,7 +165,7 @@ def test_the_command_of_mlx_lm_answers_with_the_adapter(run: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
-def test_an_adapter_of_a_quantised_base_is_exported_as_it_was_trained(
+def test_an_adapter_of_a_quantized_base_is_exported_as_it_was_trained(
     quantization: Quantization, tmp_path: Path
 ) -> None:
     sets = [f"model.quantization={quantization}", "train.steps=6"]

@@ -24,16 +24,16 @@ from qwen_local.export.fuse import Fused, fuse, with_stops
 from qwen_local.export.merge import ExportError, merged, write_shards
 from qwen_local.export.opening import Given
 from qwen_local.export.samples import CONVERSATIONS
-from qwen_local.job import Quantization, read_job
+from qwen_local.job.schema import Quantization, read_job
 from qwen_local.models.source import fetch, find_model
-from qwen_local.models.weights import NORM
+from qwen_local.models.tensor_check import NORM
 from qwen_local.training.run import train
 from tests.conftest import Cli
 
 Trained = Callable[[Engine, Quantization], Path]
 TINY = fetch(find_model(TINY_MODEL))
 SLOW = (("mlx", "4bit"), ("mlx", "8bit"))
-"""On a CPU, where MLX's quantised product is a plain loop."""
+"""On a CPU, where MLX's quantized product is a plain loop."""
 QUESTION = "Create a function that lists the squares of the negative days in a list."
 
 
@@ -69,7 +69,7 @@ def config(folder: Path, name: str = "config.json") -> dict[str, Any]:
 def test_in_float32_only_rounding_lies_between_the_fused_model_and_the_live_adapter(
     engine: Engine, quantization: Quantization, trained: Trained, tmp_path: Path
 ) -> None:
-    """After training on a quantised base, too: it is merged into the dequantised one."""
+    """After training on a quantized base, too: it is merged into the dequantized one."""
     run = trained(engine, quantization)
     result = fused(run, tmp_path / "out", dtype="float32", backend=engine)
     proof = result.proof
@@ -97,10 +97,10 @@ def test_by_default_it_has_the_dtype_of_the_base_and_still_says_the_same(
         assert result.proof.merge_logit_difference <= 1e-4
 
 
-def test_after_qlora_bfloat16_errs_no_more_than_rounding_the_merge_into_the_dequantised_base(
+def test_after_qlora_bfloat16_errs_no_more_than_rounding_the_merge_into_the_dequantized_base(
     engine: Engine, trained: Trained, tmp_path: Path
 ) -> None:
-    """The live adapter on its quantised base is the truth; all runs in float32."""
+    """The live adapter on its quantized base is the truth; all runs in float32."""
     import torch
     import transformers
 
@@ -125,7 +125,7 @@ def test_after_qlora_bfloat16_errs_no_more_than_rounding_the_merge_into_the_dequ
 def test_merged_into_the_original_base_a_qlora_adapter_would_be_further_off(
     engine: Engine, trained: Trained, tmp_path: Path
 ) -> None:
-    """Why the dequantised weights are the ones: the others are not what the adapter was fit to."""
+    """Why the dequantized weights are the ones: the others are not what the adapter was fit to."""
     run = trained(engine, "4bit")
     right = fused(run, tmp_path / "right", backend=engine)
     live_engine_says = fused(run, tmp_path / "wrong", backend=engine, quantization="none")
@@ -191,7 +191,7 @@ def test_transformers_mlx_lm_and_we_ourselves_answer_with_it_alike(
 
 
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
-def test_requantising_says_what_it_costs_and_loads_where_it_was_made(
+def test_requantizing_says_what_it_costs_and_loads_where_it_was_made(
     engine: Engine, bits: Quantization, trained: Trained, tmp_path: Path, cli: Cli
 ) -> None:
     run = trained(engine, "none")
@@ -214,7 +214,7 @@ def test_requantising_says_what_it_costs_and_loads_where_it_was_made(
 
 
 def load_elsewhere(engine: Engine, folder: Path) -> np.ndarray:
-    """Logits of a quantised folder in the library that its format belongs to."""
+    """Logits of a quantized folder in the library that its format belongs to."""
     if engine == "mlx":
         import mlx.core as mx
         import mlx_lm
@@ -230,10 +230,10 @@ def load_elsewhere(engine: Engine, folder: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
-def test_a_model_that_is_quantised_in_its_files_trains_and_fuses(
+def test_a_model_that_is_quantized_in_its_files_trains_and_fuses(
     engine: Engine, bits: Quantization, trained: Trained, tmp_path: Path
 ) -> None:
-    """As `mlx-community/...-4bit` and `...-bnb-4bit` folders are: here one that we requantised."""
+    """As `mlx-community/...-4bit` and `...-bnb-4bit` folders are: here one that we requantized."""
     fused(trained(engine, "none"), tmp_path / "base", backend=engine, requantize=bits)
     flags = {"--model": str(tmp_path / "base"), "--output": str(tmp_path / "run")}
     flags["--data"] = "qwen-local/sample"
@@ -308,7 +308,7 @@ def test_a_file_that_does_not_hold_the_merge_is_an_error(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_quantised_merge_that_lost_the_adapter_is_an_error(
+def test_a_quantized_merge_that_lost_the_adapter_is_an_error(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(merge, "merged", merge_as_if("nothing of it"))
@@ -345,7 +345,7 @@ def test_an_adapter_smaller_than_bfloat16_is_not_rounded_away_in_silence(
     assert fused(small, tmp_path / "out", dtype="float32").proof.top1_agreement == 1.0
 
 
-def test_an_adapter_of_a_quantised_base_is_fused_by_the_engine_that_knows_its_codes(
+def test_an_adapter_of_a_quantized_base_is_fused_by_the_engine_that_knows_its_codes(
     trained: Trained, tmp_path: Path
 ) -> None:
     run = trained("cuda", "4bit")

@@ -15,7 +15,7 @@ from qwen_local.errors import ModelError
 from qwen_local.export.gguf_adapter import read_adapter, write_adapter
 from qwen_local.export.gguf_read import HINT
 from qwen_local.export.merge import ExportError
-from qwen_local.job import LoraSpec
+from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import ModelFiles
 from tests.export.gguf_files import ABOUT, damaged, metadata, model_files, random_adapter
 

@@ -30,7 +30,7 @@ from qwen_local.export.gguf_encoding import Outtype
 from qwen_local.export.gguf_model import write_model
 from qwen_local.export.merge import merged_tensors, open_weights
 from qwen_local.files import write_arrays
-from qwen_local.job import LoraSpec, read_job
+from qwen_local.job.schema import LoraSpec, read_job
 from qwen_local.models.source import ModelFiles, fetch, find_model
 from qwen_local.training.run import train
 from tests.export.gguf_files import VOCABULARY, model_files, random_adapter, random_tensors
@@ -321,7 +321,7 @@ def test_control_tokens_in_plain_text_stay_text(vocabulary: Any) -> None:
 
 
 def test_what_is_decomposed_it_does_not_compose(vocabulary: Any) -> None:
-    """The one difference, which docs/export.md names: it normalises nothing."""
+    """The one difference, which docs/export.md names: it normalizes nothing."""
     tokenizer = Tokenizer.from_file(str(tiny_model_path() / "tokenizer.json"))
     text = unicodedata.normalize("NFD", "café")
     assert theirs(vocabulary, text) != tokenizer.encode(text).ids

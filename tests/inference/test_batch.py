@@ -24,13 +24,13 @@ GENERATE = ("generate", "--model", TINY, "--device", "cpu")
 TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
 BATCH = (*GENERATE, "--batch", "q.jsonl", "--output", "a.jsonl")
 SAID = f"{TINY} on PyTorch (cpu, float32): asked for by --device; PyTorch runs on the CPU\n"
-COLOURS = ("the sky", "grass", "snow", "blood", "coal")
+COLORS = ("the sky", "grass", "snow", "blood", "coal")
 
 
 def questions(count: int) -> list[dict[str, Any]]:
     """Of very different lengths, so that a batch has others before and behind it."""
     return [
-        {"prompt": f"{'Well, ' * (at * 7 % 11)}what colour is {COLOURS[at % 5]}? {at}"}
+        {"prompt": f"{'Well, ' * (at * 7 % 11)}what colour is {COLORS[at % 5]}? {at}"}
         for at in range(count)
     ]
 

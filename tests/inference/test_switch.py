@@ -11,7 +11,7 @@ import pytest
 from qwen_local.backends.base import Sampling
 from qwen_local.backends.select import Engine
 from qwen_local.embedded import TINY_MODEL
-from qwen_local.inference.answer import Answerer, Messages
+from qwen_local.inference.generator import Answerer, Messages
 from qwen_local.inference.switch import Switch
 
 QUESTIONS = ("What colour is the sky?", "And grass? Say it again, please.", "Hello")

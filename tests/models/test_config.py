@@ -144,7 +144,7 @@ def test_names_and_nulls_that_libraries_leave_behind_are_no_fault() -> None:
             {"quantization_config": {"bits": 4}, "quantization": {"bits": 4}},
             "quantization: expected one number of bits and one group_size for all layers; "
             'found {"bits": 4}\n\n'
-            "hint: take the model that this one was quantised from, for example Qwen/Qwen3-0.6B, "
+            "hint: take the model that this one was quantized from, for example Qwen/Qwen3-0.6B, "
             "with model.quantization=4bit",
         ),
         (
@@ -241,8 +241,8 @@ def test_a_config_is_refused_with_the_key_and_the_mend(
     assert refusal(QWEN3 | change) == f"m: config.json: {expected}"
 
 
-UNQUANTISED = (
-    "take the model that this one was quantised from, for example Qwen/Qwen3-0.6B, with "
+UNQUANTIZED = (
+    "take the model that this one was quantized from, for example Qwen/Qwen3-0.6B, with "
     "model.quantization=4bit"
 )
 AFFINE = {"group_size": 64, "bits": 4, "mode": "affine"}
@@ -317,7 +317,7 @@ def test_codes_that_an_engine_reads_are_taken(change: dict[str, Any]) -> None:
 def test_codes_that_an_engine_would_read_otherwise_are_refused(
     change: dict[str, Any], expected: str
 ) -> None:
-    assert refusal(QWEN3 | change) == f"m: config.json: {expected}\n\nhint: {UNQUANTISED}"
+    assert refusal(QWEN3 | change) == f"m: config.json: {expected}\n\nhint: {UNQUANTIZED}"
 
 
 def test_codes_of_mlx_that_mlx_lm_would_not_find_are_told_what_is_missing() -> None:

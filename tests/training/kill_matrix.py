@@ -36,8 +36,8 @@ from benchmarks.faults import (
 )
 from qwen_local.errors import DiskFullError
 from qwen_local.files import array_bytes, json_bytes
-from qwen_local.training import checkpoints
-from qwen_local.training.checkpoints import NEW, OLD, DamagedError, step_name
+from qwen_local.runs import checkpoints
+from qwen_local.runs.checkpoints import NEW, OLD, DamagedError, step_name
 
 Files = Mapping[str, bytes]
 State = tuple[int, Files] | None

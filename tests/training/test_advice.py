@@ -11,7 +11,7 @@ from pytest import approx
 
 from qwen_local.backends.base import Setup
 from qwen_local.backends.machine import Engine
-from qwen_local.job import LoraSpec, Quantization, TrainSpec
+from qwen_local.job.schema import LoraSpec, Quantization, TrainSpec
 from qwen_local.models.published import PUBLISHED
 from qwen_local.models.source import ModelFiles
 from qwen_local.training.advice import evaluation_advice, quantization_advice
@@ -133,12 +133,12 @@ def test_what_is_advised_is_not_advised_against_in_turn() -> None:
     assert advice("Qwen3-8B", "4bit", just_enough) is not None
     assert advice("Qwen3-8B", "none", just_enough - 2) is not None
     assert advice("Qwen3-8B", "4bit", just_enough - 2) is None
-    quantised = estimate_memory(*case("Qwen3-8B", "4bit", 1)).total
-    assert advice("Qwen3-8B", "none", -(-quantised * 10 // 9)) is not None
-    assert advice("Qwen3-8B", "none", -(-quantised * 10 // 9) - 2) is None
+    quantized = estimate_memory(*case("Qwen3-8B", "4bit", 1)).total
+    assert advice("Qwen3-8B", "none", -(-quantized * 10 // 9)) is not None
+    assert advice("Qwen3-8B", "none", -(-quantized * 10 // 9) - 2) is None
 
 
-def test_on_a_cpu_quantisation_is_a_matter_of_memory_alone() -> None:
+def test_on_a_cpu_quantization_is_a_matter_of_memory_alone() -> None:
     def on_cpu(model: str, quantization: Quantization) -> str | None:
         return advice(model, quantization, 32 * GB, device="cpu")
 

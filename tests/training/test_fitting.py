@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from qwen_local.backends.base import Setup
-from qwen_local.job import LoraSpec
+from qwen_local.job.schema import LoraSpec
 from qwen_local.models.published import PUBLISHED
 from qwen_local.models.source import ModelFiles
 from qwen_local.training.fitting import Fit, fit

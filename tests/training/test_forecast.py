@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from pytest import approx
 
-from qwen_local.datasets.plan import PADDED
-from qwen_local.job import TrainSpec
-from qwen_local.rows import Rows
+from qwen_local.job.schema import TrainSpec
+from qwen_local.rows.planner import PADDED
+from qwen_local.rows.rows import Rows
 from qwen_local.training.forecast import Forecast, describe, forecast, how_far_off
 from qwen_local.training.schedule import make_schedule
 

@@ -24,11 +24,13 @@ from qwen_local.backends.base import (
     State,
     StepResult,
 )
-from qwen_local.datasets.plan import PADDED, Layout
+from qwen_local.console.signals import Stopped, Stops
 from qwen_local.errors import OutOfMemoryError
-from qwen_local.job import TrainSpec
-from qwen_local.rows import Rows
-from qwen_local.signals import Stopped, Stops
+from qwen_local.job.schema import TrainSpec
+from qwen_local.rows.planner import PADDED, Layout
+from qwen_local.rows.rows import Rows
+from qwen_local.runs.events import Metrics, read_metrics
+from qwen_local.runs.state import Standing
 from qwen_local.training.health import Health
 from qwen_local.training.loop import (
     ALL_STEPS,
@@ -39,15 +41,13 @@ from qwen_local.training.loop import (
     score,
     train_loop,
 )
-from qwen_local.training.metrics import Metrics, read_metrics
 from qwen_local.training.progress import Progress
 from qwen_local.training.schedule import make_schedule
-from qwen_local.training.standing import Standing
 
 
 @dataclass
 class ScalarBackend:
-    """Minimises the mean of (w - y)^2 by plain descent; a row is one position with target y."""
+    """Minimizes the mean of (w - y)^2 by plain descent; a row is one position with target y."""
 
     weight: float = 0.0
     trained: list[list[int]] = field(default_factory=list)
@@ -336,7 +336,7 @@ def test_a_run_goes_on_from_any_step_with_the_rows_that_would_have_come(tmp_path
 
 def test_a_run_stops_where_evaluation_no_longer_gains(tmp_path: Path) -> None:
     """w passes 4 on its way from 0 to 10 between steps 2 and 3."""
-    from qwen_local.job import EarlyStopping
+    from qwen_local.job.schema import EarlyStopping
 
     done = run(
         tmp_path,

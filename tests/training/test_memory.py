@@ -16,10 +16,10 @@ from qwen_local.backends.base import (
     MLX_CACHE_BYTES,
     Setup,
 )
-from qwen_local.datasets.plan import PACKED, PADDED, Layout, epoch_order, micro_batches
-from qwen_local.job import LoraSpec
+from qwen_local.job.schema import LoraSpec
 from qwen_local.models.architecture import Architecture, Stored
 from qwen_local.models.source import ModelFiles
+from qwen_local.rows.planner import PACKED, PADDED, Layout, epoch_order, micro_batches
 from qwen_local.training.memory import (
     FIRST_STEP,
     GPU_CONTEXT,
@@ -222,16 +222,16 @@ LARGEST = 10 * 30
 
 @pytest.mark.parametrize(("quantization", "bits"), [("4bit", 4), ("8bit", 8)])
 @pytest.mark.parametrize(("dtype", "width"), [("float32", 4), ("bfloat16", 2)])
-def test_quantised_layers_take_their_bits_and_their_groups_scales(
+def test_quantized_layers_take_their_bits_and_their_groups_scales(
     quantization: Literal["4bit", "8bit"],
     bits: int,
     dtype: Literal["float32", "bfloat16"],
     width: int,
 ) -> None:
-    """A scale and a bias for 64 weights, the rest of the model whole, and one layer dequantised."""
-    quantised = 3 * LINEAR
-    whole = (SHAPE.parameters() - quantised) * width
-    expected = round(quantised * (bits + 2 * 8 * width / 64) / 8) + whole + LARGEST * width
+    """A scale and a bias for 64 weights, the rest of the model whole, and one layer dequantized."""
+    quantized = 3 * LINEAR
+    whole = (SHAPE.parameters() - quantized) * width
+    expected = round(quantized * (bits + 2 * 8 * width / 64) / 8) + whole + LARGEST * width
     assert estimate(quantization=quantization, dtype=dtype).weights == expected
     scheme: Literal["nf4", "int8"] = "nf4" if bits == 4 else "int8"
     stored = replace(SHAPE, stored=Stored(scheme=scheme, bits=bits, group=64))
@@ -239,7 +239,7 @@ def test_quantised_layers_take_their_bits_and_their_groups_scales(
     assert estimate(model=model, dtype=dtype).weights == expected
 
 
-def test_a_model_that_mlx_quantised_has_quantised_embeddings_too() -> None:
+def test_a_model_that_mlx_quantized_has_quantized_embeddings_too() -> None:
     stored = replace(SHAPE, stored=Stored(scheme="affine", bits=4, group=32))
     memory = estimate(workload=MLX, model=replace(SETUP.model, architecture=stored))
     assert memory.weights == round(SHAPE.parameters() * (4 + 2 * 32 / 32) / 8)
@@ -300,8 +300,8 @@ def test_mlx_has_four_arrays_of_a_chunk_from_the_first() -> None:
 
 def test_files_in_the_dtype_that_is_computed_in_are_used_as_they_are_mapped() -> None:
     assert estimate(dtype="bfloat16").loading == 0
-    quantised = estimate(dtype="bfloat16", quantization="4bit").loading
-    assert quantised == 2 * SHAPE.parameters()
+    quantized = estimate(dtype="bfloat16", quantization="4bit").loading
+    assert quantized == 2 * SHAPE.parameters()
     assert estimate(workload=MLX).loading == 0
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from qwen_local.runs.state import Standing
 from qwen_local.training.loop import ALL_STEPS
 from qwen_local.training.run import _say_outcome
-from qwen_local.training.standing import Standing
 
 
 @pytest.mark.parametrize(

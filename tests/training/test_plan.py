@@ -15,9 +15,9 @@ import pytest
 from pytest import approx
 
 from qwen_local.backends.select import Machine
+from qwen_local.runs.events import read_metrics
 from qwen_local.training import plan as plan_module
 from qwen_local.training import preparation
-from qwen_local.training.metrics import read_metrics
 
 Cli = Callable[..., Any]
 
@@ -179,10 +179,10 @@ def test_a_plan_advises_4_bit_where_the_model_fits_only_so(
     job = ("--model", "Qwen/Qwen3-8B", "--data", "qwen-local/sample", "--max-length", "512")
     least = ("train.micro_batch_tokens=256", "train.gradient_checkpointing=true")
     settings = [word for setting in least for word in ("--set", setting)]
-    quantised = planned(cli, *job, "--quantization", "4bit", *settings)
-    needed = f"{quantised['memory']['total'] / 1e9:.2f}"
+    quantized = planned(cli, *job, "--quantization", "4bit", *settings)
+    needed = f"{quantized['memory']['total'] / 1e9:.2f}"
     advice = f"model.quantization=4bit would leave room, with about {needed} of the 18.00 GB"
-    assert quantised["advice"] is None
+    assert quantized["advice"] is None
     assert planned(cli, *job)["advice"] == advice
     assert (
         "\n  of the gpu     18.00 GB\n"
@@ -219,7 +219,7 @@ def test_a_plan_that_does_not_fit_says_what_would(
 
 
 @pytest.mark.parametrize("form", ["plan", "train"])
-def test_plan_and_train_say_the_same_of_a_quantisation_that_wins_nothing(
+def test_plan_and_train_say_the_same_of_a_quantization_that_wins_nothing(
     form: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tiny model, of which a hundred fit into any machine."""

@@ -19,15 +19,15 @@ from qwen_local.backends.mlx.engine import MlxBackend
 from qwen_local.backends.select import Engine
 from qwen_local.embedded import sample_data_path, tiny_model_path
 from qwen_local.errors import CheckpointError, JobError, RunBusyError
-from qwen_local.job import read_job
+from qwen_local.job.schema import read_job
 from qwen_local.models.source import fetch, find_model
-from qwen_local.training import checkpoints
+from qwen_local.runs import checkpoints
+from qwen_local.runs.directory import locked, newest_output
+from qwen_local.runs.events import largest_difference, read_metrics
+from qwen_local.runs.state import Saved, from_files
 from qwen_local.training.loop import DivergedError
-from qwen_local.training.metrics import largest_difference, read_metrics
 from qwen_local.training.resume import OTHERWISE, check_same, own_job
 from qwen_local.training.run import Summary, train
-from qwen_local.training.run_directory import locked, newest_output
-from qwen_local.training.standing import Saved, from_files
 
 STEPS, AN_EPOCH = 10, 5
 SETS = (

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest import approx
 
-from qwen_local.job import TrainSpec
+from qwen_local.job.schema import TrainSpec
 from qwen_local.training.schedule import Schedule, make_schedule
 
 

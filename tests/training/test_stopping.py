@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from qwen_local.job import EarlyStopping, TrainSpec
+from qwen_local.job.schema import EarlyStopping, TrainSpec
 from qwen_local.training.schedule import Schedule, make_schedule
 from qwen_local.training.stopping import Patience, after, counts, exhausted, stopped_because
 

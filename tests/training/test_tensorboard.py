@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from qwen_local.backends.base import StepResult
 from qwen_local.backends.cuda.engine import TorchBackend
 from qwen_local.backends.select import Engine
-from qwen_local.training.metrics import Metrics, read_metrics
+from qwen_local.runs.events import Metrics, read_metrics
 from qwen_local.training.tensorboard import TensorBoard
 
 Cli = Callable[..., Any]

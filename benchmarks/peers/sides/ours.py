@@ -14,7 +14,7 @@ PACKAGES = ("torch", "transformers", "mlx", "mlx-lm", "flash-attn", "liger-kerne
 def main() -> None:
     """Run the command in this process, and note when each of its steps is written down."""
     from qwen_local import cli
-    from qwen_local.training.metrics import Metrics
+    from qwen_local.runs.events import Metrics
 
     work, backend = read_work(), os.environ["BACKEND"]
     ends: list[float] = []

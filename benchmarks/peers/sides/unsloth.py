@@ -1,4 +1,4 @@
-"""Unsloth: its model under TRL's trainer, on rows that are tokenised beforehand."""
+"""Unsloth: its model under TRL's trainer, on rows that are tokenized beforehand."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def main() -> None:
     trainer = trl.SFTTrainer(
         model=model,
         args=trl.SFTConfig(**trainer_settings(work), **special),
-        train_dataset=hugging_face.Dataset.from_list(tokenised(work, tokenizer)),
+        train_dataset=hugging_face.Dataset.from_list(tokenized(work, tokenizer)),
         processing_class=tokenizer,
         callbacks=[watch],
     )
@@ -50,7 +50,7 @@ def main() -> None:
     watch.report(work, ("unsloth", "unsloth_zoo", "trl", "xformers"), special)
 
 
-def tokenised(work: Work, tokenizer: Any) -> list[dict[str, list[int]]]:
+def tokenized(work: Work, tokenizer: Any) -> list[dict[str, list[int]]]:
     """Rows with labels, which Unsloth takes as they are; the prompt is masked."""
     found = []
     for row in work.rows():

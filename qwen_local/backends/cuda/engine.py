@@ -35,16 +35,16 @@ from qwen_local.backends.base import (
     dropout_seed,
     peak_resident_bytes,
 )
-from qwen_local.backends.batches import MicroBatch, scores
 from qwen_local.backends.cuda import vector_math
 from qwen_local.backends.cuda.attention import Borders
 from qwen_local.backends.cuda.forward import hidden_states
 from qwen_local.backends.cuda.head import SupervisedLoss, score_rows
-from qwen_local.backends.cuda.quantised import load
+from qwen_local.backends.cuda.quantized import load
 from qwen_local.backends.cuda.session import TorchSession
-from qwen_local.backends.within_memory import Budget
-from qwen_local.datasets.plan import MOST, PACKED, Layout
-from qwen_local.rows import Rows
+from qwen_local.backends.oom_retry import Budget
+from qwen_local.rows.micro_batch import MicroBatch, scores
+from qwen_local.rows.planner import MOST, PACKED, Layout
+from qwen_local.rows.rows import Rows
 
 T = TypeVar("T")
 

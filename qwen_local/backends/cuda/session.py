@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from qwen_local.backends.base import Completion, Sampling
-from qwen_local.backends.kept import PREFILL, reusable
+from qwen_local.backends.prefix import PREFILL, reusable
 
 
 class TorchSession:

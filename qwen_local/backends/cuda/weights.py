@@ -12,11 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qwen_local.backends.base import QUANTISED_BITS
-from qwen_local.backends.cuda.quantised import INT8_LEVELS, NF4, bitsandbytes_config, dequantised
+from qwen_local.backends.base import QUANTIZED_BITS
+from qwen_local.backends.cuda.quantized import INT8_LEVELS, NF4, bitsandbytes_config, dequantized
 from qwen_local.files import readable_by_all
-from qwen_local.job import Quantization
-from qwen_local.models.weights import EMBEDDING, NORM
+from qwen_local.job.schema import Quantization
+from qwen_local.models.tensor_check import EMBEDDING, NORM
 
 
 class TorchWeights:
@@ -46,7 +46,7 @@ class TorchWeights:
             return _numpy(functional.dequantize_4bit(raw, state))
         if f"{path}.SCB" in self._file:
             return _numpy(raw.float() * (self._tensor(f"{path}.SCB")[:, None] / INT8_LEVELS))
-        return _numpy(raw if quantization == "none" else dequantised(raw, quantization))
+        return _numpy(raw if quantization == "none" else dequantized(raw, quantization))
 
     def cut(self, path: Path, block: int) -> None:
         """See `Weights.cut`."""
@@ -66,7 +66,7 @@ class TorchWeights:
         """See `Weights.encode`."""
         tensor = torch.from_numpy(array).to(getattr(torch, dtype))
         if quantization != "none":
-            return self._quantise(name, tensor, quantization)
+            return self._quantize(name, tensor, quantization)
         return {name: tensor}
 
     def write(self, path: Path, parts: Mapping[str, Any]) -> None:
@@ -76,7 +76,7 @@ class TorchWeights:
 
     def config(self, quantization: Quantization, dtype: str) -> dict[str, Any]:
         """See `Weights.config`."""
-        settings = bitsandbytes_config(QUANTISED_BITS[quantization], getattr(torch, dtype))
+        settings = bitsandbytes_config(QUANTIZED_BITS[quantization], getattr(torch, dtype))
         return {"quantization_config": settings.to_dict()}
 
     def _tensor(self, name: str) -> Tensor:
@@ -85,7 +85,7 @@ class TorchWeights:
             tensor: Tensor = file.get_tensor(name)
         return tensor.to(self._device)
 
-    def _quantise(self, name: str, tensor: Tensor, quantization: Quantization) -> dict[str, Tensor]:
+    def _quantize(self, name: str, tensor: Tensor, quantization: Quantization) -> dict[str, Tensor]:
         """What bitsandbytes writes for a weight (its `Params4bit` and `Int8Params`)."""
         from bitsandbytes import functional
 

@@ -39,16 +39,16 @@ from qwen_local.backends.base import (
     dropout_seed,
     peak_resident_bytes,
 )
-from qwen_local.backends.batches import MicroBatch, scores
 from qwen_local.backends.mlx.dropout import DropoutKeys, checkpoint_blocks, put_dropout
 from qwen_local.backends.mlx.head import loss_and_gradient, losses
-from qwen_local.backends.mlx.quantised import back, quantise
+from qwen_local.backends.mlx.quantized import back, quantize
 from qwen_local.backends.mlx.session import MlxSession
-from qwen_local.backends.within_memory import Budget
-from qwen_local.datasets.plan import MOST, PADDED, SIZES, Layout
+from qwen_local.backends.oom_retry import Budget
 from qwen_local.models.architecture import block_path
 from qwen_local.models.config import engine_config
-from qwen_local.rows import Rows
+from qwen_local.rows.micro_batch import MicroBatch, scores
+from qwen_local.rows.planner import MOST, PADDED, SIZES, Layout
+from qwen_local.rows.rows import Rows
 
 SMALLEST_SHAPE = 32
 """Widths and counts of supervised positions are padded at least to this where the step is compiled;
@@ -100,7 +100,7 @@ class MlxBackend:
             setup.model.folder, model_config=engine_config(setup.model.config), lazy=True
         )
         if setup.quantization != "none":
-            quantise(self._model, setup.quantization)
+            quantize(self._model, setup.quantization)
         self._model.set_dtype(self._dtype)
         mx.eval(self._model.parameters())
         self._model.freeze()

@@ -13,7 +13,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, make_logits_processors
 
 from qwen_local.backends.base import Completion, Sampling
-from qwen_local.backends.kept import PREFILL, reusable
+from qwen_local.backends.prefix import PREFILL, reusable
 
 WHOLE = 1 << 30
 """More tokens than any conversation has."""
@@ -126,8 +126,8 @@ def _processors(sampling: Sampling, kept: Sequence[int]) -> list[Processor]:
     """The repetition penalty, over the whole conversation as in transformers."""
     if sampling.repetition_penalty == 1:
         return []
-    (penalise,) = make_logits_processors(
+    (penalize,) = make_logits_processors(
         repetition_penalty=sampling.repetition_penalty, repetition_context_size=WHOLE
     )
     before = mx.array(list(kept), mx.int32)  # mlx-lm counts only what it computes
-    return [lambda ids, logits: penalise(mx.concatenate([before, ids]), logits)]
+    return [lambda ids, logits: penalize(mx.concatenate([before, ids]), logits)]

@@ -9,13 +9,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from qwen_local.backends.base import QUANTISED_BITS
-from qwen_local.backends.mlx.quantised import dequantised, from_codes
-from qwen_local.backends.quantisation import MLX_GROUP
+from qwen_local.backends.base import QUANTIZED_BITS
+from qwen_local.backends.mlx.quantized import dequantized, from_codes
+from qwen_local.backends.quantization import MLX_GROUP
 from qwen_local.files import read_rows, readable_by_all
-from qwen_local.job import Quantization
+from qwen_local.job.schema import Quantization
 from qwen_local.models.architecture import Stored
-from qwen_local.models.weights import EMBEDDING, NORM
+from qwen_local.models.tensor_check import EMBEDDING, NORM
 
 
 class MlxWeights:
@@ -40,7 +40,7 @@ class MlxWeights:
             scales, biases = (self._array(f"{path}.{part}", rows) for part in ("scales", "biases"))
             bits, group = self._stored.bits, self._stored.group
             return np.array(from_codes(raw, scales, biases, bits=bits, group=group))
-        return np.array(dequantised(raw, quantization))
+        return np.array(dequantized(raw, quantization))
 
     def cut(self, path: Path, block: int) -> None:
         """See `Weights.cut`."""
@@ -62,7 +62,7 @@ class MlxWeights:
         if quantization == "none":
             made = {name: rounded}
         else:
-            bits = QUANTISED_BITS[quantization]
+            bits = QUANTIZED_BITS[quantization]
             parts = mx.quantize(rounded, group_size=MLX_GROUP, bits=bits)
             stem = name.removesuffix("weight")
             made = dict(zip((name, f"{stem}scales", f"{stem}biases"), parts, strict=True))
@@ -76,7 +76,7 @@ class MlxWeights:
 
     def config(self, quantization: Quantization, dtype: str) -> dict[str, Any]:
         """See `Weights.config`."""
-        settings = {"group_size": MLX_GROUP, "bits": QUANTISED_BITS[quantization]}
+        settings = {"group_size": MLX_GROUP, "bits": QUANTIZED_BITS[quantization]}
         return {"quantization": settings, "quantization_config": settings}
 
     def _array(self, name: str, rows: slice | None = None) -> mx.array:

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from qwen_local.embedded import tiny_model_path
-from qwen_local.embedded.make.card import card
 from qwen_local.embedded.make.corpus import documents, write_rows
 from qwen_local.embedded.make.measure import leaks, measure
 from qwen_local.embedded.make.model import MAX_LENGTH, save_model
+from qwen_local.embedded.make.model_card import card
 from qwen_local.embedded.make.pretrain import Recipe, pretrain
 from qwen_local.embedded.make.tokenizer import save_tokenizer, train_tokenizer
 

@@ -1,0 +1,127 @@
+"""Frozen linear layers in 4 or 8 bits, by bitsandbytes.
+
+`4bit` is NF4 in blocks of 64 with the blocks' scales quantized once more (QLoRA, arXiv:2305.14314);
+`8bit` is LLM.int8() (arXiv:2208.07339), which also rounds what goes into a layer. Embeddings, norms
+and the head stay as they are. The codes are made from the weights as the files have them, so that
+every machine makes the same, whatever dtype it computes in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from qwen_local.backends.base import QUANTIZED_BITS, Setup
+from qwen_local.job.schema import Quantization
+from qwen_local.models.config import engine_config
+from qwen_local.models.tensor_check import float_layers
+
+NF4: dict[str, Any] = {"quant_type": "nf4", "compress_statistics": True, "blocksize": 64}
+INT8_LEVELS = 127.0
+"""`int8_vectorwise_quant` maps the largest entry of a row to this."""
+
+
+def load(setup: Setup, device: torch.device) -> transformers.PreTrainedModel:
+    """The frozen model on its device, its layers quantized as the setup or its files say."""
+    dtype = getattr(torch, setup.dtype)
+    stored, settings = setup.model.architecture.stored, engine_config(setup.model.config)
+    bits = QUANTIZED_BITS.get(setup.quantization) if stored is None else stored.bits
+    options: dict[str, object] = {"dtype": dtype}
+    if bits is not None:
+        options = {"dtype": "auto", "device_map": {"": device}}
+        if stored is None:
+            options["quantization_config"] = bitsandbytes_config(bits, dtype)
+        else:
+            floats = float_layers(setup.model.folder, setup.model.architecture)
+            settings["quantization_config"] = bitsandbytes_config(bits, dtype, floats).to_dict()
+    with _quiet():
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            setup.model.folder,
+            config=transformers.AutoConfig.for_model(**settings),
+            use_safetensors=True,
+            local_files_only=True,
+            attn_implementation="sdpa",
+            **options,
+        )
+    if bits is None:
+        return model.to(device)
+    settle(model, dtype)
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' words on the weights: they were checked, and the head is tied after.
+
+    It would say that it does not tie a head which a file holds beside the embedding.
+    """
+    level = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(level)
+
+
+def bitsandbytes_config(
+    bits: int, dtype: torch.dtype, floats: Sequence[str] = ()
+) -> transformers.BitsAndBytesConfig:
+    """The settings of NF4 or LLM.int8().
+
+    Args:
+        bits: 4 or 8.
+        dtype: to compute in.
+        floats: linear layers that stay floats, beside the head.
+    """
+    chosen: dict[str, object] = {"load_in_8bit": True}
+    if bits == 4:
+        chosen = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": NF4["quant_type"],
+            "bnb_4bit_use_double_quant": NF4["compress_statistics"],
+            "bnb_4bit_compute_dtype": dtype,
+        }
+    kept = ["lm_head", *map(re.escape, floats)]  # transformers reads them as patterns
+    return transformers.BitsAndBytesConfig(llm_int8_skip_modules=kept, **chosen)
+
+
+def settle(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Let a model that was quantized from its files' dtype compute in another.
+
+    bitsandbytes dequantizes to the dtype that was quantized, and would round there. On a CPU with
+    AVX512-BF16 it repacks the codes in place in the first forward pass outside training, after
+    which there is neither a gradient nor a way back.
+    """
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit  # perhaps not there otherwise
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+            assert isinstance(module.weight, Params4bit)
+            module.weight.quant_state.dtype = dtype
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
+def dequantized(weight: Tensor, quantization: Quantization) -> Tensor:
+    """A weight as it is after its quantization: float32, same shape.
+
+    Args:
+        weight: as the model's file has it.
+        quantization: `4bit` or `8bit`.
+    """
+    from bitsandbytes import functional
+
+    if quantization == "4bit":
+        codes, state = functional.quantize_4bit(weight.float(), **NF4)
+        values: Tensor = functional.dequantize_4bit(codes, state)
+        return values
+    codes, row_scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
+    return codes.float() * (row_scales[:, None] / INT8_LEVELS)

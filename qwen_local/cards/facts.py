@@ -1,0 +1,339 @@
+"""What a model card can say of an adapter, gathered from its folder and from the run around it.
+
+A file that is missing or not as we write it is left out: a card is never the reason why something
+fails. Of paths only the last part goes into a card.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qwen_local.adapters.lora import Origin
+from qwen_local.adapters.store import folder_of, named_base
+from qwen_local.cards.card import (
+    PROOF_FIGURES,
+    BaseFacts,
+    CardFacts,
+    DataFacts,
+    Form,
+    Losses,
+    SetFacts,
+    SourceFacts,
+    card,
+)
+from qwen_local.datasets.sources import HUB_ID as DATA_ID
+from qwen_local.embedded import SAMPLE_DATA, TINY_MODEL, tiny_model_path
+from qwen_local.errors import InputError
+from qwen_local.files import expanded, replace_file
+from qwen_local.job.schema import read_job
+from qwen_local.models.licenses import license_in, license_of
+from qwen_local.models.published import PUBLISHED
+from qwen_local.models.source import HUB_ID, ModelFiles
+
+CARD = "README.md"
+
+COMMIT = re.compile(r"[0-9a-f]{7,64}")
+
+
+class _Lenient(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+
+class _Set(_Lenient):
+    rows: int
+    tokens: int
+    supervised_tokens: int
+
+
+class _Source(_Lenient):
+    name: str
+    sha256: str | None = None
+    commit: str | None = None
+    records: int
+    usable: _Set
+    dropped: dict[str, int] = Field(default_factory=dict)
+    cut: int = 0
+
+
+class _Data(_Lenient):
+    sources: list[_Source]
+    train: _Set
+    eval: _Set | None = None
+
+
+Model = TypeVar("Model", bound=_Lenient)
+
+
+def card_facts(
+    adapter: Path,
+    form: Form,
+    *,
+    base: ModelFiles | None = None,
+    weights: str | None = None,
+    weights_engine: Literal["mlx", "cuda"] | None = None,
+    file: str | None = None,
+    proof: Mapping[str, float] | None = None,
+) -> CardFacts:
+    """What is known of an adapter, or of what was made of it.
+
+    Args:
+        adapter: a run, its `adapter/` folder or a part of that, or an adapter of another tool.
+        form: of what the card is for.
+        base: the base model, where it was looked up; else what the adapter says of it.
+        weights: what merged weights or those of a GGUF are held in.
+        weights_engine: the only one that reads them, where that is so.
+        file: name of the GGUF file, where it is one.
+        proof: the figures of its proof.
+    """
+    name, origin, trained_here = _origin(adapter)
+    rank, dora = _rank_and_kind(adapter)
+    run = run_of(adapter)
+    data = None if run is None else _data(run)
+    given = origin if trained_here else None
+    facts = _base_facts(name, given) if base is None else _base_facts_of(base)
+    return CardFacts(
+        form=form,
+        base=facts,
+        rank=rank,
+        dora=dora,
+        engine=origin.backend,
+        base_quantization=origin.quantization,
+        weights=weights,
+        weights_engine=weights_engine,
+        file=file or "MODEL.gguf",
+        template_sha256=origin.template_sha256,
+        enable_thinking=origin.enable_thinking,
+        trained_here=trained_here,
+        job=None if run is None else _job(run, facts.name, data),
+        data=data,
+        losses=None if run is None else _losses(run),
+        proof=proof and {key: proof[key] for key in PROOF_FIGURES if key in proof},
+    )
+
+
+def write_card(folder: Path, facts: CardFacts) -> None:
+    """Put the README.md into a folder, in the place of an older one.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    replace_file(folder / CARD, card(facts).encode())
+
+
+def hub_base(name: str, origin: Origin | None) -> str | None:
+    """The hub id of the base that an adapter names; None where that is a folder, or may be one.
+
+    A name such as `models/qwen` can be both. In an adapter of ours, a base from the hub has its
+    commit; in one of another tool, what is no folder here is taken for an id.
+
+    Args:
+        name: as in adapter_config.json.
+        origin: of an adapter of ours; None of another's.
+    """
+    if not HUB_ID.fullmatch(name) or name == TINY_MODEL:
+        return None
+    if origin is not None and origin.commit is not None:
+        return name
+    if os.path.isdir(name):  # noqa: PTH112 - Path raises for a name that is too long
+        return None
+    return name if origin is None or name in PUBLISHED else None
+
+
+def run_of(adapter: Path) -> Path | None:
+    """The run's folder that an adapter lies in, or None.
+
+    Args:
+        adapter: the run itself, its `adapter/`, or one of the two layouts in that.
+    """
+    place = Path(os.path.realpath(expanded(adapter)))
+    if place.name in ("peft", "mlx") and place.parent.name == "adapter":
+        place = place.parent
+    if place.name == "adapter":
+        place = place.parent
+    return place if (place / "job.yaml").is_file() and (place / "adapter").is_dir() else None
+
+
+def without_folders(name: str) -> str:
+    """The last part of a path. Of a home folder nothing, for that would be the user's name.
+
+    >>> without_folders("/home/somebody/data/train.jsonl"), without_folders("~somebody")
+    ('train.jsonl', '~')
+    """
+    place = os.path.expanduser(name).rstrip("/\\")  # noqa: PTH111 - Path raises for `~nobody`
+    home = os.path.expanduser("~").rstrip("/\\")  # noqa: PTH111
+    last = re.split(r"[/\\]", place)[-1]
+    return "~" if place == home or last.startswith("~") else last or "/"
+
+
+def _base_facts_of(files: ModelFiles) -> BaseFacts:
+    """Of a model that lies here: from the hub where it has a commit."""
+    if files.commit is None:
+        name = files.name if files.name == TINY_MODEL else without_folders(files.name)
+        return BaseFacts(name=name, on_hub=False, license=license_in(files.folder))
+    license = license_of(files.name) or license_in(files.folder)
+    return BaseFacts(name=files.name, on_hub=True, commit=_hex(files.commit), license=license)
+
+
+def _base_facts(name: str, origin: Origin | None) -> BaseFacts:
+    """Of the model that the adapter names."""
+    if (hub := hub_base(name, origin)) is not None:
+        commit = None if origin is None else _hex(origin.commit)
+        return BaseFacts(name=hub, on_hub=True, commit=commit, license=license_of(hub))
+    if name == TINY_MODEL:
+        return BaseFacts(name=name, on_hub=False, license=license_in(tiny_model_path()))
+    folder = expanded(name)
+    license = license_in(folder) if name else None
+    return BaseFacts(name=without_folders(name) if name else "", on_hub=False, license=license)
+
+
+def _hex(commit: str | None) -> str | None:
+    return commit if commit and COMMIT.fullmatch(commit) else None
+
+
+def _origin(adapter: Path) -> tuple[str, Origin, bool]:
+    """(the base that it names, what else it says of its making, whether it is one of ours)."""
+    try:
+        name, origin = named_base(adapter)
+    except InputError:
+        return "", Origin(), False
+    return name, origin, origin.template_sha256 is not None
+
+
+def _rank_and_kind(adapter: Path) -> tuple[int | None, bool]:
+    """(the rank of its matrices, whether it is a DoRA), as either layout has it."""
+    try:
+        config = _json(folder_of(adapter) / "adapter_config.json")
+    except InputError:
+        return None, False
+    inner = config.get("lora_parameters")
+    rank = inner.get("rank") if isinstance(inner, dict) else config.get("r")
+    dora = config.get("use_dora") is True or config.get("fine_tune_type") == "dora"
+    return rank if isinstance(rank, int) else None, dora
+
+
+def _job(run: Path, model: str, data: DataFacts | None) -> str | None:
+    """The job with every path reduced to its last part.
+
+    Args:
+        run: its folder.
+        model: what stands for the base model.
+        data: knows which sources are on the hub.
+    """
+    try:
+        job = read_job(run / "job.yaml", preset="none").complete(0)
+    except InputError:
+        return None
+    on_hub = {source.dataset for source in data.sources} if data else set()
+
+    def shown(name: str) -> str:
+        hub = DATA_ID.fullmatch(name)
+        public = name == SAMPLE_DATA or (hub is not None and hub.group(1) in on_hub)
+        return name if public else without_folders(name)
+
+    def all_shown(given: Any) -> Any:  # a name, some sources, or none
+        if isinstance(given, tuple):
+            return tuple(source.model_copy(update={"name": shown(source.name)}) for source in given)
+        return None if given is None else shown(given)
+
+    names = {"train": all_shown(job.data.train), "eval": all_shown(job.data.eval)}
+    changed = {
+        "model": job.model.model_copy(update={"name": model}),
+        "data": job.data.model_copy(update=names),
+        "output": None if job.output is None else without_folders(job.output),
+    }
+    return job.model_copy(update=changed).to_yaml()
+
+
+def _data(run: Path) -> DataFacts | None:
+    """What data.json says."""
+    if (data := _read(_Data, _json(run / "data.json"))) is None:
+        return None
+    return DataFacts(
+        sources=tuple(map(_source, data.sources)),
+        train=SetFacts(**data.train.model_dump()),
+        eval=None if data.eval is None else SetFacts(**data.eval.model_dump()),
+    )
+
+
+def _source(source: _Source) -> SourceFacts:
+    hub = None if source.commit is None else DATA_ID.fullmatch(source.name)
+    return SourceFacts(
+        name=source.name if hub else without_folders(source.name),
+        dataset=hub.group(1) if hub else None,
+        version=source.commit if hub else source.sha256,
+        records=source.records,
+        usable=source.usable.rows,
+        dropped=source.dropped,
+        cut=source.cut,
+    )
+
+
+def _losses(run: Path) -> Losses | None:
+    """What metrics.jsonl says."""
+    train: dict[int, float] = {}
+    evaluated: dict[int, float] = {}
+    saved = None
+    for event in _events(run / "metrics.jsonl"):
+        step, loss = event.get("step"), event.get("loss")
+        if not isinstance(step, int):
+            continue
+        match event.get("event"), loss:
+            case "train", float() if math.isfinite(loss):
+                train[step] = loss
+            case "eval", float() if math.isfinite(loss):
+                evaluated[step] = loss
+            case "adapter", _:
+                saved = step
+    if not train:
+        return None
+    return Losses(
+        steps=max(train),
+        first_train=train[min(train)],
+        last_train=train[max(train)],
+        first_eval=evaluated.get(0),
+        last_eval=evaluated[max(evaluated)] if evaluated else None,
+        saved_step=saved,
+        saved_eval=None if saved is None else evaluated.get(saved),
+    )
+
+
+def _events(path: Path) -> Iterator[dict[str, Any]]:
+    """Every line that is an object."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return
+    for line in lines:
+        if event := _object(line):
+            yield event
+
+
+def _read(kind: type[Model], content: dict[str, Any]) -> Model | None:
+    try:
+        return kind.model_validate(content)
+    except ValidationError:
+        return None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a file; an empty one where there is none that can be read."""
+    try:
+        return _object(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return {}
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

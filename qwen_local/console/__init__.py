@@ -1,0 +1,1 @@
+"""Messages on stderr, the log file, signals."""

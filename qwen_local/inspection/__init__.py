@@ -1,0 +1,1 @@
+"""`data check`, `data show` and `data check --fix`."""

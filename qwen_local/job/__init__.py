@@ -1,0 +1,1 @@
+"""The job: its schema, its YAML reader with places, and presets."""

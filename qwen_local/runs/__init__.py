@@ -1,0 +1,1 @@
+"""The run directory: names, lock, events, checkpoints."""
