@@ -53,10 +53,11 @@ def print_plan(
     draft: Draft, *, backend: str, device: str, as_json: bool, elsewhere: str | None = None
 ) -> None:
     """What `plan` and `train --dry-run` print."""
-    from qwen_local.training.plan import make_plan
+    from qwen_local.training.plan import plan_job
+    from qwen_local.training.plan_page import plan_json, plan_page
 
-    planned = make_plan(draft, backend=backend, device=device, elsewhere=elsewhere)
+    plan = plan_job(draft, backend=backend, device=device, elsewhere=elsewhere)
     if as_json:
-        print_json(planned.to_json())
+        print_json(plan_json(plan, elsewhere))
     else:
-        click.echo(planned.describe())
+        click.echo(plan_page(plan, elsewhere))

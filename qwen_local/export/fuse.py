@@ -85,7 +85,7 @@ def fuse(
     if requantize != "none":
         plain = replace(base.architecture, stored=None)
         check_quantization(
-            opened.machine, choice, base.name, plain, requantize, asked_by="--requantize"
+            opened.resolved.machine, choice, base.name, plain, requantize, asked_by="--requantize"
         )
     place = place_of(given.output)
     rounded = float_type(base.folder) if dtype == "auto" else dtype

@@ -126,7 +126,7 @@ def about_of(opened: Opened, title: str) -> About:
     base = opened.base
     license = license_of(base.name) or license_in(base.folder)
     named = None if license is None else license.name or license.identifier
-    return About(base=opened.source, title=title, license=named)
+    return About(base=opened.resolved.source, title=title, license=named)
 
 
 def write_gguf_adapter(new: Path, adapter: Adapter, opened: Opened, about: About) -> Adapter:

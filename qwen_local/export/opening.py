@@ -10,22 +10,22 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from qwen_local.adapters.lora import Adapter, Origin
-from qwen_local.adapters.store import base_of, load_adapter, named_base
-from qwen_local.backends.quantization import check_quantization, choose_for, who_asks
-from qwen_local.backends.select import ENGINES, Choice, Machine, probe
+from qwen_local.backends.select import ENGINES, Choice, probe
 from qwen_local.datasets.tokenizer import ChatTokenizer
-from qwen_local.errors import BackendError, Fault, InputError, ModelError, RunBusyError
+from qwen_local.errors import Fault, InputError, ModelError, RunBusyError
 from qwen_local.export.merge import ExportError
 from qwen_local.files import expanded, free_bytes, readable_by_all
 from qwen_local.job.schema import Quantization
 from qwen_local.models.architecture import Architecture
-from qwen_local.models.source import ModelFiles, ModelSource, fetch
+from qwen_local.models.source import ModelFiles
+from qwen_local.resolve.request import Request
+from qwen_local.resolve.resolve import Resolved, resolve, with_weights
 from qwen_local.runs.directory import check_free
 
 log = logging.getLogger("qwen_local")
@@ -58,15 +58,34 @@ class Given:
 class Opened:
     """The same, found and checked."""
 
-    adapter: Adapter
-    source: ModelSource
-    """Where the base comes from."""
-    base: ModelFiles
-    held: Quantization
-    """What the base was held in while the adapter was trained."""
-    machine: Machine
-    choice: Choice
-    tokenizer: ChatTokenizer
+    resolved: Resolved
+    """With an adapter and with its weights here."""
+
+    @property
+    def adapter(self) -> Adapter:
+        """What is exported."""
+        assert self.resolved.adapter is not None
+        return self.resolved.adapter
+
+    @property
+    def base(self) -> ModelFiles:
+        """The base model."""
+        return self.resolved.model
+
+    @property
+    def held(self) -> Quantization:
+        """What the base was held in while the adapter was trained."""
+        return self.resolved.quantization
+
+    @property
+    def choice(self) -> Choice:
+        """The engine."""
+        return self.resolved.choice
+
+    @property
+    def tokenizer(self) -> ChatTokenizer:
+        """Of the base model."""
+        return self.resolved.known_tokenizer
 
     @property
     def rounds_inputs(self) -> bool:
@@ -89,39 +108,30 @@ def open_export(given: Given, *, dora: bool = True) -> Opened:
     """
     _check_names(given)
     check_free(expanded(given.output))
-    machine = probe()
-    named, origin = named_base(given.adapter)
-    source = base_of(given.model, given.revision, given.adapter)
-    architecture = source.architecture(download=True)
-    held = origin.quantization if given.quantization is None else given.quantization
-    choice = _choose(machine, given, architecture, replace(origin, quantization=held))
-    asked_by = who_asks(given.quantization, given.adapter, origin)
-    check_quantization(machine, choice, source.name, architecture, held, asked_by=asked_by)
-    adapter = load_adapter(given.adapter, architecture)
-    if held != origin.quantization and origin != Origin():
+    request = Request(
+        model=given.model,
+        revision=given.revision,
+        adapter=given.adapter,
+        backend=given.backend,
+        device=given.device,
+        quantization=given.quantization,
+        other_engine="refuse",
+    )
+    resolved = resolve(request, probe())
+    opened = Opened(resolved=resolved)
+    origin = opened.adapter.origin
+    if opened.held != origin.quantization and origin != Origin():
         log.warning(
             "the adapter was trained on a base held in %s; --quantization takes it as if in %s",
             origin.quantization,
-            held,
+            opened.held,
         )
-    if adapter.dora and not dora:
+    if opened.adapter.dora and not dora:
         problem = "has the magnitudes of DoRA, which llama.cpp has no place for"
         raise ModelError.at("--adapter", problem, "merge it: export --to gguf")
-    if named not in ("", source.name):
-        log.warning("the adapter was made for %s; this is %s", named, source.name)
-    files = fetch(source)
-    tokenizer = ChatTokenizer.load(files.folder)
-    tokenizer.check_fits(architecture.vocabulary, source.name)
+    choice = opened.choice
     log.info("engine: %s on the %s (%s)", ENGINES[choice.backend], choice.device, choice.reason)
-    return Opened(
-        adapter=adapter,
-        source=source,
-        base=files,
-        held=held,
-        machine=machine,
-        choice=choice,
-        tokenizer=tokenizer,
-    )
+    return Opened(resolved=with_weights(resolved))
 
 
 def _check_names(given: Given) -> None:
@@ -139,21 +149,6 @@ def _check_names(given: Given) -> None:
             faults.append(Fault(flag, problem, "rename it"))
     if faults:
         raise InputError(faults)
-
-
-def _choose(machine: Machine, given: Given, architecture: Architecture, origin: Origin) -> Choice:
-    """The engine: where the base was quantized the one that did it, whose codes are its own."""
-    if origin.quantization != "none" and given.backend not in (
-        "auto",
-        origin.backend or given.backend,
-    ):
-        raise BackendError.at(
-            f"--backend {given.backend}",
-            f"the adapter was trained on a {origin.quantization} base of --backend "
-            f"{origin.backend}, whose weights no other engine has",
-            f"pass --backend {origin.backend}, or leave it out",
-        )
-    return choose_for(machine, given.backend, given.device, architecture, origin)
 
 
 def check_disk(output: Path, need: int, architecture: Architecture) -> None:

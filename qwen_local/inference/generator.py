@@ -6,28 +6,17 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from qwen_local.adapters.lora import Adapter, Origin
 from qwen_local.adapters.prompt import thinking_of
-from qwen_local.adapters.store import base_of, load_adapter, origin_in
-from qwen_local.backends.base import Completion, Sampling, Session, Setup
-from qwen_local.backends.quantization import check_quantization, choose_for, who_asks
-from qwen_local.backends.select import (
-    ENGINES,
-    Choice,
-    DType,
-    Machine,
-    choose,
-    open_backend,
-    probe,
-    resolve_dtype,
-)
-from qwen_local.datasets.tokenizer import ChatTokenizer
-from qwen_local.errors import BackendError, InputError
+from qwen_local.adapters.store import origin_in
+from qwen_local.backends.base import Completion, Sampling, Session
+from qwen_local.backends.select import ENGINES, DType, probe
+from qwen_local.errors import InputError
 from qwen_local.inference.sampling_options import (
     GREEDY,
     Wishes,
@@ -38,9 +27,11 @@ from qwen_local.inference.sampling_options import (
 from qwen_local.inference.switch import Switch
 from qwen_local.inference.text import CLOSE, OPEN, TextStream
 from qwen_local.job.schema import Quantization
-from qwen_local.models.architecture import Architecture
 from qwen_local.models.fingerprint import fingerprint
-from qwen_local.models.source import PROOF, fetch
+from qwen_local.models.source import PROOF
+from qwen_local.resolve.open import open_model
+from qwen_local.resolve.request import Request
+from qwen_local.resolve.resolve import resolve, with_weights
 
 Messages = list[dict[str, Any]]
 """`role` and `content`; from data, also what `qwen_local.datasets.formats.Message` may have."""
@@ -115,56 +106,45 @@ class Answerer:
             InputError: something cannot be used as given.
         """
         check_wishes(wishes)
-        machine = probe()
-        choose(machine, backend, device)  # before anything is fetched: whether it can be at all
-        source = base_of(model, revision, adapter)
-        architecture = source.architecture(download=True)  # weights only once nothing is refused
-        loaded = None if adapter is None else load_adapter(adapter, architecture)
-        if loaded is not None and loaded.base != source.name:
-            log.warning("the adapter was made for %s; this is %s", loaded.base or "?", source.name)
-        origin = Origin() if loaded is None else loaded.origin
-        held = origin.quantization if quantization is None else quantization
-        choice = _choose(machine, backend, device, architecture, origin, held)
-        asked_by = who_asks(quantization, adapter, origin)
-        check_quantization(machine, choice, source.name, architecture, held, asked_by=asked_by)
-        files = fetch(source)
-        held_in, _ = resolve_dtype(machine, choice, dtype)
+        request = Request(
+            model=model,
+            revision=revision,
+            adapter=adapter,
+            backend=backend,
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+        )
+        resolved = with_weights(resolve(request, probe()))
+        name, choice = resolved.source.name, resolved.choice
         self.sampling: Sampling = choose_sampling(
-            sampling_defaults(files.folder, source.name), wishes
+            sampling_defaults(resolved.model.folder, name), wishes
         )
         """How answers are drawn where they come one at a time."""
-        self.positions = architecture.positions
+        self.positions = resolved.architecture.positions
         """The longest conversation that the model was made for, in tokens."""
-        self._tokenizer = ChatTokenizer.load(files.folder)
-        self._tokenizer.check_fits(architecture.vocabulary, source.name)
+        self._tokenizer = resolved.known_tokenizer
         self._asked_thinking = thinking
-        self._merged = origin_in(files.folder) if (files.folder / PROOF).is_file() else None
+        folder = resolved.model.folder
+        self._merged = origin_in(folder) if (folder / PROOF).is_file() else None
         self.trained_length: int | None = None
         """Tokens of the longest row that the adapter could learn, where it is known."""
-        self._answer_as_trained(self._merged if loaded is None else origin)
-        self._engine = open_backend(
-            choice,
-            Setup(
-                model=files,
-                lora=None if loaded is None else loaded.lora,
-                dora=loaded is not None and loaded.dora,
-                device=choice.device,
-                dtype=held_in,
-                quantization=held,
-            ),
-        )
-        self._switch = None if loaded is None else Switch(self._engine, loaded.arrays)
+        self._adapter = resolved.adapter
+        self._answer_as_trained(self._merged if self._adapter is None else self._adapter.origin)
+        self._engine = open_model(resolved, resolved.setup()).backend
+        self._switch = None if self._adapter is None else Switch(self._engine, self._adapter.arrays)
         self._adapted = True  # where there is an adapter
-        self._files, self._adapter = files, loaded
+        self._files = resolved.model
         self._held = {
             "backend": choice.backend,
             "device": choice.device,
-            "dtype": held_in,
-            "quantization": held,
+            "dtype": resolved.dtype,
+            "quantization": resolved.quantization,
         }
-        how = [choice.device, held_in] + ([held] if held != "none" else [])
+        held = [resolved.quantization] if resolved.quantization != "none" else []
+        how = [choice.device, resolved.dtype, *held]
         self.about = (
-            f"{source.name}{f' with {adapter}' if adapter else ''} on {ENGINES[choice.backend]} "
+            f"{name}{f' with {adapter}' if adapter else ''} on {ENGINES[choice.backend]} "
             f"({', '.join(how)}): {choice.reason}"
         )
         """What answers, and on what, in words."""
@@ -358,28 +338,3 @@ def _digest(adapter: Adapter) -> str:
         digest.update(f"\n{name} {array.shape}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-def _choose(
-    machine: Machine,
-    backend: str,
-    device: str,
-    architecture: Architecture,
-    origin: Origin,
-    held: Quantization,
-) -> Choice:
-    """The engine: the one whose quantized base the adapter knows, or else another, said aloud."""
-    try:
-        choice = choose_for(
-            machine, backend, device, architecture, replace(origin, quantization=held)
-        )
-    except BackendError:
-        choice = choose(machine, backend, device)
-    if held != "none" and origin.backend not in (None, choice.backend):
-        log.warning(
-            "the adapter was trained on a %s base of --backend %s; that of %s differs a little",
-            held,
-            origin.backend,
-            choice.backend,
-        )
-    return choice

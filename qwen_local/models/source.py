@@ -167,6 +167,27 @@ def fetch_tokenizer(source: ModelSource) -> Path:
     return folder
 
 
+def tokenizer_here(source: ModelSource) -> Path | None:
+    """The folder with a hub model's tokenizer, where the cache has it; nothing is downloaded."""
+    try:
+        folder = _snapshot(source.name, source.revision, TOKENIZER_FILES, download=False)
+        check_folder(folder, source.name, weights=False)
+    except ModelError:
+        return None
+    return folder if (folder / "tokenizer.json").exists() else None
+
+
+def weights_here(source: ModelSource) -> bool:
+    """True for a folder, and for a hub model that is whole in the cache; nothing is downloaded."""
+    if source.kind != "hub":
+        return True
+    try:
+        _snapshot(source.name, source.revision, MODEL_FILES, download=False)
+    except ModelError:
+        return False
+    return True
+
+
 def _snapshot(name: str, revision: str | None, patterns: Sequence[str], download: bool) -> Path:
     """The folder of one commit in the hub's cache (its name is the commit's)."""
     import huggingface_hub

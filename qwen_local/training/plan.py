@@ -1,238 +1,168 @@
-"""What a job would do, worked out without loading a weight."""
+"""The plan of a run, worked out without loading a weight: `plan` prints it, `train` executes it."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from qwen_local.adapters.lora import Origin
-from qwen_local.backends.quantization import check_quantization, choose_for
-from qwen_local.backends.select import choose, probe, resolve_dtype
+from qwen_local.backends.base import Setup
+from qwen_local.backends.machine import Machine
+from qwen_local.backends.probe import probe
 from qwen_local.datasets.count import count_rows
 from qwen_local.datasets.prepare import Prepared
-from qwen_local.datasets.report import Histogram
-from qwen_local.datasets.tokenizer import ChatTokenizer
-from qwen_local.errors import JobError, ModelError, RunBusyError
+from qwen_local.datasets.sources import locate
+from qwen_local.errors import DiskFullError, JobError, QwenLocalError, RunBusyError
 from qwen_local.files import free_bytes
-from qwen_local.job.schema import Draft
-from qwen_local.models.source import ModelFiles, ModelSource, fetch, find_model
+from qwen_local.job.schema import Draft, Job
+from qwen_local.resolve.request import Request
+from qwen_local.resolve.resolve import Resolved, resolve, with_weights
 from qwen_local.runs.directory import check_free, run_folder
-from qwen_local.training.advice import evaluation_advice, memory_hint, quantization_advice
+from qwen_local.runs.state import Execution, Identity
 from qwen_local.training.disk import disk_need
-from qwen_local.training.memory import USABLE, Memory, estimate_memory
+from qwen_local.training.memory import Memory, Workload, estimate_memory
 from qwen_local.training.named_machines import named_machine
 from qwen_local.training.preparation import (
     check_data_given,
     check_length,
     check_report_to,
+    data_faults_too,
     data_sources,
-    data_told_too,
     make_setup,
     make_workload,
     prepare_data,
     trainable_parameters,
 )
-from qwen_local.training.schedule import make_schedule
+from qwen_local.training.schedule import Schedule, make_schedule
 
-BAR = 40
-"""Width of the histogram's longest bar."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedData:
+    """The rows of a run, or their number where there is no tokenizer to make them with."""
+
+    rows: int
+    """To train on."""
+    eval_rows: int
+    prepared: Prepared | None
+    """None without a tokenizer."""
+    description: str
+    """The sources and what becomes of their records, in words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What `plan --json` prints."""
+    """Everything that a run will do, with every choice made."""
 
-    machine: str
-    """`here`, or the name of another one."""
-    job: dict[str, Any]
-    backend: str
-    device: str
-    reason: str
-    dtype: str
-    trainable_parameters: int
-    total_parameters: int
-    trainable_percent: float
-    data: str
-    """The source and what becomes of its records, in words."""
-    rows: int
-    eval_rows: int
-    steps_per_epoch: int
-    optimizer_steps: int
-    warmup_steps: int
-    evaluations: int
-    eval_every: int
-    evaluation_percent: float
-    """Expected share of the time that evaluation takes."""
-    evaluation_advice: str | None
-    """Where evaluation takes longer than training, what to set instead."""
-    supervised_tokens: int | None
-    """Of one pass over the training rows; None without a tokenizer."""
-    tokens: int | None
-    histogram: Histogram | None
-    """Lengths of the training source's conversations; None without a tokenizer."""
-    histogram_missing: str | None
-    """Why there is none."""
-    micro_batch_tokens: int
-    """Positions computed at once."""
-    gradient_checkpointing: bool
-    """Whether activations are computed twice."""
+    job: Job
+    """Complete, with its output folder."""
+    resolved: Resolved
+    data: PlannedData
+    trainable: int
+    """Adapter parameters."""
+    schedule: Schedule
+    setup: Setup
+    """Of the engine, its memory budget included."""
     memory_reason: str
-    """Why these two."""
+    """The reason for micro-batch budget and checkpointing."""
+    workload: Workload
     memory: Memory
-    memory_hint: str | None
-    """What to change where it does not fit."""
-    advice: str | None
-    """Of `model.quantization`, None where it is well chosen."""
+    """The estimated need."""
+    output: Path
     disk_bytes: int
-    """Of the run's folder at its largest."""
+    """Largest size of the run directory."""
     disk_free_bytes: int | None
-    """Where the folder is or will be; None of another machine."""
-    output: str
-    output_taken: str | None
-    """Why `train` would refuse the output folder, or None."""
+    """Free bytes where the run directory is or will be; None on another machine."""
+    refusals: tuple[QwenLocalError, ...] = ()
+    """Errors that `train` raises and a plan can do without: it is worth reading all the same."""
 
-    def to_json(self) -> dict[str, Any]:
-        """A plain dictionary."""
-        return {**asdict(self), "memory": self.memory.to_json()}
+    def with_weights(self) -> Plan:
+        """The same plan with the base model's weights on this machine."""
+        resolved = with_weights(self.resolved)
+        setup = replace(self.setup, model=resolved.model)
+        return replace(self, resolved=resolved, setup=setup)
 
-    def describe(self) -> str:
-        """The same for a person."""
-        lines = [] if self.machine == "here" else [f"machine     {self.machine}"]
-        lines += [
-            f"backend     {self.backend} on the {self.device} in {self.dtype} ({self.reason})",
-            f"parameters  {self.trainable_parameters:,} trainable of {self.total_parameters:,} "
-            f"({self.trainable_percent:.4g} %)",
-            f"data        {self.data}",
-            f"adapter     {self._adapter()}",
-            f"steps       {self.optimizer_steps:,} ({self.steps_per_epoch:,} an epoch), "
-            f"warm-up {self.warmup_steps:,}; {self._rate()}",
-            self._evaluation(),
-            *self._tokens(),
-            f"memory      {self.memory_reason}",
-        ]
-        sizes = {part: getattr(self.memory, part) for part in PARTS}
-        lines += [f"  {part:<12}{size / 1e9:>8.2f} GB" for part, size in sizes.items() if size]
-        lines.append(f"  of the {self.device:<5}{self.memory.available / 1e9:>8.2f} GB")
-        usable = USABLE * self.memory.available / 1e9
-        tight = f"  it does not fit: a tenth is to stay free, which leaves {usable:.2f} GB"
-        lines.append("  it fits" if self.memory.fits else tight)
-        if self.histogram is None:
-            longest = f"{self.job['data']['max_length']:,}"
-            lines.append(f"  with {longest} tokens in every row, as the rows are not known")
-        if self.advice is not None:
-            lines.append(f"  advice: {self.advice}")
-        if self.memory_hint is not None:
-            lines.append(f"\nhint: {self.memory_hint}\n")
-        room = ""
-        if self.disk_free_bytes is not None:
-            room = f" of the {self.disk_free_bytes / 1e9:.2f} GB that are free"
-            if self.disk_bytes > self.disk_free_bytes:
-                room += (
-                    "\n\nhint: make room, set output to a folder elsewhere, or lower train.keep\n"
-                )
-        lines.append(f"disk        up to {self.disk_bytes / 1e9:.2f} GB{room}")
-        taken = f"\n  train will not write there: {self.output_taken}" if self.output_taken else ""
-        lines.append(f"output      {self.output}{taken}")
-        return "\n".join(lines)
+    def with_setup(self, setup: Setup, reason: str) -> Plan:
+        """The same plan with another memory budget.
 
-    def _adapter(self) -> str:
-        lora = self.job["lora"]
-        scaled = "alpha / sqrt(rank)" if lora["rslora"] else "alpha / rank"
-        targets = lora["targets"]
-        on = targets if isinstance(targets, str) else ", ".join(targets)
-        blocks = "all blocks" if lora["layers"] == "all" else f"the last {lora['layers']} blocks"
-        return (
-            f"rank {lora['rank']}, alpha {lora['alpha']:g} (scale {scaled}), "
-            f"dropout {lora['dropout']:g}; {on} of {blocks}"
-        )
-
-    def _rate(self) -> str:
-        train = self.job["train"]
-        return (
-            f"batch {train['batch_size']}, learning rate {train['learning_rate']:g}, "
-            f"{train['schedule']}"
-        )
-
-    def _evaluation(self) -> str:
-        if not self.evaluations:
-            return "evaluation  none: there are no rows for it"
-        said = (
-            f"evaluation  {self.evaluations:,} times, every {self.eval_every:,} steps: about "
-            f"{self.evaluation_percent:.0f} % of the time"
-        )
-        return said if self.evaluation_advice is None else f"{said}\n  {self.evaluation_advice}"
-
-    def _tokens(self) -> list[str]:
-        if self.histogram is None:
-            return [f"tokens      unknown: {self.histogram_missing}"]
-        assert self.tokens is not None and self.supervised_tokens is not None
-        share = self.supervised_tokens / self.tokens
-        lines = [
-            f"tokens      {self.tokens:,} an epoch, {self.supervised_tokens:,} of them "
-            f"supervised ({share:.0%})",
-            "lengths     of all conversations, in tokens",
-        ]
-        most = max(self.histogram.counts)
-        for low, high, count in zip(
-            self.histogram.edges, self.histogram.edges[1:], self.histogram.counts, strict=False
-        ):
-            bar = "#" * round(BAR * count / most)
-            lines.append(f"  {low + 1:>6}-{high:<6}{count:>8,}  {bar}".rstrip())
-        return lines
+        Args:
+            setup: differs in micro-batch budget or checkpointing.
+            reason: in words.
+        """
+        if setup == self.setup:
+            return self
+        memory = estimate_memory(setup, self.workload)
+        return replace(self, setup=setup, memory_reason=reason, memory=memory)
 
 
-PARTS = (
-    "libraries",
-    "weights",
-    "loading",
-    "adapter",
-    "optimizer",
-    "activations",
-    "head",
-    "cache",
-    "total",
-)
-"""Of `Memory`, as they are shown. What `loading` takes is gone when training begins."""
-
-
-def make_plan(draft: Draft, *, backend: str, device: str, elsewhere: str | None = None) -> Plan:
-    """Work out a job: its resolved values, counts, steps, data, and memory.
+def plan_job(draft: Draft, *, backend: str, device: str, elsewhere: str | None = None) -> Plan:
+    """Plan a run that may never be executed, or only on another machine.
 
     Args:
         draft: the job.
-        backend: as `--backend`.
-        device: as `--device`.
-        elsewhere: the name of another machine that it is worked out for, or None for this one.
+        backend: `auto`, `mlx` or `cuda`.
+        device: `auto`, `gpu` or `cpu`.
+        elsewhere: the name of another machine, or None for this one.
 
     Raises:
-        InputError: whatever `train` would refuse before it loads a weight.
+        InputError: whatever `train` raises for this job before it loads a weight, but for
+            `Plan.refusals`.
     """
     if elsewhere is None:
         machine = probe()
     else:
         machine = named_machine(elsewhere, backend=backend, device=device)
-    choose(machine, backend, device)  # before anything is fetched: whether it can be at all
-    with data_told_too(draft):
-        source = find_model(draft.model.name, draft.model.revision)
-        architecture = source.architecture(download=False)
-    job = draft.complete(architecture.parameters())
-    choice = choose_for(machine, backend, device, architecture, Origin())
-    check_quantization(machine, choice, source.name, architecture, job.model.quantization)
-    output, taken = run_folder(job), None
-    try:
-        check_free(output)
-    except JobError as error:
-        taken = error.faults[0].problem
-    except RunBusyError as error:
-        taken = str(error).partition("\n")[0]
-    check_length(job, architecture)
+    request = Request.of_job(draft, backend=backend, device=device)
+    return plan_run(request, machine, execute=False, quiet=False)
+
+
+def plan_run(
+    request: Request, machine: Machine, *, execute: bool, resumed: Path | None = None, quiet: bool
+) -> Plan:
+    """Resolve a job, read its data, and plan its run.
+
+    Args:
+        request: of a job.
+        machine: where the run is to be.
+        execute: True if the run follows. What is missing is then downloaded, and refusals are
+            raised as soon as they are known. False asks no network for the model.
+        resumed: the folder of the run that continues; None for a new one.
+        quiet: show no progress.
+
+    Raises:
+        InputError: something in job, data, model or machine cannot be used; nothing was written.
+    """
+    draft = request.draft
+    assert draft is not None
+    with data_faults_too(draft):
+        resolved = resolve(request, machine, download=execute)
+        resolved = with_weights(resolved, download=False)
+    job = resolved.job
+    assert job is not None
+    output = run_folder(job) if resumed is None else resumed
+    job = job.model_copy(update={"output": str(output)})
+    refusals = _refusals(draft, job, None if resumed or not machine.here else output)
+    if execute:
+        _raise_all(refusals)
+    check_length(job, resolved.architecture)
     check_report_to(job)
-    trainable = trainable_parameters(job, architecture)
-    total = architecture.parameters() + trainable
-    tokenizer, missing = _tokenizer(source)
-    prepared: Prepared | None = None
-    if tokenizer is None:
+    trainable = trainable_parameters(job, resolved.architecture)
+    locate(*data_sources(job))  # before rows are made from the first of several sources
+    data = read_data(job, resolved, quiet=quiet)
+    plan = make_plan(job, resolved, data, trainable=trainable, output=output)
+    if resumed is None and machine.here and plan.disk_free_bytes is not None:
+        if plan.disk_free_bytes < plan.disk_bytes:
+            refusals += (DiskFullError(output, plan.disk_bytes, plan.disk_free_bytes),)
+        if execute:
+            _raise_all(refusals)
+    return replace(plan, refusals=refusals)
+
+
+def read_data(job: Job, resolved: Resolved, *, quiet: bool) -> PlannedData:
+    """Make the rows of a job, or count them where there is no tokenizer.
+
+    Raises:
+        DatasetError: every fault of all sources.
+    """
+    if resolved.tokenizer is None:
         train, evaluation = data_sources(job)
         counted = count_rows(
             train=train,
@@ -240,69 +170,135 @@ def make_plan(draft: Draft, *, backend: str, device: str, elsewhere: str | None 
             eval_fraction=job.data.eval_fraction,
             seed=job.train.seed,
         )
-        rows, eval_rows = counted.train, counted.eval
         names = ", ".join(source.name for source in train)
-        data = f"{names}: {rows:,} rows to train on, {eval_rows:,} to evaluate on"
-    else:
-        prepared = prepare_data(job, tokenizer, quiet=False)
-        rows = len(prepared.train)
-        eval_rows = 0 if prepared.eval is None else len(prepared.eval)
-        data = prepared.report.describe()
+        return PlannedData(
+            rows=counted.train,
+            eval_rows=counted.eval,
+            prepared=None,
+            description=f"{names}: {counted.train:,} rows to train on, {counted.eval:,} to "
+            "evaluate on",
+        )
+    prepared = prepare_data(job, resolved.tokenizer, quiet=quiet)
+    return PlannedData(
+        rows=len(prepared.train),
+        eval_rows=0 if prepared.eval is None else len(prepared.eval),
+        prepared=prepared,
+        description=prepared.report.describe(),
+    )
+
+
+def make_plan(
+    job: Job, resolved: Resolved, data: PlannedData, *, trainable: int, output: Path
+) -> Plan:
+    """Plan the run of a job on data that was read: steps, memory, disk.
+
+    Args:
+        job: complete.
+        resolved: its model, engine and device.
+        data: its rows.
+        trainable: adapter parameters.
+        output: the run directory.
+    """
+    choice, machine = resolved.choice, resolved.machine
+    schedule = make_schedule(job.train, rows=data.rows, eval_rows=data.eval_rows)
+    workload = make_workload(
+        job, machine, choice, data.prepared, trainable=trainable, rows=data.rows
+    )
+    fitted = make_setup(job, resolved.model, choice, resolved.dtype, workload)
+    return Plan(
+        job=job,
+        resolved=resolved,
+        data=data,
+        trainable=trainable,
+        schedule=schedule,
+        setup=fitted.setup,
+        memory_reason=fitted.reason,
+        workload=workload,
+        memory=estimate_memory(fitted.setup, workload),
+        output=output,
+        disk_bytes=disk_need(trainable, keep=job.train.keep, steps=schedule.steps),
+        disk_free_bytes=free_bytes(output) if machine.here else None,
+    )
+
+
+def keep_budget(plan: Plan, before: Execution, changed: set[str]) -> Plan:
+    """The plan with the memory budget of the run's earlier part, where nothing speaks against it.
+
+    A budget that was halved once would run out of memory again.
+
+    Args:
+        plan: of the resumed run.
+        before: the earlier part's engine and budget.
+        changed: job keys that were changed since.
+    """
+    same = (plan.resolved.choice.backend, plan.resolved.choice.device, plan.memory.available)
+    if (before.backend, before.device, before.available) != same:
+        return plan
+    setup = plan.setup
+    if "train.micro_batch_tokens" not in changed:
+        setup = replace(setup, micro_batch_tokens=before.micro_batch_tokens)
+    if "train.gradient_checkpointing" not in changed:
+        setup = replace(setup, gradient_checkpointing=before.gradient_checkpointing)
+    return plan.with_setup(setup, _as_memory_has_shown(setup))
+
+
+def cap_budget(plan: Plan, tokens: int | None) -> Plan:
+    """The plan with at most this many tokens in a micro-batch; None leaves it as it is."""
+    if tokens is None or tokens >= plan.setup.micro_batch_tokens:
+        return plan
+    setup = replace(plan.setup, micro_batch_tokens=tokens)
+    return plan.with_setup(setup, _as_memory_has_shown(setup))
+
+
+def _as_memory_has_shown(setup: Setup) -> str:
+    return f"{setup.micro_batch_tokens:,} tokens computed at once, as memory has shown"
+
+
+def identity_of(plan: Plan, base: str) -> Identity:
+    """What makes this run the run that it is.
+
+    Args:
+        plan: with rows.
+        base: fingerprint of the base model's files.
+    """
+    prepared = plan.data.prepared
+    assert prepared is not None
+    return Identity(
+        job=plan.job.model_dump(mode="json"),
+        rows=prepared.train.sha256,
+        eval_rows=None if prepared.eval is None else prepared.eval.sha256,
+        sources=tuple((s.name, s.sha256 or s.commit) for s in prepared.report.sources),
+        base=base,
+        base_commit=plan.resolved.model.commit,
+    )
+
+
+def _refusals(draft: Draft, job: Job, output: Path | None) -> tuple[QwenLocalError, ...]:
+    """Errors of the job that leave its figures as they are.
+
+    Args:
+        draft: what the user wrote.
+        job: complete.
+        output: the folder of a new run; None where it is not to be looked at.
+    """
+    found: list[QwenLocalError] = []
+    if output is not None:
+        try:
+            check_free(output)
+        except (JobError, RunBusyError) as error:
+            found.append(error)
     try:
         check_data_given(draft, job)
-    except JobError:
-        data += "\n  the sample data, as none is given: train will ask for --data"
-    schedule = make_schedule(job.train, rows=rows, eval_rows=eval_rows)
-    dtype, _ = resolve_dtype(machine, choice, job.model.dtype)
-    model = ModelFiles(
-        name=source.name, folder=Path(), commit=None, config={}, architecture=architecture
-    )
-    workload = make_workload(job, machine, choice, prepared, trainable=trainable, rows=rows)
-    fitted = make_setup(job, model, choice, dtype, workload)
-    memory = estimate_memory(fitted.setup, workload)
-    return Plan(
-        machine=elsewhere or "here",
-        job=job.model_dump(mode="json"),
-        backend=choice.backend,
-        device=choice.device,
-        reason=choice.reason,
-        dtype=dtype,
-        trainable_parameters=trainable,
-        total_parameters=total,
-        trainable_percent=100 * trainable / total,
-        data=data,
-        rows=rows,
-        eval_rows=eval_rows,
-        steps_per_epoch=schedule.steps_per_epoch,
-        optimizer_steps=schedule.steps,
-        warmup_steps=schedule.warmup,
-        evaluations=schedule.evaluations,
-        eval_every=schedule.eval_every,
-        evaluation_percent=100 * schedule.evaluation_share,
-        evaluation_advice=evaluation_advice(job.train, schedule, rows=rows, eval_rows=eval_rows),
-        supervised_tokens=None if prepared is None else prepared.train.supervised,
-        tokens=None if prepared is None else prepared.train.tokens,
-        histogram=None if prepared is None else prepared.report.sources[0].lengths,
-        histogram_missing=missing,
-        micro_batch_tokens=fitted.setup.micro_batch_tokens,
-        gradient_checkpointing=fitted.setup.gradient_checkpointing,
-        memory_reason=fitted.reason,
-        output=str(output),
-        output_taken=taken,
-        memory=memory,
-        memory_hint=None if memory.fits else memory_hint(job, fitted.setup, workload),
-        advice=quantization_advice(fitted.setup, workload),
-        disk_bytes=disk_need(trainable, keep=job.train.keep, steps=schedule.steps),
-        disk_free_bytes=free_bytes(output) if elsewhere is None else None,
-    )
+    except JobError as error:
+        found.append(error)
+    return tuple(found)
 
 
-def _tokenizer(source: ModelSource) -> tuple[ChatTokenizer | None, str | None]:
-    """(the tokenizer, None), or (None, why there is none) for a hub model that is not here."""
-    try:
-        files = fetch(source, weights=source.kind == "hub", download=False)
-    except ModelError:
-        if source.kind != "hub":
-            raise
-        return None, f"{source.name} is not on this machine, so there is no tokenizer"
-    return ChatTokenizer.load(files.folder), None
+def _raise_all(refusals: tuple[QwenLocalError, ...]) -> None:
+    """Raise what was found, the faults of several job errors as one error."""
+    jobs = [error for error in refusals if isinstance(error, JobError)]
+    others = [error for error in refusals if not isinstance(error, JobError)]
+    if others:
+        raise others[0]
+    if jobs:
+        raise JobError([fault for error in jobs for fault in error.faults])

@@ -148,17 +148,17 @@ def check_data_given(draft: Draft, job: Job) -> None:
 
 
 @contextmanager
-def data_told_too(draft: Draft) -> Iterator[None]:
-    """What is wrong with the data, beside what is found wrong with the model within the `with`.
+def data_faults_too(draft: Draft) -> Iterator[None]:
+    """Add the faults of the job's data to a ModelError that is raised within the `with`.
 
-    Only of what is on this machine: the hub may be why the model is not found.
+    Only data on this machine are looked at: the hub may be why the model is not found.
     """
     try:
         yield
     except ModelError as error:
         train, evaluation = (
             [wanted for wanted in side if looks_local(Path(wanted.name))]
-            for side in data_sources(draft.complete(0))
+            for side in data_sources(draft.job)  # no preset changes the data
         )
         try:
             locate(train, evaluation)

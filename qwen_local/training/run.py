@@ -14,36 +14,25 @@ from typing import TYPE_CHECKING, Any
 from qwen_local.adapters.lora import Adapter, Origin
 from qwen_local.adapters.store import PEFT_WEIGHTS
 from qwen_local.backends.base import Arrays, Backend, Setup
-from qwen_local.backends.quantization import check_quantization, choose_for
-from qwen_local.backends.select import (
-    Choice,
-    Machine,
-    choose,
-    open_backend,
-    probe,
-    resolve_dtype,
-)
+from qwen_local.backends.select import Choice, Machine, choose, probe
 from qwen_local.cards.facts import card_facts, write_card
 from qwen_local.console.log import LogFile, handled, talk
 from qwen_local.console.signals import Stopped, Stops
 from qwen_local.datasets.prepare import Prepared
-from qwen_local.datasets.sources import locate
-from qwen_local.datasets.tokenizer import ChatTokenizer
-from qwen_local.errors import BackendError, DiskFullError, QwenLocalError
+from qwen_local.errors import DiskFullError, QwenLocalError
 from qwen_local.files import json_bytes, replace_file, room_for
 from qwen_local.job.schema import Draft, Job
 from qwen_local.models.fingerprint import fingerprint
-from qwen_local.models.source import fetch, find_model
+from qwen_local.resolve.open import open_model
+from qwen_local.resolve.request import Request
 from qwen_local.runs.checkpoints import step_name, steps_in
 from qwen_local.runs.directory import (
     CHECKPOINTS,
     JOB,
-    check_free,
     claim_folder,
     environment,
     locked,
     make_folder,
-    run_folder,
 )
 from qwen_local.runs.events import METRICS, Metrics, cut_metrics, how_it_ended, read_metrics
 from qwen_local.runs.state import Execution, Identity, Standing
@@ -52,24 +41,15 @@ from qwen_local.training.advice import quantization_advice
 from qwen_local.training.awake import keep_awake
 from qwen_local.training.checkpoint_writer import Keeper
 from qwen_local.training.child import supervised
-from qwen_local.training.disk import LITTLE, check_disk, disk_need
+from qwen_local.training.disk import LITTLE
 from qwen_local.training.forecast import Forecast, describe, duration, forecast, how_far_off
 from qwen_local.training.health import Health
 from qwen_local.training.loop import ALL_STEPS, Data, Saving, train_loop
-from qwen_local.training.memory import Memory, estimate_memory
-from qwen_local.training.preparation import (
-    check_data_given,
-    check_length,
-    check_report_to,
-    data_sources,
-    data_told_too,
-    make_setup,
-    make_workload,
-    prepare_data,
-    trainable_parameters,
-)
+from qwen_local.training.memory import Memory
+from qwen_local.training.plan import Plan, cap_budget, identity_of, keep_budget, plan_run
 from qwen_local.training.progress import Progress
 from qwen_local.training.resume import (
+    Run,
     TakenUp,
     as_yaml,
     check_same,
@@ -78,7 +58,7 @@ from qwen_local.training.resume import (
     resume_command,
     take_up,
 )
-from qwen_local.training.schedule import Schedule, make_schedule
+from qwen_local.training.schedule import Schedule
 from qwen_local.training.warm_up import rehearse
 
 if TYPE_CHECKING:
@@ -140,19 +120,18 @@ def train(
         DiskFullError: there is no room.
         Stopped: a signal ended the run, after a checkpoint if it was the first.
     """
-    said = MemoryHandler(capacity=1000)  # until there is a run.log
-    with talk(quiet=quiet), handled(said), ExitStack() as stack:
+    buffered = MemoryHandler(capacity=1000)  # until there is a run.log
+    with talk(quiet=quiet), handled(buffered), ExitStack() as stack:
         machine = probe()
-        choose(machine, backend, device)  # before anything is fetched: whether it can be at all
-        taken_up, output = None, None
+        resumed = None
         if resume is not None:
+            choose(machine, backend, device)  # fails before the run is touched
             run = find_run(draft, resume)
-            output = run.folder
-            log.info("run: %s", output)
-            stack.enter_context(locked(output))
-            taken_up = take_up(run)
-        ready = _prepare(draft, machine, backend, device, output, taken_up, quiet=quiet)
-        if taken_up is not None and (done := _finished(ready)) is not None:
+            log.info("run: %s", run.folder)
+            stack.enter_context(locked(run.folder))
+            resumed = _Resumed(run, take_up(run))
+        ready = _prepare(draft, machine, backend, device, resumed, quiet=quiet)
+        if ready.taken_up is not None and (done := _finished(ready)) is not None:
             log.info(
                 "%s is finished already, after %d steps: %s",
                 ready.output,
@@ -160,41 +139,78 @@ def train(
                 done.stopped_because,
             )
             return done
-        engine = open_backend(ready.choice, ready.setup)
+        engine = open_model(ready.plan.resolved, ready.plan.setup).backend
         with room_for(ready.output / JOB, LITTLE):
-            if resume is None:
+            if resumed is None:
                 make_folder(ready.output)
                 stack.enter_context(locked(ready.output))
                 claim_folder(ready.output, ready.job)
             else:
-                if taken_up is not None:
-                    engine.load_state(taken_up.saved.state)
-                    leave_behind(run, taken_up)
+                if resumed.taken_up is not None:
+                    engine.load_state(resumed.taken_up.saved.state)
+                    leave_behind(resumed.run, resumed.taken_up)
                 replace_file(ready.output / JOB, ready.job.to_yaml().encode())
             _describe(ready, machine)
-            stack.enter_context(_log_file(ready.output / "run.log", said.buffer))
+            stack.enter_context(_log_file(ready.output / "run.log", buffered.buffer))
         stack.enter_context(keep_awake(machine.system))
         return _train(ready, engine, quiet=quiet)
+
+
+@dataclass(frozen=True, slots=True)
+class _Resumed:
+    """The run that continues."""
+
+    run: Run
+    taken_up: TakenUp | None
+    """None where it ended before its first checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Ready:
     """A run of which everything is known and checked."""
 
-    job: Job
-    choice: Choice
-    setup: Setup
+    plan: Plan
     prepared: Prepared
-    schedule: Schedule
-    trainable: int
-    memory: Memory
-    """The planned need."""
-    output: Path
     identity: Identity
     start: Standing
     taken_up: TakenUp | None
     changed: Mapping[str, tuple[Any, Any]]
-    """What has changed since the run began: (before, now) by key."""
+    """What has changed since the run started: (before, now) by key."""
+
+    @property
+    def job(self) -> Job:
+        """The complete job."""
+        return self.plan.job
+
+    @property
+    def choice(self) -> Choice:
+        """Engine and device."""
+        return self.plan.resolved.choice
+
+    @property
+    def setup(self) -> Setup:
+        """Of the engine."""
+        return self.plan.setup
+
+    @property
+    def schedule(self) -> Schedule:
+        """Steps, rates, evaluations."""
+        return self.plan.schedule
+
+    @property
+    def trainable(self) -> int:
+        """Adapter parameters."""
+        return self.plan.trainable
+
+    @property
+    def memory(self) -> Memory:
+        """The estimated need."""
+        return self.plan.memory
+
+    @property
+    def output(self) -> Path:
+        """The run directory."""
+        return self.plan.output
 
 
 def _prepare(
@@ -202,118 +218,50 @@ def _prepare(
     machine: Machine,
     backend: str,
     device: str,
-    resumed: Path | None,
-    taken_up: TakenUp | None,
+    resumed: _Resumed | None,
     *,
     quiet: bool,
 ) -> _Ready:
-    """Check a job and read its data; nothing is written and no weight is loaded.
-
-    Args:
-        draft: the job.
-        machine: the present one.
-        backend: as `--backend`.
-        device: as `--device`.
-        resumed: the folder of the run that is gone on with, None for a new one.
-        taken_up: what it is gone on from, None for its beginning.
-        quiet: show no progress.
+    """Plan a run and check that it may start; nothing is written and no weight is loaded.
 
     Raises:
         InputError: something cannot be used, or makes it another run.
     """
+    taken_up = None if resumed is None else resumed.taken_up
     saved = None if taken_up is None else taken_up.saved
-    commit = None if saved is None else saved.identity.base_commit
-    with data_told_too(draft):
-        source = find_model(draft.model.name, draft.model.revision)
-        if source.kind == "hub" and source.revision is None:
-            source = replace(source, revision=commit)  # and not what is newest by now
-        architecture = source.architecture(download=True)
-    job = draft.complete(architecture.parameters())
-    before = None if saved is None else saved.execution
-    choice = choose_for(machine, backend, device, architecture, Origin())
-    if before is not None and backend == "auto" and _can_run(machine, before.backend, device):
-        choice = choose(machine, before.backend, device)
-        choice = replace(choice, reason="the run was begun on it")
-    check_quantization(machine, choice, source.name, architecture, job.model.quantization)
-    output = run_folder(job) if resumed is None else resumed
-    if resumed is None:
-        check_free(output)
-    job = job.model_copy(update={"output": str(output)})
-    check_data_given(draft, job)
-    check_length(job, architecture)
-    check_report_to(job)
-    trainable = trainable_parameters(job, architecture)
-    locate(*data_sources(job))  # before gigabytes of weights are fetched
-    model = fetch(source)
-    tokenizer = ChatTokenizer.load(model.folder)
-    tokenizer.check_fits(architecture.vocabulary, job.model.name)
-    prepared = prepare_data(job, tokenizer, quiet=quiet)
-    identity = Identity(
-        job=job.model_dump(mode="json"),
-        rows=prepared.train.sha256,
-        eval_rows=None if prepared.eval is None else prepared.eval.sha256,
-        sources=tuple((s.name, s.sha256 or s.commit) for s in prepared.report.sources),
-        base=fingerprint(model.folder),
-        base_commit=model.commit,
+    request = Request.of_job(
+        draft,
+        backend=backend,
+        device=device,
+        commit=None if saved is None else saved.identity.base_commit,
+        preferred=None if saved is None else saved.execution.backend,
     )
-    changed = {} if saved is None else check_same(draft, saved.identity, identity)
-    dtype, dtype_reason = resolve_dtype(machine, choice, job.model.dtype)
-    available = machine.bytes_on(choice.device)
-    workload = make_workload(
-        job, machine, choice, prepared, trainable=trainable, rows=len(prepared.train)
-    )
-    fitted = make_setup(job, model, choice, dtype, workload)
-    setup = fitted.setup
-    if before is not None and (before.backend, before.device, before.available) == (
-        choice.backend,
-        choice.device,
-        available,
-    ):
-        if "train.micro_batch_tokens" not in changed:
-            setup = replace(setup, micro_batch_tokens=before.micro_batch_tokens)
-        if "train.gradient_checkpointing" not in changed:
-            setup = replace(setup, gradient_checkpointing=before.gradient_checkpointing)
+    folder = None if resumed is None else resumed.run.folder
+    plan = plan_run(request, machine, execute=True, resumed=folder, quiet=quiet)
+    plan = plan.with_weights()
+    identity = identity_of(plan, fingerprint(plan.resolved.model.folder))
+    changed = {}
+    if saved is not None:
+        changed = check_same(draft, saved.identity, identity)
+        plan = keep_budget(plan, saved.execution, set(changed))
     told = supervised()
-    if told is not None and told.micro_batch_tokens is not None:
-        budget = min(setup.micro_batch_tokens, told.micro_batch_tokens)
-        setup = replace(setup, micro_batch_tokens=budget)
-    advice = quantization_advice(setup, workload)
+    plan = cap_budget(plan, None if told is None else told.micro_batch_tokens)
+    resolved = plan.resolved
+    choice = resolved.choice
     log.info("backend: %s on the %s (%s)", choice.backend, choice.device, choice.reason)
-    log.info("dtype: %s (%s)", dtype, dtype_reason)
-    said = f"{setup.micro_batch_tokens:,} tokens computed at once, as memory has shown"
-    log.info("memory: %s", fitted.reason if setup == fitted.setup else said)
-    if advice is not None:
+    log.info("dtype: %s (%s)", resolved.dtype, resolved.dtype_reason)
+    log.info("memory: %s", plan.memory_reason)
+    if (advice := quantization_advice(plan.setup, plan.workload)) is not None:
         log.info("advice: %s", advice)
-    schedule = make_schedule(
-        job.train,
-        rows=len(prepared.train),
-        eval_rows=0 if prepared.eval is None else len(prepared.eval),
-    )
-    if resumed is None:  # what a run holds already is there for the next part of it
-        check_disk(output, disk_need(trainable, keep=job.train.keep, steps=schedule.steps))
+    assert plan.data.prepared is not None
     return _Ready(
-        job=job,
-        choice=choice,
-        setup=setup,
-        prepared=prepared,
-        schedule=schedule,
-        trainable=trainable,
-        memory=estimate_memory(setup, workload),
-        output=output,
+        plan=plan,
+        prepared=plan.data.prepared,
         identity=identity,
         start=Standing() if saved is None else saved.standing,
         taken_up=taken_up,
         changed=changed,
     )
-
-
-def _can_run(machine: Machine, backend: str, device: str) -> bool:
-    """Whether `--backend auto` may take the engine that a run was begun on."""
-    try:
-        choose(machine, backend, device)
-    except BackendError:
-        return False
-    return True
 
 
 def _finished(ready: _Ready) -> Summary | None:

@@ -200,7 +200,7 @@ def test_the_base_is_held_as_the_adapter_was_trained_unless_told_otherwise(
         setups.append(setup)
         return open_backend(choice, replace(setup, quantization="none"))
 
-    monkeypatch.setattr("qwen_local.inference.generator.open_backend", note)
+    monkeypatch.setattr("qwen_local.resolve.open.open_backend", note)
     origin = Origin(backend="mlx", quantization="4bit")
     adapter = save_some_adapter(tmp_path / "a", TINY_MODEL, origin)
     answerer = open_it(adapter=adapter, backend="mlx", quantization=wanted)

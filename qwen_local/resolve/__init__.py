@@ -1,0 +1,1 @@
+"""Decide what a command runs on, and open it: the only place for both."""

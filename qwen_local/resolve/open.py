@@ -1,0 +1,53 @@
+"""Open what was resolved: the only place that opens an engine or a model's weight files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from qwen_local.adapters.lora import Adapter
+from qwen_local.backends.base import Backend, Setup, Weights
+from qwen_local.backends.select import open_backend
+from qwen_local.datasets.tokenizer import ChatTokenizer
+from qwen_local.export.merge import open_weights as open_engine_weights
+from qwen_local.models.source import ModelFiles
+from qwen_local.resolve.resolve import Resolved, with_weights
+
+
+@dataclass(frozen=True, slots=True)
+class OpenModel:
+    """A model in memory, with what is needed to use it."""
+
+    backend: Backend
+    tokenizer: ChatTokenizer
+    adapter: Adapter | None
+    """The adapter of the request; its arrays are not in the engine yet."""
+    model: ModelFiles
+
+
+def open_model(resolved: Resolved, setup: Setup) -> OpenModel:
+    """Load the base model into the engine that was chosen for it.
+
+    Args:
+        resolved: from `resolve`; weights that are not here yet are downloaded.
+        setup: from `Resolved.setup`, or a plan's.
+
+    Raises:
+        ModelError: the weights cannot be had, or do not fit the architecture.
+    """
+    resolved = with_weights(resolved)
+    return OpenModel(
+        backend=open_backend(resolved.choice, replace(setup, model=resolved.model)),
+        tokenizer=resolved.known_tokenizer,
+        adapter=resolved.adapter,
+        model=resolved.model,
+    )
+
+
+def open_weights(resolved: Resolved, model: ModelFiles | None = None) -> Weights:
+    """Open the weight files of a model, to read and write them by the chosen engine's library.
+
+    Args:
+        resolved: from `with_weights`.
+        model: other files in the same format, such as a merged model; None for the base model's.
+    """
+    return open_engine_weights(resolved.choice, resolved.model if model is None else model)
