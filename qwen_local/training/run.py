@@ -6,13 +6,12 @@ import logging
 import shlex
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_local.adapters.lora import Adapter, Origin
-from qwen_local.adapters.store import PEFT_WEIGHTS
 from qwen_local.backends.base import Arrays, Backend, Setup
 from qwen_local.backends.quantization import check_quantization, choose_for
 from qwen_local.backends.select import (
@@ -34,28 +33,33 @@ from qwen_local.files import json_bytes, replace_file, room_for
 from qwen_local.job.schema import Draft, Job
 from qwen_local.models.fingerprint import fingerprint
 from qwen_local.models.source import fetch, find_model
-from qwen_local.runs.checkpoints import step_name, steps_in
-from qwen_local.runs.directory import (
-    CHECKPOINTS,
-    JOB,
-    check_free,
-    claim_folder,
-    environment,
-    locked,
-    make_folder,
-    run_folder,
+from qwen_local.runs.directory import check_free, claim_folder, make_folder, run_folder
+from qwen_local.runs.environment import environment
+from qwen_local.runs.eval_rows import EvalRowsWriter
+from qwen_local.runs.events import (
+    EndEvent,
+    EventWriter,
+    FailedEvent,
+    ForecastEvent,
+    ResumeEvent,
+    StartEvent,
+    TrainEvent,
+    cut_events,
+    read_events,
 )
-from qwen_local.runs.events import METRICS, Metrics, cut_metrics, how_it_ended, read_metrics
-from qwen_local.runs.state import Execution, Identity, Standing
+from qwen_local.runs.lock import locked
+from qwen_local.runs.names import RunFiles
+from qwen_local.runs.run import Run
+from qwen_local.runs.state import Execution, Identity, TrainState
 from qwen_local.training import stopping
 from qwen_local.training.advice import quantization_advice
 from qwen_local.training.awake import keep_awake
-from qwen_local.training.checkpoint_writer import Keeper
-from qwen_local.training.child import supervised
-from qwen_local.training.disk import LITTLE, check_disk, disk_need
-from qwen_local.training.forecast import Forecast, describe, duration, forecast, how_far_off
+from qwen_local.training.checkpoint_writer import CheckpointWriter
+from qwen_local.training.child import this_child
+from qwen_local.training.disk import SMALL_FILES, check_disk, disk_need
+from qwen_local.training.forecast import Forecast, describe, describe_error, duration, forecast
 from qwen_local.training.health import Health
-from qwen_local.training.loop import ALL_STEPS, Data, Saving, train_loop
+from qwen_local.training.loop import ALL_STEPS, Data, train_loop
 from qwen_local.training.memory import Memory, estimate_memory
 from qwen_local.training.preparation import (
     check_data_given,
@@ -69,17 +73,18 @@ from qwen_local.training.preparation import (
     trainable_parameters,
 )
 from qwen_local.training.progress import Progress
+from qwen_local.training.recorder import Recorder
 from qwen_local.training.resume import (
-    TakenUp,
+    Restored,
     as_yaml,
     check_same,
+    discard_later,
     find_run,
-    leave_behind,
+    load_checkpoint,
     resume_command,
-    take_up,
 )
 from qwen_local.training.schedule import Schedule, make_schedule
-from qwen_local.training.warm_up import rehearse
+from qwen_local.training.warm_up import warm_up
 
 if TYPE_CHECKING:
     from qwen_local.training.tensorboard import TensorBoard
@@ -87,41 +92,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("qwen_local")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Summary:
-    """What `train --json` prints."""
-
-    run: str
-    adapter: str
-    backend: str
-    device: str
-    steps: int
-    epochs: float
-    train_loss: float
-    first_eval_loss: float | None
-    """Before the first step."""
-    eval_loss: float | None
-    """Of the last evaluation."""
-    best_step: int
-    best_eval_loss: float | None
-    trainable_parameters: int
-    total_parameters: int
-    supervised_tokens: int
-    tokens_per_second: float
-    """Of all steps, whichever process did them."""
-    peak_memory_bytes: int
-    stopped_because: str
-    restarts: int
-    """How often the training process died and was begun again (`train.restarts`)."""
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dictionary."""
-        return asdict(self)
-
-
 def train(
     draft: Draft, *, backend: str, device: str, quiet: bool = False, resume: str | None = None
-) -> Summary:
+) -> EndEvent:
     """Run a job, or go on with its run.
 
     Args:
@@ -150,7 +123,7 @@ def train(
             output = run.folder
             log.info("run: %s", output)
             stack.enter_context(locked(output))
-            taken_up = take_up(run)
+            taken_up = load_checkpoint(run)
         ready = _prepare(draft, machine, backend, device, output, taken_up, quiet=quiet)
         if taken_up is not None and (done := _finished(ready)) is not None:
             log.info(
@@ -161,18 +134,18 @@ def train(
             )
             return done
         engine = open_backend(ready.choice, ready.setup)
-        with room_for(ready.output / JOB, LITTLE):
+        with room_for(ready.files.job, SMALL_FILES):
             if resume is None:
                 make_folder(ready.output)
                 stack.enter_context(locked(ready.output))
                 claim_folder(ready.output, ready.job)
             else:
                 if taken_up is not None:
-                    engine.load_state(taken_up.saved.state)
-                    leave_behind(run, taken_up)
-                replace_file(ready.output / JOB, ready.job.to_yaml().encode())
+                    engine.load_state(taken_up.checkpoint.arrays)
+                    discard_later(run, taken_up)
+                replace_file(ready.files.job, ready.job.to_yaml().encode())
             _describe(ready, machine)
-            stack.enter_context(_log_file(ready.output / "run.log", said.buffer))
+            stack.enter_context(_log_file(ready.files.log, said.buffer))
         stack.enter_context(keep_awake(machine.system))
         return _train(ready, engine, quiet=quiet)
 
@@ -185,16 +158,22 @@ class _Ready:
     choice: Choice
     setup: Setup
     prepared: Prepared
+    tokenizer_sha256: str
     schedule: Schedule
     trainable: int
     memory: Memory
     """The planned need."""
     output: Path
     identity: Identity
-    start: Standing
-    taken_up: TakenUp | None
+    start: TrainState
+    taken_up: Restored | None
     changed: Mapping[str, tuple[Any, Any]]
-    """What has changed since the run began: (before, now) by key."""
+    """Changes since the run started: (before, now) by key."""
+
+    @property
+    def files(self) -> RunFiles:
+        """Paths of the run directory."""
+        return RunFiles(self.output)
 
 
 def _prepare(
@@ -203,7 +182,7 @@ def _prepare(
     backend: str,
     device: str,
     resumed: Path | None,
-    taken_up: TakenUp | None,
+    taken_up: Restored | None,
     *,
     quiet: bool,
 ) -> _Ready:
@@ -221,7 +200,7 @@ def _prepare(
     Raises:
         InputError: something cannot be used, or makes it another run.
     """
-    saved = None if taken_up is None else taken_up.saved
+    saved = None if taken_up is None else taken_up.checkpoint
     commit = None if saved is None else saved.identity.base_commit
     with data_told_too(draft):
         source = find_model(draft.model.name, draft.model.revision)
@@ -273,9 +252,9 @@ def _prepare(
             setup = replace(setup, micro_batch_tokens=before.micro_batch_tokens)
         if "train.gradient_checkpointing" not in changed:
             setup = replace(setup, gradient_checkpointing=before.gradient_checkpointing)
-    told = supervised()
-    if told is not None and told.micro_batch_tokens is not None:
-        budget = min(setup.micro_batch_tokens, told.micro_batch_tokens)
+    child = this_child()
+    if child is not None and child.micro_batch_tokens is not None:
+        budget = min(setup.micro_batch_tokens, child.micro_batch_tokens)
         setup = replace(setup, micro_batch_tokens=budget)
     advice = quantization_advice(setup, workload)
     log.info("backend: %s on the %s (%s)", choice.backend, choice.device, choice.reason)
@@ -296,12 +275,13 @@ def _prepare(
         choice=choice,
         setup=setup,
         prepared=prepared,
+        tokenizer_sha256=tokenizer.sha256,
         schedule=schedule,
         trainable=trainable,
         memory=estimate_memory(setup, workload),
         output=output,
         identity=identity,
-        start=Standing() if saved is None else saved.standing,
+        start=TrainState() if saved is None else saved.state,
         taken_up=taken_up,
         changed=changed,
     )
@@ -316,33 +296,33 @@ def _can_run(machine: Machine, backend: str, device: str) -> bool:
     return True
 
 
-def _finished(ready: _Ready) -> Summary | None:
-    """How a run ended that has nothing left to do; None where it has."""
+def _finished(ready: _Ready) -> EndEvent | None:
+    """Return the result of a run that has nothing left to do, None if there are steps left."""
     start, spec = ready.start, ready.job.train.early_stopping
     done = start.step >= ready.schedule.steps or (
         spec is not None and stopping.exhausted(start.patience, spec)
     )
-    adapter = ready.output / "adapter"
-    if not done or not (adapter / "peft" / PEFT_WEIGHTS).exists():
+    run = Run(ready.output)
+    if not done or run.best_adapter != run.files.peft:
         return None
-    last = how_it_ended(ready.output / METRICS)
-    names = {field.name for field in fields(Summary)}
-    if last is None or last.keys() != names or last["steps"] != start.step:
+    last = run.finished
+    if last is None or last.steps != start.step:
         return None
-    return replace(Summary(**last), run=str(ready.output), adapter=str(adapter))
+    return replace(last, run=str(ready.output), adapter=str(run.files.adapter))
 
 
 def _describe(ready: _Ready, machine: Machine) -> None:
     """Write the files that say what is run, on what."""
     found = environment(machine, ready.choice, ready.setup, ready.setup.model.commit)
-    replace_file(ready.output / "environment.json", json_bytes(found))
-    replace_file(ready.output / "data.json", json_bytes(ready.prepared.report.to_json()))
+    replace_file(ready.files.environment, json_bytes(found))
+    replace_file(ready.files.data, json_bytes(ready.prepared.report.to_json()))
 
 
-def _train(ready: _Ready, engine: Backend, *, quiet: bool) -> Summary:
+def _train(ready: _Ready, engine: Backend, *, quiet: bool) -> EndEvent:
     """The run itself, into an existing folder."""
     job, setup, prepared, schedule = ready.job, ready.setup, ready.prepared, ready.schedule
     start, output, choice = ready.start, ready.output, ready.choice
+    files = ready.files
     _say_start(ready)
     report = prepared.report
     origin = Origin(
@@ -367,62 +347,47 @@ def _train(ready: _Ready, engine: Backend, *, quiet: bool) -> Summary:
         train_places=prepared.train_places,
         eval_places=prepared.eval_places,
     )
-    told = 0
-    if (output / METRICS).exists():
-        until = -1 if ready.taken_up is None else start.step
-        told = cut_metrics(output / METRICS, until, start.evaluated_step)
-    if told < start.step:
-        log.info(
-            "warning: %s is damaged: of the steps %d to %d nothing is told any more",
-            output / METRICS,
-            told + 1,
-            start.step,
-        )
-    with (
-        Metrics(output / METRICS, _board(job, output, start.step)) as metrics,
-        Progress(schedule.steps, quiet=quiet, done=start.step) as progress,
-        Stops(quiet=quiet) as stops,
-    ):
-        _note_start(ready, metrics)
-        execution = Execution(
-            backend=choice.backend,
-            device=choice.device,
-            dtype=setup.dtype,
-            available=ready.memory.available,
-            micro_batch_tokens=engine.micro_batch_tokens,
-            gradient_checkpointing=setup.gradient_checkpointing,
-        )
-        keeper = Keeper(
-            output, engine, adapter_of, ready.identity, execution, metrics, keep=job.train.keep
-        )
-        keeper.take_over(start)
+    _cut_events(ready)
+    execution = Execution(
+        backend=choice.backend,
+        device=choice.device,
+        dtype=setup.dtype,
+        available=ready.memory.available,
+        micro_batch_tokens=engine.micro_batch_tokens,
+        gradient_checkpointing=setup.gradient_checkpointing,
+    )
+    events = EventWriter(files.metrics)
+    writer = CheckpointWriter(
+        output, engine, adapter_of, ready.identity, execution, events, keep=job.train.keep
+    )
+    recorder = Recorder(
+        events,
+        writer,
+        EvalRowsWriter(files.eval_rows, evaluated=start.evaluated_step),
+        progress=Progress(schedule.steps, quiet=quiet, done=start.step),
+        health=Health(setup.model.architecture.vocabulary, start.health or None),
+        save_every=job.train.save_every,
+        board=_board(job, files.tensorboard, start.step),
+    )
+    with recorder, Stops(quiet=quiet) as stops:
+        recorder.write(_start_event(ready))
+        writer.restore_adapter(start)
         try:
-            coming = _rehearse(ready, engine, data, metrics)
+            coming = _warm_up(ready, engine, data, recorder)
             now, because = train_loop(
-                engine,
-                data,
-                schedule,
-                start,
-                batch_size=job.train.batch_size,
-                seed=job.train.seed,
-                early_stopping=job.train.early_stopping,
-                metrics=metrics,
-                progress=progress,
-                health=Health(setup.model.architecture.vocabulary, start.health or None),
-                saving=Saving(every=job.train.save_every, save=keeper.save),
-                stops=stops,
+                engine, data, schedule, start, spec=job.train, recorder=recorder, stops=stops
             )
         except (QwenLocalError, OSError, Stopped) as error:
             with suppress(OSError, QwenLocalError):
-                metrics.write("failed", error=str(error).partition("\n")[0])
-            if good := steps_in(output / CHECKPOINTS):
-                log.info("the last checkpoint is that of step %d", good[0])
+                recorder.write(FailedEvent(error=str(error).partition("\n")[0]))
+            if good := Run(output).checkpoints:
+                log.info("the last checkpoint is at step %d", good[0])
             if good and isinstance(error, OSError | DiskFullError | Stopped):
-                log.info("to go on: %s", resume_command(output))
+                log.info("to continue: %s", resume_command(output))
             raise
         peak = engine.peak_memory_bytes()
         summary = _summary(ready, now, because, peak)
-        metrics.write("end", **summary.to_json())
+        recorder.write(summary)
         if stops.signum is not None and because == stops.name:
             _say_stopped(ready, now, because)
             raise Stopped(stops.signum)
@@ -434,34 +399,44 @@ def _train(ready: _Ready, engine: Backend, *, quiet: bool) -> Summary:
     return summary
 
 
-def _rehearse(ready: _Ready, engine: Backend, data: Data, metrics: Metrics) -> Forecast | None:
-    """Try the largest micro-batches, and say how long the run will take; None at its end."""
-    batch_size, start = ready.job.train.batch_size, ready.start
+def _cut_events(ready: _Ready) -> None:
+    """Remove the events that a resumed run writes again."""
+    path, start = ready.files.metrics, ready.start
+    trained = 0
+    if path.exists():
+        until = -1 if ready.taken_up is None else start.step
+        trained = cut_events(path, until, start.evaluated_step)
+    if trained < start.step:
+        lost = f"{trained + 1} to {start.step}"
+        log.info("warning: %s is damaged: events of steps %s are lost", path, lost)
+
+
+def _warm_up(ready: _Ready, engine: Backend, data: Data, recorder: Recorder) -> Forecast | None:
+    """Compute the largest micro-batches, and report the estimated time; None at the last step."""
+    spec, start = ready.job.train, ready.start
     if start.step >= ready.schedule.steps:
         return None
-    tried = rehearse(engine, data, metrics, start.step, batch_size=batch_size)
+    tried = warm_up(engine, data, recorder, start.step, batch_size=spec.batch_size)
     coming = forecast(
         ready.schedule,
-        data.train,
-        data.evaluation,
-        batch_size=batch_size,
-        seed=ready.job.train.seed,
+        data,
+        spec,
         budget=engine.micro_batch_tokens,
         layout=engine.layout,
-        seconds=tried.seconds,
-        tokens=tried.tokens,
+        warm_up=tried,
         done=start.step,
     )
-    metrics.write(
-        "forecast",
-        step=start.step,
-        training_seconds=coming.training_seconds,
-        evaluation_seconds=coming.evaluation_seconds,
-        memory_bytes=ready.memory.peak,
-        peak_memory_bytes=tried.peak_memory_bytes,
+    recorder.write(
+        ForecastEvent(
+            step=start.step,
+            training_seconds=coming.training_seconds,
+            evaluation_seconds=coming.evaluation_seconds,
+            memory_bytes=ready.memory.peak,
+            peak_memory_bytes=tried.peak_memory_bytes,
+        )
     )
     log.info(
-        "time: %s; memory: %.2f GB planned, %.2f after a trial of the longest rows",
+        "time: %s; memory: %.2f GB planned, %.2f after a warm-up with the longest rows",
         describe(coming),
         ready.memory.peak / 1e9,
         tried.peak_memory_bytes / 1e9,
@@ -469,28 +444,28 @@ def _rehearse(ready: _Ready, engine: Backend, data: Data, metrics: Metrics) -> F
     return coming
 
 
-def _note_start(ready: _Ready, metrics: Metrics) -> None:
-    """The event that a run, or a part of it, begins with."""
-    told = supervised()
-    how = {
-        "died_of": None if told is None else told.died_of,
+def _start_event(ready: _Ready) -> StartEvent | ResumeEvent:
+    """The first event of this process."""
+    child, prepared = this_child(), ready.prepared
+    about: dict[str, Any] = {
+        "died_of": None if child is None else child.died_of,
         "backend": ready.choice.backend,
         "device": ready.choice.device,
         "dtype": ready.setup.dtype,
         "micro_batch_tokens": ready.setup.micro_batch_tokens,
         "steps": ready.schedule.steps,
+        "trainable_parameters": ready.trainable,
+        "total_parameters": ready.setup.model.architecture.parameters() + ready.trainable,
+        "vocabulary": ready.setup.model.architecture.vocabulary,
+        "tokenizer_sha256": ready.tokenizer_sha256,
+        "template_sha256": prepared.report.template_sha256,
+        "eval_rows": 0 if prepared.eval is None else len(prepared.eval),
+        "eval_rows_sha256": ready.identity.eval_rows,
     }
     if ready.taken_up is None:
-        metrics.write(
-            "start",
-            **how,
-            rows=len(ready.prepared.train),
-            trainable_parameters=ready.trainable,
-        )
-        return
-    metrics.write(
-        "resume", step=ready.start.step, **how, changed=ready.changed, lost=ready.taken_up.lost
-    )
+        return StartEvent(rows=len(prepared.train), **about)
+    lost = ready.taken_up.lost
+    return ResumeEvent(step=ready.start.step, changed=ready.changed, lost=lost, **about)
 
 
 def _say_start(ready: _Ready) -> None:
@@ -513,7 +488,7 @@ def _say_start(ready: _Ready) -> None:
         log.info("changed: %s was %s, is %s", key, as_yaml(was), as_yaml(now))
     if {"train.epochs", "train.steps"} & ready.changed.keys():
         log.info("the learning rate follows the new number of steps from here on")
-    before = ready.taken_up.saved.execution
+    before = ready.taken_up.checkpoint.execution
     if (before.backend, before.dtype) != (ready.choice.backend, ready.setup.dtype):
         log.info(
             "begun with %s in %s, goes on with %s in %s: the curve agrees up to rounding",
@@ -524,11 +499,11 @@ def _say_start(ready: _Ready) -> None:
         )
 
 
-def _summary(ready: _Ready, now: Standing, because: str, peak: int) -> Summary:
-    told = supervised()
-    return Summary(
+def _summary(ready: _Ready, now: TrainState, because: str, peak: int) -> EndEvent:
+    child = this_child()
+    return EndEvent(
         run=str(ready.output),
-        adapter=str(ready.output / "adapter"),
+        adapter=str(ready.files.adapter),
         backend=ready.choice.backend,
         device=ready.choice.device,
         steps=now.step,
@@ -544,33 +519,33 @@ def _summary(ready: _Ready, now: Standing, because: str, peak: int) -> Summary:
         tokens_per_second=now.tokens / now.seconds if now.seconds else 0.0,
         peak_memory_bytes=peak,
         stopped_because=because,
-        restarts=0 if told is None else told.restarts,
+        restarts=0 if child is None else child.restarts,
     )
 
 
-def _say_stopped(ready: _Ready, now: Standing, because: str) -> None:
+def _say_stopped(ready: _Ready, now: TrainState, because: str) -> None:
     """Where the run stands and how to go on with it."""
     log.info("stopped by %s after step %s of %s", because, now.step, ready.schedule.steps)
-    if not (ready.output / "adapter").exists() and now.step:
+    if not ready.files.adapter.exists() and now.step:
         log.info(
             "no adapter is the best yet; the last is in %s",
-            ready.output / CHECKPOINTS / step_name(now.step),
+            Run(ready.output).checkpoint(now.step),
         )
-    log.info("to go on: %s", resume_command(ready.output))
+    log.info("to continue: %s", resume_command(ready.output))
 
 
-def _board(job: Job, output: Path, step: int) -> TensorBoard | None:
+def _board(job: Job, folder: Path, step: int) -> TensorBoard | None:
     """Imports tensorboard only where the job asks for it."""
     if "tensorboard" not in job.train.report_to:
         return None
     from qwen_local.training.tensorboard import TensorBoard
 
-    return TensorBoard(output / "tensorboard", after=step)
+    return TensorBoard(folder, after=step)
 
 
 def _describe_adapter(ready: _Ready) -> None:
     """Write the model card beside the adapter. No run fails because of its description."""
-    folder = ready.output / "adapter"
+    folder = ready.files.adapter
     if not folder.exists():
         return
     try:
@@ -579,7 +554,7 @@ def _describe_adapter(ready: _Ready) -> None:
         log.info("warning: %s has no model card: %s", folder, error)
 
 
-def _say_outcome(start: Standing, now: Standing, because: str, output: Path) -> None:
+def _say_outcome(start: TrainState, now: TrainState, because: str, output: Path) -> None:
     took = duration(_seconds(now))
     if start.step:
         took += f", {duration(_seconds(now) - _seconds(start))} of them now"
@@ -600,23 +575,24 @@ def _say_outcome(start: Standing, now: Standing, because: str, output: Path) -> 
         now.last_loss,
         evaluated,
     )
-    log.info("adapter: %s (PEFT), %s (mlx-lm)", output / "adapter/peft", output / "adapter/mlx")
+    files = RunFiles(output)
+    log.info("adapter: %s (PEFT), %s (mlx-lm)", files.peft, files.mlx)
     log.info("next: qwen-local chat --adapter %s", shlex.quote(str(output)))
 
 
-def _seconds(standing: Standing) -> float:
+def _seconds(state: TrainState) -> float:
     """Of training and evaluation, up to there."""
-    return standing.seconds + standing.evaluation_seconds
+    return state.seconds + state.evaluation_seconds
 
 
-def _say_how_far_off(ready: _Ready, coming: Forecast, now: Standing, peak: int) -> None:
+def _say_how_far_off(ready: _Ready, coming: Forecast, now: TrainState, peak: int) -> None:
     """What was planned beside what it came to, of the steps that this process did."""
     start = ready.start
     done = replace(coming, steps=now.step - start.step)
     if now.step < ready.schedule.steps and coming.evaluations:  # it stopped early
         share = (now.step - start.step) / coming.steps
         done = replace(done, evaluations=round(coming.evaluations * share))
-    said = how_far_off(
+    said = describe_error(
         done,
         seconds=_seconds(now) - _seconds(start),
         planned_bytes=ready.memory.peak,
@@ -628,10 +604,10 @@ def _say_how_far_off(ready: _Ready, coming: Forecast, now: Standing, peak: int) 
 def _say_padding(output: Path) -> None:
     """How much of what the whole run computed was padding, and how much of the rest was learned."""
     tokens, supervised, computed = 0, 0, 0
-    for event in read_metrics(output / METRICS, "train"):
-        tokens += event["tokens"]
-        supervised += event["supervised_tokens"]
-        computed += event["computed_tokens"]
+    for event in read_events(RunFiles(output).metrics, TrainEvent):
+        tokens += event.tokens or 0
+        supervised += event.supervised_tokens or 0
+        computed += event.computed_tokens or 0
     padding = f"; padding: {1 - tokens / computed:.1%} of the positions computed"
     said = padding if computed > tokens else ""
     log.info("supervised: %.0f %% of the tokens%s", 100 * supervised / tokens, said)
