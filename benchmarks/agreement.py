@@ -19,7 +19,7 @@ from qwen_local.embedded import TINY_MODEL, sample_data_path, tiny_model_path
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import fetch, find_model
 from qwen_local.rows.rows import Rows
-from qwen_local.runs.events import largest_difference
+from qwen_local.runs.curves import largest_difference
 
 STEPS = 20
 BATCH = 8

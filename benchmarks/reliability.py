@@ -232,6 +232,7 @@ def left_by(run: Path) -> dict[str, Any]:
             left[name] = path.read_bytes()
         else:
             left[name] = "folder"
+    left["eval_rows.safetensors"] = (run / "eval_rows.safetensors").read_bytes()
     lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
     left["metrics.jsonl"] = [
         without_measured(event, run)

@@ -16,8 +16,10 @@ from qwen_local.export.fuse import fuse
 from qwen_local.export.opening import Given
 from qwen_local.inference.generator import Answer, Answerer
 from qwen_local.job.schema import read_job
+from qwen_local.runs.curves import largest_difference
 from qwen_local.runs.directory import check_free, default_output
-from qwen_local.runs.events import largest_difference, read_metrics
+from qwen_local.runs.events import TrainEvent
+from qwen_local.runs.run import Run
 from qwen_local.training.run import train
 
 ANSWER_TOKENS = 96
@@ -161,7 +163,7 @@ def _story(engine: Engine, output: Path, questions: list[list[dict[str, Any]]]) 
         fused=str(merged),
         exact_match_fused=_exact(fused, questions),
         fused_logit_difference=proof.max_logit_difference,
-        losses=tuple(event["loss"] for event in read_metrics(run / "metrics.jsonl", "train")),
+        losses=tuple(event.loss for event in Run(run).events_of(TrainEvent)),
         seconds=seconds,
     )
 

@@ -3,9 +3,9 @@
     QwenLocalError            exit code 1: the run failed
     ├── DiskFullError             there is no room for what is to be written
     ├── CheckpointError           nothing that a run could go on from
-    ├── DiedError                 a supervised process died (training/restart.py)
+    ├── DiedError                 the training process died (training/restart.py)
     ├── RunBusyError          exit code 3: another process has the run folder
-    ├── DivergedError         exit code 4: loss or gradient is no longer finite (training/loop.py)
+    ├── DivergedError         exit code 4: loss or gradient is not finite (training/diverged.py)
     ├── OutOfMemoryError      exit code 5: memory does not hold a single row
     └── InputError            exit code 2: something the user wrote cannot be used as written
         ├── JobError              the job: a key, a value, a flag, the output folder
@@ -62,7 +62,7 @@ class DiskFullError(QwenLocalError):
     def __str__(self) -> str:
         return (
             f"{self.path}: no room on the disk: {self.needed:,} bytes are needed, "
-            f"{self.free:,} are free\n\nhint: make room; a run that has begun goes on with --resume"
+            f"{self.free:,} are free\n\nhint: make room; resume a run with --resume"
         )
 
 

@@ -14,7 +14,8 @@ import pytest
 from qwen_local.backends.select import Engine
 from qwen_local.embedded import sample_data_path
 from qwen_local.job.schema import read_job
-from qwen_local.runs.events import largest_difference, read_metrics
+from qwen_local.runs.curves import largest_difference
+from qwen_local.runs.events import TrainEvent, read_events
 from qwen_local.training.run import train
 
 ENGINES: tuple[Engine, ...] = ("mlx", "cuda")
@@ -28,7 +29,7 @@ def curve(engine: Engine, output: Path, *sets: str, **flags: Any) -> list[float]
     given = {f"--{name.replace('_', '-')}": value for name, value in flags.items()}
     draft = read_job(None, sets=sets, flags={**given, "--output": str(output)})
     train(draft, backend=engine, device="cpu", quiet=True)
-    return [event["loss"] for event in read_metrics(output / "metrics.jsonl", "train")]
+    return [event.loss for event in read_events(output / "metrics.jsonl", TrainEvent)]
 
 
 def test_the_embedded_job_learns_along_one_curve(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import ModelFiles, fetch, find_model
 from qwen_local.rows.planner import choose_widths
 from qwen_local.rows.rows import Rows
-from qwen_local.runs.events import largest_difference
+from qwen_local.runs.curves import largest_difference
 
 MODEL: dict[Device, str] = {"gpu": "Qwen3-0.6B", "cpu": "tiny"}
 STEPS: dict[Device, int] = {"gpu": 24, "cpu": 6}

@@ -10,11 +10,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Any, Literal
 
 from qwen_local.adapters.lora import Origin
 from qwen_local.adapters.store import folder_of, named_base
@@ -33,43 +31,16 @@ from qwen_local.datasets.sources import HUB_ID as DATA_ID
 from qwen_local.embedded import SAMPLE_DATA, TINY_MODEL, tiny_model_path
 from qwen_local.errors import InputError
 from qwen_local.files import expanded, replace_file
-from qwen_local.job.schema import read_job
 from qwen_local.models.licenses import license_in, license_of
 from qwen_local.models.published import PUBLISHED
 from qwen_local.models.source import HUB_ID, ModelFiles
+from qwen_local.runs.events import AdapterEvent, EvalEvent, TrainEvent
+from qwen_local.runs.run import Run
+from qwen_local.runs.run_data import DataSource
 
 CARD = "README.md"
 
 COMMIT = re.compile(r"[0-9a-f]{7,64}")
-
-
-class _Lenient(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
-
-
-class _Set(_Lenient):
-    rows: int
-    tokens: int
-    supervised_tokens: int
-
-
-class _Source(_Lenient):
-    name: str
-    sha256: str | None = None
-    commit: str | None = None
-    records: int
-    usable: _Set
-    dropped: dict[str, int] = Field(default_factory=dict)
-    cut: int = 0
-
-
-class _Data(_Lenient):
-    sources: list[_Source]
-    train: _Set
-    eval: _Set | None = None
-
-
-Model = TypeVar("Model", bound=_Lenient)
 
 
 def card_facts(
@@ -95,7 +66,7 @@ def card_facts(
     """
     name, origin, trained_here = _origin(adapter)
     rank, dora = _rank_and_kind(adapter)
-    run = run_of(adapter)
+    run = Run.of_adapter(adapter)
     data = None if run is None else _data(run)
     given = origin if trained_here else None
     facts = _base_facts(name, given) if base is None else _base_facts_of(base)
@@ -145,20 +116,6 @@ def hub_base(name: str, origin: Origin | None) -> str | None:
     if os.path.isdir(name):  # noqa: PTH112 - Path raises for a name that is too long
         return None
     return name if origin is None or name in PUBLISHED else None
-
-
-def run_of(adapter: Path) -> Path | None:
-    """The run's folder that an adapter lies in, or None.
-
-    Args:
-        adapter: the run itself, its `adapter/`, or one of the two layouts in that.
-    """
-    place = Path(os.path.realpath(expanded(adapter)))
-    if place.name in ("peft", "mlx") and place.parent.name == "adapter":
-        place = place.parent
-    if place.name == "adapter":
-        place = place.parent
-    return place if (place / "job.yaml").is_file() and (place / "adapter").is_dir() else None
 
 
 def without_folders(name: str) -> str:
@@ -219,17 +176,15 @@ def _rank_and_kind(adapter: Path) -> tuple[int | None, bool]:
     return rank if isinstance(rank, int) else None, dora
 
 
-def _job(run: Path, model: str, data: DataFacts | None) -> str | None:
+def _job(run: Run, model: str, data: DataFacts | None) -> str | None:
     """The job with every path reduced to its last part.
 
     Args:
-        run: its folder.
+        run: the run.
         model: what stands for the base model.
         data: knows which sources are on the hub.
     """
-    try:
-        job = read_job(run / "job.yaml", preset="none").complete(0)
-    except InputError:
+    if (job := run.job) is None:
         return None
     on_hub = {source.dataset for source in data.sources} if data else set()
 
@@ -252,9 +207,9 @@ def _job(run: Path, model: str, data: DataFacts | None) -> str | None:
     return job.model_copy(update=changed).to_yaml()
 
 
-def _data(run: Path) -> DataFacts | None:
-    """What data.json says."""
-    if (data := _read(_Data, _json(run / "data.json"))) is None:
+def _data(run: Run) -> DataFacts | None:
+    """Facts from data.json."""
+    if (data := run.data) is None:
         return None
     return DataFacts(
         sources=tuple(map(_source, data.sources)),
@@ -263,7 +218,7 @@ def _data(run: Path) -> DataFacts | None:
     )
 
 
-def _source(source: _Source) -> SourceFacts:
+def _source(source: DataSource) -> SourceFacts:
     hub = None if source.commit is None else DATA_ID.fullmatch(source.name)
     return SourceFacts(
         name=source.name if hub else without_folders(source.name),
@@ -276,24 +231,13 @@ def _source(source: _Source) -> SourceFacts:
     )
 
 
-def _losses(run: Path) -> Losses | None:
-    """What metrics.jsonl says."""
-    train: dict[int, float] = {}
-    evaluated: dict[int, float] = {}
-    saved = None
-    for event in _events(run / "metrics.jsonl"):
-        step, loss = event.get("step"), event.get("loss")
-        if not isinstance(step, int):
-            continue
-        match event.get("event"), loss:
-            case "train", float() if math.isfinite(loss):
-                train[step] = loss
-            case "eval", float() if math.isfinite(loss):
-                evaluated[step] = loss
-            case "adapter", _:
-                saved = step
+def _losses(run: Run) -> Losses | None:
+    """Losses from metrics.jsonl."""
+    train = {e.step: e.loss for e in run.events_of(TrainEvent) if math.isfinite(e.loss)}
+    evaluated = {e.step: e.loss for e in run.events_of(EvalEvent) if math.isfinite(e.loss)}
     if not train:
         return None
+    saved = next((event.step for event in reversed([*run.events_of(AdapterEvent)])), None)
     return Losses(
         steps=max(train),
         first_train=train[min(train)],
@@ -305,35 +249,10 @@ def _losses(run: Path) -> Losses | None:
     )
 
 
-def _events(path: Path) -> Iterator[dict[str, Any]]:
-    """Every line that is an object."""
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return
-    for line in lines:
-        if event := _object(line):
-            yield event
-
-
-def _read(kind: type[Model], content: dict[str, Any]) -> Model | None:
-    try:
-        return kind.model_validate(content)
-    except ValidationError:
-        return None
-
-
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a file; an empty one where there is none that can be read."""
+    """The object in a file; an empty one if there is none, or none that can be read."""
     try:
-        return _object(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError):
-        return {}
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -20,7 +20,7 @@ from qwen_local.cli.train import train
 from qwen_local.console.log import lasting_stderr
 from qwen_local.console.signals import Stopped, ends_by_signal
 from qwen_local.errors import QwenLocalError
-from qwen_local.training.child import CRASHED, end_with_parent, supervised
+from qwen_local.training.child import CRASHED, end_with_parent, this_child
 
 INTERRUPTED = 130
 
@@ -44,11 +44,11 @@ def main() -> None:
 
 def _status() -> int:
     """Run the command, and say what ended it."""
-    told = supervised()
+    child = this_child()
     try:
         with ends_by_signal():
-            if told is not None:
-                end_with_parent(told.pipe)
+            if child is not None:
+                end_with_parent(child.pipe)
             status = cli.main(prog_name="qwen-local", standalone_mode=False)
     except QwenLocalError as error:
         _tell(str(error))
@@ -67,7 +67,7 @@ def _status() -> int:
         _tell("interrupted")
         return INTERRUPTED
     except Exception:
-        if told is None:
+        if child is None:
             raise
         traceback.print_exc()
         return CRASHED

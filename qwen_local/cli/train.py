@@ -16,7 +16,7 @@ from qwen_local.cli.options import (
     quiet_option,
     read_draft,
 )
-from qwen_local.training.child import supervised
+from qwen_local.training.child import this_child
 
 RESUME = "--resume"
 
@@ -70,14 +70,14 @@ def train(
     Without JOB and --model the embedded job: the tiny model on its sample data.
     """
     if job is None and resume is not None:
-        from qwen_local.training.resume import find_run, own_job
+        from qwen_local.training.resume import find_run, job_of_run
 
-        job = own_job(resume)
+        job = job_of_run(resume)
         if job is None:  # it is no path: the flags say which run is meant
             given = read_draft(None, sets=sets, preset=preset, flags=flags)
             run_meant = find_run(given, resume, any_model=not given.sets("model.name"))
-            resume = str(run_meant.place)
-            job = own_job(resume)
+            resume = str(run_meant.path)
+            job = job_of_run(resume)
     draft = read_draft(job, sets=sets, preset=preset, flags=flags)
     if dry_run and resume is not None:
         from qwen_local.training.resume import find_run
@@ -88,10 +88,10 @@ def train(
 
         print_plan(draft, backend=backend, device=device, as_json=as_json)
         return 0
-    if draft.job.train.restarts and supervised() is None:
-        from qwen_local.training.restart import train_supervised
+    if draft.job.train.restarts and this_child() is None:
+        from qwen_local.training.restart import train_with_restarts
 
-        return train_supervised(
+        return train_with_restarts(
             draft,
             context.meta[__name__],
             job=job,

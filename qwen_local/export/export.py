@@ -49,6 +49,7 @@ from qwen_local.export.samples import make_samples
 from qwen_local.files import expanded, write_json
 from qwen_local.job.schema import Quantization
 from qwen_local.models.source import PROOF
+from qwen_local.runs.names import ADAPTER, MLX, PEFT
 
 log = logging.getLogger("qwen_local")
 
@@ -180,7 +181,7 @@ def _check_target(opened: Opened, to: To, *, for_hub: bool) -> None:
 def _title(given: Given) -> str:
     """What the fine-tune is called: the run's folder, or the adapter's."""
     path = Path(os.path.realpath(expanded(given.adapter)))
-    named = [part for part in (path, *path.parents) if part.name not in ("peft", "mlx", "adapter")]
+    named = [part for part in (path, *path.parents) if part.name not in (PEFT, MLX, ADAPTER)]
     title = without_folders(str(named[0]))
     return "" if title in ("~", "/") else title
 

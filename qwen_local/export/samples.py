@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen_local.cards.facts import run_of
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import InputError
-from qwen_local.job.schema import read_job
 from qwen_local.rows.rows import IGNORE, Rows
+from qwen_local.runs.run import Run
 from qwen_local.training.preparation import prepare_data
 
 log = logging.getLogger("qwen_local")
@@ -96,21 +94,23 @@ def _rows_of_run(adapter: Path, tokenizer: ChatTokenizer) -> Rows | None:
 
     Paths of a job count from the folder that it ran in, which may not be this one.
     """
-    run = run_of(adapter)
-    if run is None or not (run / "data.json").is_file():
+    run = Run.of_adapter(adapter)
+    if run is None or not run.files.data.is_file():
         return None
+    if run.data is None:
+        log.info("proof: on fixed conversations alone; the run's data: its data.json is not ours")
+        return None
+    known = run.data.sources
+    if any(source.sha256 is None for source in known):
+        return None  # on the hub
     try:
-        job = read_job(run / "job.yaml", preset="none").complete(0)
-        known = json.loads((run / "data.json").read_text("utf-8"))["sources"]
-        if any(source["sha256"] is None for source in known):
-            return None  # on the hub
+        job = run.read_job()
         few = job.data.model_copy(update={"limit": min(job.data.limit or READ, READ)})
         prepared = prepare_data(job.model_copy(update={"data": few}), tokenizer)
-    except (InputError, KeyError, TypeError, ValueError, RecursionError) as error:
-        said = error.faults[0] if isinstance(error, InputError) else "its data.json is not ours"
-        log.info("proof: on fixed conversations alone; the run's data: %s", said)
+    except InputError as error:
+        log.info("proof: on fixed conversations alone; the run's data: %s", error.faults[0])
         return None
-    if [s.sha256 for s in prepared.report.sources] != [s["sha256"] for s in known]:
+    if [s.sha256 for s in prepared.report.sources] != [s.sha256 for s in known]:
         log.info("proof: on fixed conversations alone; the run's data have changed")
         return None
     chosen = prepared.train if prepared.eval is None else prepared.eval

@@ -1,1 +1,1 @@
-"""The run directory: names, lock, events, checkpoints."""
+"""The run directory: file names, lock, events, training state, checkpoints, and `Run.open`."""

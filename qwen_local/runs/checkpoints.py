@@ -1,12 +1,12 @@
-"""Checkpoints on disk: a folder of files is there whole or not at all.
+"""Checkpoints on disk: a folder of files that is either complete or not there.
 
-A checkpoint is written as a hidden sibling (`.new-step-000050`), each file and then COMPLETE.json
-(sizes and SHA-256 of the others) brought to the disk, read back, and renamed. A loader takes only
-what verifies. Whatever instant the process or the machine dies at, the folder of checkpoints then
-gives the previous state or the new one. This holds on a local disk; a network disk may promise less
-about renames.
+A checkpoint is written to a hidden sibling (`.new-step-000050`): each file, then COMPLETE.json with
+sizes and SHA-256 of the others. All are flushed to the disk and read back before the folder is
+renamed. A loader takes only what verifies. If the process or the machine dies at any instant, the
+parent folder yields the previous state or the new one. This holds on a local disk; a network disk
+may guarantee less about renames.
 
-One process writes at a time: the run's lock (`run_directory.py`) sees to that.
+The run's lock (`lock.py`) ensures that one process writes at a time.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ COMPLETE = "COMPLETE.json"
 SCHEMA = 1
 STEP = re.compile(r"step-(\d{6,})")
 NEW, OLD, DAMAGED = ".new-", ".old-", ".damaged-"
-"""Prefixes: being written; being removed; set aside for its owner to look at, and never read."""
+"""Prefixes: being written; being removed; damaged, left for the user to inspect and never read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Why a checkpoint cannot be taken."""
+    """Reason why a checkpoint cannot be loaded."""
 
     folder: Path
     problem: str
@@ -46,11 +46,11 @@ class Damage:
 
 
 class DamagedError(Exception):
-    """A checkpoint is not what COMPLETE.json says. The argument names the file."""
+    """A checkpoint does not match its COMPLETE.json. The argument names the file."""
 
 
 def step_name(step: int) -> str:
-    """The folder of a checkpoint.
+    """Folder name of a checkpoint.
 
     >>> step_name(50)
     'step-000050'
@@ -59,7 +59,7 @@ def step_name(step: int) -> str:
 
 
 def steps_in(root: Path) -> list[int]:
-    """The steps that have a checkpoint here, good or not, the newest first."""
+    """Steps that have a checkpoint here, good or damaged, newest first."""
     if not root.is_dir():
         return []
     found = (STEP.fullmatch(path.name) for path in root.iterdir() if _is_folder(path))
@@ -68,19 +68,19 @@ def steps_in(root: Path) -> list[int]:
 
 
 def save(root: Path, step: int, files: Mapping[str, bytes]) -> Path:
-    """Write a checkpoint, in the place of one of the same step if there is one.
+    """Write a checkpoint, replacing one of the same step if there is one.
 
     Args:
-        root: the folder of all checkpoints; made if it is not there.
+        root: parent folder of all checkpoints; created if missing.
         step: optimizer steps done.
         files: contents by plain file name.
 
     Returns:
-        The folder of the checkpoint.
+        Folder of the checkpoint.
 
     Raises:
-        DiskFullError: there was no room. The earlier checkpoints are as they were.
-        OSError: it could not be written otherwise, or reads back as something else; likewise.
+        DiskFullError: the disk is full. Earlier checkpoints are unchanged.
+        OSError: another failure to write, or it reads back differently; likewise.
     """
     marker = json_bytes(
         {
@@ -110,11 +110,11 @@ def save(root: Path, step: int, files: Mapping[str, bytes]) -> Path:
             sync_folder(new)
             _verify(new)
             if target.exists():
-                os.replace(target, old)  # noqa: PTH105 - counted by the tests, as all of these
+                os.replace(target, old)  # noqa: PTH105 - intercepted by tests
             os.replace(new, target)  # noqa: PTH105
             sync_folder(root)
     except DamagedError as error:
-        raise OSError(f"{new}: reads back otherwise than it was written: {error}") from error
+        raise OSError(f"{new}: reads back differently than it was written: {error}") from error
     finally:
         if old.exists() and not target.exists():
             os.replace(old, target)  # noqa: PTH105
@@ -125,10 +125,10 @@ def save(root: Path, step: int, files: Mapping[str, bytes]) -> Path:
 
 
 def read(folder: Path) -> dict[str, bytes]:
-    """The files of a checkpoint by name, every one as it was written.
+    """Read and verify the files of a checkpoint, by name.
 
     Raises:
-        DamagedError: something is missing, cut short or changed; it names the file.
+        DamagedError: a file is missing, truncated or changed; the error names it.
     """
     contents = {}
     for name, expected in _marker(folder).items():
@@ -142,10 +142,10 @@ def read(folder: Path) -> dict[str, bytes]:
 
 
 def recover(root: Path) -> None:
-    """Clean up after a process that died: finish or remove what it left half done."""
+    """Finish or remove what a process that died left half done."""
     if not root.is_dir():
         return
-    for prefix in (NEW, OLD):  # the newer of two complete ones wins
+    for prefix in (NEW, OLD):  # of two complete ones, the newer wins
         for left in sorted(root.glob(f"{prefix}step-*")):
             target = root / left.name.removeprefix(prefix)
             if not target.exists() and _is_folder(left) and _is_good(left):
@@ -158,16 +158,16 @@ def recover(root: Path) -> None:
 def newest(
     root: Path, decode: Callable[[dict[str, bytes]], T]
 ) -> tuple[int, T, list[Damage]] | None:
-    """The newest good checkpoint: (step, content, the newer ones that are not good).
+    """Load the newest good checkpoint: (step, content, newer ones that are damaged).
 
-    None where there is none at all.
+    Returns None without any checkpoint.
 
     Args:
-        root: the folder of all checkpoints.
-        decode: from files to content; raises DamagedError where they are none.
+        root: parent folder of all checkpoints.
+        decode: from files to content; raises DamagedError if they are not a checkpoint.
 
     Raises:
-        DamagedError: there are checkpoints, and not one is good; it names each.
+        DamagedError: every checkpoint is damaged; the error names each.
     """
     damages: list[Damage] = []
     for step in steps_in(root):
@@ -182,14 +182,14 @@ def newest(
 
 
 def keep_only(root: Path, steps: Collection[int]) -> None:
-    """Remove all other checkpoints. One that resists is told, and stays."""
+    """Remove all other checkpoints. One that cannot be removed is logged and stays."""
     for step in steps_in(root):
         if step not in steps:
             discard(root, step)
 
 
 def discard(root: Path, step: int) -> None:
-    """Remove a checkpoint: it is gone at once, whatever becomes of its files. Errors are told."""
+    """Remove a checkpoint. It is renamed first, so it is gone at once. Errors are logged."""
     folder, old = root / step_name(step), root / f"{OLD}{step_name(step)}"
     try:
         _remove(old)
@@ -201,7 +201,7 @@ def discard(root: Path, step: int) -> None:
 
 
 def set_aside(root: Path, damages: Iterable[Damage]) -> None:
-    """Rename damaged checkpoints, so that nobody takes them up again."""
+    """Rename damaged checkpoints, so that no later run loads them."""
     for damage in damages:
         aside = damage.folder.with_name(f"{DAMAGED}{damage.folder.name}")
         _remove(aside)
@@ -210,17 +210,17 @@ def set_aside(root: Path, damages: Iterable[Damage]) -> None:
 
 
 def _marker(folder: Path) -> dict[str, Any]:
-    """Size and SHA-256 by file name, from COMPLETE.json."""
+    """Return size and SHA-256 by file name, from COMPLETE.json."""
     try:
         marker = json.loads((folder / COMPLETE).read_bytes())
         if marker["schema"] != SCHEMA:
-            problem = f"schema {marker['schema']!r} is not {SCHEMA}, the one of this version"
+            problem = f"schema {marker['schema']!r} is not {SCHEMA}, which this version reads"
             raise DamagedError(f"{COMPLETE}: {problem}")
         if not folder.name.endswith(step_name(int(marker["step"]))):
-            raise DamagedError(f"{COMPLETE}: of step {marker['step']}, not of this folder")
+            raise DamagedError(f"{COMPLETE}: is for step {marker['step']}, not for this folder")
         files = {str(name): dict(expected) for name, expected in marker["files"].items()}
         if any(Path(name).name != name for name in files):
-            raise DamagedError(f"{COMPLETE}: names a file in another folder")
+            raise DamagedError(f"{COMPLETE}: lists a file in another folder")
     except OSError as error:
         raise DamagedError(f"{COMPLETE}: {(error.strerror or str(error)).lower()}") from error
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
@@ -229,7 +229,7 @@ def _marker(folder: Path) -> dict[str, Any]:
 
 
 def _verify(folder: Path) -> None:
-    """As `read`, without holding the contents."""
+    """As `read`, without keeping the contents in memory."""
     for name, expected in _marker(folder).items():
         with (folder / name).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -240,7 +240,7 @@ def _check(name: str, expected: Mapping[str, Any], size: int, sha256: str) -> No
     if size != expected.get("size"):
         raise DamagedError(f"{name}: expected {expected.get('size')} bytes; found {size}")
     if sha256 != expected.get("sha256"):
-        raise DamagedError(f"{name}: its SHA-256 is not the one that was recorded")
+        raise DamagedError(f"{name}: its SHA-256 differs from the recorded one")
 
 
 def _is_good(folder: Path) -> bool:
@@ -252,12 +252,12 @@ def _is_good(folder: Path) -> bool:
 
 
 def _is_folder(path: Path) -> bool:
-    """A folder itself, and no link to one: what lies elsewhere is not ours to remove."""
+    """True for a folder, but not for a link to one: what it points to is not ours to remove."""
     return path.is_dir() and not path.is_symlink()
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder, or a link and not what it leads to; nothing where nothing is."""
+    """Remove a folder, or a link but not its target; do nothing if the path does not exist."""
     if _is_folder(path):
         shutil.rmtree(path)
     elif path.is_symlink() or path.exists():
@@ -265,7 +265,7 @@ def _remove(path: Path) -> None:
 
 
 def _remove_quietly(path: Path) -> None:
-    """As `_remove`; what resists is told, and tried again at the next start."""
+    """As `_remove`, but log errors: the next start tries again."""
     try:
         _remove(path)
     except OSError as error:

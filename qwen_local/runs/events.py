@@ -1,56 +1,313 @@
-"""`metrics.jsonl`: one event a line, appended, the only source for reports.
+"""Typed events of a run and `metrics.jsonl`, which has one of them per line.
 
-The curves can go to TensorBoard, too, which is a copy to look at and is never read back.
+The file is appended to and is the only source for reports. A line is a JSON object: `event` names
+its kind, the other keys are the fields of the class below, in their order. Readers are lenient:
+
+- unknown kinds of events and unknown keys are ignored;
+- a field that an earlier version did not write is NaN (a number) or None where it may be;
+- a damaged line, or one that lacks anything else, is skipped, wherever it is.
+
+A run that resumes does not skip: it cuts the file at the first damaged line (`cut_events`), because
+it writes the steps after its checkpoint again.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Annotated, Any, ClassVar, Self, TypeAlias, TypeVar, cast, overload
 
-from qwen_local.console.signals import STOPPING
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+
 from qwen_local.files import room_for
 
-if TYPE_CHECKING:
-    from qwen_local.training.tensorboard import TensorBoard
+Number: TypeAlias = Annotated[float, BeforeValidator(lambda v: math.nan if v is None else v)]
+"""A float whose value may not be finite. JSON has no NaN: it is null in the file."""
+UNKNOWN = math.nan
+"""Value of a `Number` that an earlier version did not record."""
 
 
-METRICS = "metrics.jsonl"
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """One line of metrics.jsonl."""
+
+    KIND: ClassVar[str]
+    """Value of the key `event`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields in JSON's types: None stands for a number that is not finite."""
+        return {item.name: _finite(getattr(self, item.name)) for item in fields(self)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Event from a JSON object; unknown keys are ignored.
+
+        Raises:
+            ValueError: a field is missing or has another type.
+        """
+        return cast(Self, _validator(cls.KIND).validate_python(dict(content)))
 
 
-class Metrics:
-    """Appends events to a file, each a whole line at once; closes it at the end of a `with`.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StartEvent(Event):
+    """A new run starts. Fields after `trainable_parameters` are None in runs of 0.1.0."""
 
-    Args:
-        path: the file.
-        board: where the curves go after it; closed with it.
-    """
+    KIND: ClassVar[str] = "start"
+    died_of: str | None = None
+    """Signal that ended the process before this one, under `train.restarts`."""
+    backend: str
+    device: str
+    dtype: str
+    micro_batch_tokens: int
+    steps: int
+    """Optimizer steps of the whole run."""
+    rows: int
+    """Training rows."""
+    trainable_parameters: int
+    total_parameters: int | None = None
+    vocabulary: int | None = None
+    """Number of tokens that the model distinguishes."""
+    tokenizer_sha256: str | None = None
+    """Hash of tokenizer, chat template and its variables."""
+    template_sha256: str | None = None
+    """Hash of the chat template."""
+    eval_rows: int | None = None
+    """Number of evaluation rows."""
+    eval_rows_sha256: str | None = None
+    """Hash of their tokens and targets; None without evaluation rows."""
 
-    def __init__(self, path: Path, board: TensorBoard | None = None) -> None:
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResumeEvent(Event):
+    """A run continues. Fields after `lost` are None in runs of 0.1.0; see `StartEvent`."""
+
+    KIND: ClassVar[str] = "resume"
+    step: int
+    """Optimizer steps done: those of the checkpoint."""
+    died_of: str | None = None
+    backend: str
+    device: str
+    dtype: str
+    micro_batch_tokens: int
+    steps: int
+    changed: Mapping[str, Any] = field(default_factory=dict)
+    """(before, now) by job key."""
+    lost: int = 0
+    """Steps to repeat because newer checkpoints are damaged."""
+    trainable_parameters: int | None = None
+    total_parameters: int | None = None
+    vocabulary: int | None = None
+    tokenizer_sha256: str | None = None
+    template_sha256: str | None = None
+    eval_rows: int | None = None
+    eval_rows_sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForecastEvent(Event):
+    """Estimated time and memory, after the warm-up."""
+
+    KIND: ClassVar[str] = "forecast"
+    step: int
+    training_seconds: Number
+    evaluation_seconds: Number
+    memory_bytes: int
+    """Planned peak."""
+    peak_memory_bytes: int
+    """Measured peak of the warm-up."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainEvent(Event):
+    """An optimizer step."""
+
+    KIND: ClassVar[str] = "train"
+    step: int
+    """Number of the step; 1 is the first."""
+    epoch: Number = UNKNOWN
+    loss: Number
+    """Mean over supervised tokens in nats, before the update."""
+    learning_rate: Number = UNKNOWN
+    """As the optimizer applied it."""
+    grad_norm: Number = UNKNOWN
+    """Before clipping."""
+    tokens: int | None = None
+    """Input positions, padding not counted."""
+    supervised_tokens: int | None = None
+    computed_tokens: int | None = None
+    """Input positions with padding."""
+    seconds: Number = UNKNOWN
+    peak_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalEvent(Event):
+    """An evaluation."""
+
+    KIND: ClassVar[str] = "eval"
+    step: int
+    """Optimizer steps done before it."""
+    loss: Number
+    """Mean over supervised tokens in nats."""
+    perplexity: Number = UNKNOWN
+    supervised_tokens: int | None = None
+    seconds: Number = UNKNOWN
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryEvent(Event):
+    """Memory ran out, and the step was repeated with a smaller budget."""
+
+    KIND: ClassVar[str] = "memory"
+    step: int
+    micro_batch_tokens: int
+    """New budget, in positions."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WarningEvent(Event):
+    """Something looks wrong; the run continues. `numbers` are keys of their own in the file."""
+
+    KIND: ClassVar[str] = "warning"
+    step: int
+    kind: str
+    message: str
+    """One line with the figures and the fix."""
+    numbers: Mapping[str, float | None] = field(default_factory=dict)
+    """The same figures for a program."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields, with `numbers` beside the others."""
+        own = {"step": self.step, "kind": self.kind, "message": self.message}
+        numbers = {name: _finite(value) for name, value in self.numbers.items()}
+        return {**own, **numbers}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Event from a JSON object, where every other key is one of `numbers`."""
+        own = ("event", "step", "kind", "message")
+        numbers = {name: value for name, value in content.items() if name not in own}
+        given = {name: content[name] for name in own[1:] if name in content}
+        return cast(Self, _validator(cls.KIND).validate_python({**given, "numbers": numbers}))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointEvent(Event):
+    """A checkpoint is on the disk."""
+
+    KIND: ClassVar[str] = "checkpoint"
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterEvent(Event):
+    """The adapter of this step was saved as the best one."""
+
+    KIND: ClassVar[str] = "adapter"
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FailedEvent(Event):
+    """An error ended the run."""
+
+    KIND: ClassVar[str] = "failed"
+    error: str
+    """First line of the message."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EndEvent(Event):
+    """The run ended. These are the figures that `train --json` prints."""
+
+    KIND: ClassVar[str] = "end"
+    run: str
+    adapter: str
+    backend: str
+    device: str
+    steps: int
+    epochs: float
+    train_loss: Number
+    """Mean over all supervised tokens of all steps."""
+    first_eval_loss: float | None
+    """Before the first step."""
+    eval_loss: float | None
+    """Of the last evaluation."""
+    best_step: int
+    best_eval_loss: float | None
+    trainable_parameters: int
+    total_parameters: int
+    supervised_tokens: int
+    tokens_per_second: float
+    """Over all steps, of all processes."""
+    peak_memory_bytes: int
+    stopped_because: str
+    restarts: int
+    """Number of times that `train.restarts` restarted the training process."""
+
+    @property
+    def stopped_by_signal(self) -> bool:
+        """True if a signal ended the run, so that there are steps left."""
+        return self.stopped_because in signal.Signals.__members__
+
+
+EVENTS: Mapping[str, type[Event]] = {
+    kind.KIND: kind
+    for kind in (
+        StartEvent,
+        ResumeEvent,
+        ForecastEvent,
+        TrainEvent,
+        EvalEvent,
+        MemoryEvent,
+        WarningEvent,
+        CheckpointEvent,
+        AdapterEvent,
+        FailedEvent,
+        EndEvent,
+    )
+}
+E = TypeVar("E", bound=Event)
+
+
+def numbers_of(event: Event) -> dict[str, float]:
+    """Numeric fields of an event by name; numbers that are not finite stay as they are."""
+    values = {item.name: getattr(event, item.name) for item in fields(event)}
+    return {name: value for name, value in values.items() if isinstance(value, int | float)}
+
+
+class EventWriter:
+    """Appends events to a file, each as one line; closes it at the end of a `with`."""
+
+    def __init__(self, path: Path) -> None:
         self._path = path
         self._file = path.open("ab", buffering=0)
-        self._board = board
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        self.close()
 
-    def write(self, event: str, **fields: Any) -> None:
-        """One event. A number that is not finite is written as null: JSON has no NaN.
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def write(self, event: Event) -> None:
+        """Append one event.
 
         Raises:
-            DiskFullError: there is no room; nothing of the line is in the file.
-            OSError: it cannot be written otherwise; likewise.
+            DiskFullError: the disk is full; nothing of the line is in the file.
+            OSError: another failure to write; likewise.
         """
-        content = {"event": event, **{name: _plain(value) for name, value in fields.items()}}
+        content = {"event": event.KIND, **event.to_json()}
         line = (json.dumps(content, allow_nan=False) + "\n").encode()
         before = self._file.seek(0, os.SEEK_END)
         try:
@@ -59,87 +316,89 @@ class Metrics:
                 while rest:
                     rest = rest[self._file.write(rest) :]
         except BaseException:
+            # Half a line would make the next event part of a damaged one.
             with suppress(OSError):
                 self._file.truncate(before)
             raise
-        if self._board is not None:
-            with room_for(self._path, len(line)):
-                self._board.write(event, **fields)
 
     def sync(self) -> None:
-        """Bring what was written to the disk: a checkpoint must not be newer than its metrics."""
+        """Flush to the disk: a checkpoint must not be newer than its events."""
         os.fsync(self._file.fileno())
 
 
-def read_metrics(path: Path, event: str | None = None) -> Iterator[dict[str, Any]]:
-    """The events of a run in order, or those of one kind; a line that is not finished is none."""
-    for _, fields in _events(path):
-        if event is None or fields["event"] == event:
-            yield fields
+@overload
+def read_events(path: Path) -> Iterator[Event]: ...
+@overload
+def read_events(path: Path, kind: type[E]) -> Iterator[E]: ...
+def read_events(path: Path, kind: type[Event] | None = None) -> Iterator[Event]:
+    """Yield the events of a file in order, or those of one kind. See the module for leniency.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    for _, content in _lines(path):
+        if content is None or (kind is not None and content["event"] != kind.KIND):
+            continue
+        known = EVENTS.get(content["event"])
+        if known is not None:
+            with suppress(ValidationError):
+                yield known.from_json(content)
 
 
-def how_it_ended(path: Path) -> dict[str, Any] | None:
-    """The fields of the `end` that a run's events end with; None where one does not, or where a
-    signal asked for it, so that something is left to do."""
-    if not path.exists():
-        return None
-    *_, last = [{}, *read_metrics(path)]
-    asked = last.get("stopped_because") in [signum.name for signum in STOPPING]
-    return last if last.pop("event", None) == "end" and not asked else None
-
-
-def cut_metrics(path: Path, step: int, evaluated: int | None) -> int:
-    """Cut off what came after a step: the run goes on from there and writes it again.
+def cut_events(path: Path, step: int, evaluated: int | None) -> int:
+    """Cut off what a resumed run writes again, and everything after a damaged line.
 
     Args:
         path: the file.
-        step: optimizer steps done; -1 keeps nothing at all.
-        evaluated: the step of the last evaluation that is to stay, None for none.
+        step: optimizer steps done; -1 removes all events.
+        evaluated: step of the last evaluation to keep, None for none.
 
     Returns:
-        The last step whose training is still told: fewer than `step` where a line is damaged.
+        Last step with a `train` event, which is less than `step` if a line is damaged.
     """
-    end = told = 0
-    for place, fields in _events(path):
-        done = fields.get("steps" if fields["event"] == "end" else "step", 0)
-        again = fields["event"] == "eval" and (evaluated is None or done > evaluated)
-        if done > step or again:
+    end = trained = 0
+    for place, content in _lines(path):
+        if content is None:
+            break
+        done = content.get("steps" if content["event"] == EndEvent.KIND else "step", 0)
+        repeated = content["event"] == EvalEvent.KIND and (evaluated is None or done > evaluated)
+        if done > step or repeated:
             break
         end = place
-        if fields["event"] == "train":
-            told = done
+        if content["event"] == TrainEvent.KIND:
+            trained = done
     with path.open("r+b") as file:
         file.truncate(end)
         os.fsync(file.fileno())
-    return told
+    return trained
 
 
-def _events(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(where its line ends, the event), up to the first line that is not whole."""
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Yield (end of the line in bytes, its object or None if the line is damaged)."""
     place = 0
     with path.open("rb") as lines:
         for line in lines:
             place += len(line)
-            try:
-                fields = json.loads(line)
-            except ValueError:
-                return
-            if not line.endswith(b"\n") or not isinstance(fields, dict) or "event" not in fields:
-                return
-            if not all(isinstance(fields.get(name, 0), int) for name in ("step", "steps")):
-                return
-            yield place, fields
+            yield place, _object(line)
 
 
-def _plain(value: Any) -> Any:
-    finite = not isinstance(value, float) or value - value == 0.0
-    return value if finite else None
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    # Without its newline even a line that parses may be the start of a longer number.
+    if not line.endswith(b"\n") or not isinstance(content, dict):
+        return None
+    steps = (content.get(name, 0) for name in ("step", "steps"))
+    whole = isinstance(content.get("event"), str) and all(isinstance(n, int) for n in steps)
+    return content if whole else None
 
 
-def largest_difference(a: Sequence[float], b: Sequence[float]) -> float:
-    """The measure of promise 1: max of |a - b| / max(|b|, 0.1).
+@cache
+def _validator(kind: str) -> TypeAdapter[Event]:
+    return TypeAdapter(EVENTS[kind])
 
-    >>> round(largest_difference([2.0, 0.02], [2.0, 0.01]), 6)
-    0.1
-    """
-    return max(abs(x - y) / max(abs(y), 0.1) for x, y in zip(a, b, strict=True))
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

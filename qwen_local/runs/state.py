@@ -1,8 +1,8 @@
-"""Where a run stands after an optimizer step, and how a checkpoint says it.
+"""Training state after an optimizer step, and its representation in a checkpoint.
 
-A checkpoint's files: the adapter as PEFT has it (so the folder does for `--adapter`), AdamW's two
-moments under the same names, and progress.json. All of it is engine-neutral: float32 arrays in
-PEFT's layout, and numbers.
+Files of a checkpoint: the adapter in PEFT's layout (so that the folder works for `--adapter`),
+AdamW's two moments under the same names, and progress.json. All of it is independent of the engine:
+float32 arrays in PEFT's layout, and numbers.
 """
 
 from __future__ import annotations
@@ -22,47 +22,56 @@ from qwen_local.adapters.store import ORIGIN, PEFT_WEIGHTS
 from qwen_local.backends.base import State
 from qwen_local.files import array_bytes, arrays_of, json_bytes
 from qwen_local.runs.checkpoints import DamagedError
-from qwen_local.training.stopping import Patience
 
 OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"
-T = TypeVar("T")
 MOMENTS = ("exp_avg", "exp_avg_sq")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Standing:
-    """All that the loop must know to go on, but the arrays.
+class Patience:
+    """Memory of early stopping; the rule is in `training/stopping.py`."""
 
-    The next row follows from the step alone: the order of rows is a function of seed and epoch,
-    dropout one of seed and step, and the learning rate one of the step.
+    reference: float | None = None
+    """Evaluation loss of the last gain; None before the first gain."""
+    without_gain: int = 0
+    """Number of evaluations since then that counted and were no gain."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainState:
+    """Everything the loop needs to continue, except the arrays.
+
+    The step determines the next rows: row order is a function of seed and epoch, dropout one of
+    seed and step, and the learning rate one of the step.
     """
 
     step: int = 0
     """Optimizer steps done."""
     loss_sum: float = 0.0
-    """Over every supervised token that was trained."""
+    """Sum of losses over all supervised tokens of all steps, in nats."""
     supervised_tokens: int = 0
     tokens: int = 0
     """Input positions of all steps, padding not counted."""
     seconds: float = 0.0
-    """Of the optimizer steps."""
+    """Time of the optimizer steps."""
     evaluation_seconds: float = 0.0
     first_loss: float = 0.0
-    """Mean loss over the supervised tokens of the first step, before any update."""
+    """Mean loss over supervised tokens of the first step, before any update."""
     last_loss: float = 0.0
-    """The same of the last step."""
+    """Mean loss of the last step."""
     evaluated_step: int | None = None
-    """Of the last evaluation; None where there was none."""
+    """Step of the last evaluation; None before the first one."""
     first_eval_loss: float | None = None
-    """Before the first step."""
+    """Evaluation loss before the first step."""
     eval_loss: float | None = None
-    """Of the last evaluation."""
+    """Loss of the last evaluation."""
     best_step: int = 0
-    """With the lowest evaluation loss after a step; 0 where there is none yet."""
+    """Step with the lowest evaluation loss; 0 before the first evaluation after a step."""
     best_eval_loss: float | None = None
     patience: Patience = field(default_factory=Patience)
     health: Mapping[str, Any] = field(default_factory=dict)
-    """What `training/health.py` remembers."""
+    """Memory of `training/health.py`."""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
@@ -71,74 +80,63 @@ class Standing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Identity:
-    """What a run is a run of. It goes on only where this is the same."""
+    """What makes a run the same run: it resumes only if these are equal."""
 
     job: Mapping[str, Any]
-    """The resolved job."""
+    """Resolved job."""
     rows: str
-    """SHA-256 of the training rows' tokens and targets."""
+    """SHA-256 of tokens and targets of the training rows."""
     eval_rows: str | None
-    """The same of the evaluation rows."""
+    """SHA-256 of those of the evaluation rows."""
     sources: tuple[tuple[str, str | None], ...]
-    """(name, SHA-256 of the file or commit on the hub) of the training and evaluation data."""
+    """(name, SHA-256 of the file or commit on the hub) of training and evaluation data."""
     base: str
     """Fingerprint of the base model's files: see `models/fingerprint.py`."""
     base_commit: str | None
-    """On the hub."""
+    """Commit of the base model on the hub."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Execution:
-    """How it was computed: free to change, and taken over where machine and wish are the same."""
+    """Choices that may change when a run resumes; reused on the same machine if possible."""
 
     backend: str
     device: str
     dtype: str
     available: int
-    """Bytes of the device."""
+    """Memory of the device in bytes."""
     micro_batch_tokens: int
     gradient_checkpointing: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Saved:
-    """The content of a checkpoint."""
+class Checkpoint:
+    """Content of a checkpoint."""
 
-    state: State
-    standing: Standing
+    arrays: State
+    """Adapter and moments."""
+    state: TrainState
     identity: Identity
     execution: Execution
 
 
-def _exactly(kind: type[T], fields: Any) -> T:
-    """A dataclass from JSON's types: every field there, of its type, and no other.
-
-    Raises:
-        ValueError: it is not so.
-    """
-    if not isinstance(fields, dict) or fields.keys() != set(get_annotations(kind)):
-        raise ValueError("fields are missing, or unknown")
-    text = json.dumps(fields, allow_nan=False)
-    return TypeAdapter(kind).validate_json(text, strict=True)
-
-
-def to_files(saved: Saved, adapter: Adapter) -> dict[str, bytes]:
-    """The files of a checkpoint by name.
+def to_files(checkpoint: Checkpoint, adapter: Adapter) -> dict[str, bytes]:
+    """Encode a checkpoint as files, by name.
 
     Args:
-        saved: what to keep.
-        adapter: `saved.state.adapter` with what is needed to apply it.
+        checkpoint: what to save.
+        adapter: `checkpoint.arrays.adapter` with the settings needed to apply it.
     """
-    state = saved.state
+    arrays = checkpoint.arrays
     moments = {
         f"{moment}.{name}": array
-        for moment, arrays in zip(MOMENTS, (state.exp_avg, state.exp_avg_sq), strict=True)
-        for name, array in arrays.items()
+        for moment, values in zip(MOMENTS, (arrays.exp_avg, arrays.exp_avg_sq), strict=True)
+        for name, array in values.items()
     }
     progress = {
-        **saved.standing.to_json(),
-        "identity": asdict(saved.identity),
-        "execution": asdict(saved.execution),
+        **checkpoint.state.to_json(),
+        "identity": asdict(checkpoint.identity),
+        "execution": asdict(checkpoint.execution),
     }
     return {
         **peft_files(adapter),
@@ -148,18 +146,15 @@ def to_files(saved: Saved, adapter: Adapter) -> dict[str, bytes]:
     }
 
 
-def from_files(files: Mapping[str, bytes]) -> Saved:
-    """The content of a checkpoint's files.
+def from_files(files: Mapping[str, bytes]) -> Checkpoint:
+    """Decode the files of a checkpoint.
 
     Raises:
-        DamagedError: they are not what `to_files` gives; it names the file.
+        DamagedError: they are not what `to_files` returns; the error names the file.
     """
     name = PROGRESS
     try:
-        fields = json.loads(files[PROGRESS])
-        identity = _exactly(Identity, fields.pop("identity"))
-        execution = _exactly(Execution, fields.pop("execution"))
-        standing = _exactly(Standing, fields)
+        state, identity, execution = _progress(files[PROGRESS])
         name = PEFT_WEIGHTS
         adapter = arrays_of(files[PEFT_WEIGHTS])
         name = OPTIMIZER
@@ -169,15 +164,34 @@ def from_files(files: Mapping[str, bytes]) -> Saved:
         )
         for arrays in (first, second):
             if any(arrays[name].shape != adapter[name].shape for name in adapter):
-                raise ValueError("moments of other shapes than the adapter's")
+                raise ValueError("moments and adapter have different shapes")
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise DamagedError(f"{name}: not what this version writes ({error!r})") from error
     for name, arrays in ((PEFT_WEIGHTS, adapter), (OPTIMIZER, moments)):
         if not all(np.isfinite(array).all() for array in arrays.values()):
-            raise DamagedError(f"{name}: holds numbers that are not finite")
-    return Saved(
-        state=State(adapter, first, second, standing.step),
-        standing=standing,
+            raise DamagedError(f"{name}: contains numbers that are not finite")
+    return Checkpoint(
+        arrays=State(adapter, first, second, state.step),
+        state=state,
         identity=identity,
         execution=execution,
     )
+
+
+def _progress(content: bytes) -> tuple[TrainState, Identity, Execution]:
+    fields = json.loads(content)
+    identity = _exactly(Identity, fields.pop("identity"))
+    execution = _exactly(Execution, fields.pop("execution"))
+    return _exactly(TrainState, fields), identity, execution
+
+
+def _exactly(kind: type[T], fields: Any) -> T:
+    """Make a dataclass from a JSON object that has exactly its fields, of the right types.
+
+    Raises:
+        ValueError: a field is missing, unknown or of another type.
+    """
+    if not isinstance(fields, dict) or fields.keys() != set(get_annotations(kind)):
+        raise ValueError("fields are missing, or unknown")
+    text = json.dumps(fields, allow_nan=False)
+    return TypeAdapter(kind).validate_json(text, strict=True)

@@ -1,4 +1,4 @@
-"""A Mac that is left alone falls asleep, and its training with it."""
+"""Keeps a Mac from falling asleep while it trains."""
 
 from __future__ import annotations
 
@@ -15,23 +15,26 @@ ASLEEP = "the Mac may fall asleep while it trains"
 
 @contextmanager
 def keep_awake(system: str) -> Iterator[None]:
-    """While this is open, a Mac does not fall asleep for want of input; a closed lid wins.
+    """Keep a Mac awake within the `with`, unless its lid is closed.
 
-    A `caffeinate` that is missing or fails is told, and nothing more.
+    A `caffeinate` that is missing or fails is logged, and nothing more.
 
     Args:
-        system: `Darwin` for a Mac; on any other nothing is done.
+        system: `Darwin` for a Mac; nothing is done on other systems.
     """
     if system != "Darwin":
         yield
         return
-    # -w: it ends with us, whatever kills us. A session of its own: Ctrl+C is for us, and what is
-    # saved after it still has to be saved awake.
+    # -w: it ends with this process, even if that is killed. In a session of its own it does not get
+    # Ctrl+C, so that the Mac is still awake while the last checkpoint is saved.
     command = ["caffeinate", "-i", "-w", str(os.getpid())]
-    nowhere = subprocess.DEVNULL
     try:
         child = subprocess.Popen(
-            command, stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
     except OSError as error:
         log.info("%s: caffeinate cannot be started (%s)", ASLEEP, error.strerror)
@@ -44,4 +47,4 @@ def keep_awake(system: str) -> Iterator[None]:
             child.terminate()
             child.wait()
         else:
-            log.info("the Mac may have slept meanwhile: caffeinate ended early with code %d", code)
+            log.info("the Mac may have slept: caffeinate ended early with code %d", code)

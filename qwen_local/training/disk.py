@@ -1,4 +1,4 @@
-"""How much room a run needs on the disk, known before its first step."""
+"""Disk space that a run needs, known before its first step."""
 
 from __future__ import annotations
 
@@ -6,43 +6,49 @@ from pathlib import Path
 
 from qwen_local.errors import DiskFullError
 from qwen_local.files import free_bytes
+from qwen_local.runs.eval_rows import LIMIT
 
 CHECKPOINT_BYTES = 12
-"""Of a trainable parameter: itself and AdamW's two moments, float32."""
+"""Per trainable parameter: the parameter and AdamW's two moments in float32."""
 
 ADAPTER_BYTES = 8
-"""The same in adapter/, which has it in two layouts."""
+"""Per trainable parameter in adapter/, which has two layouts."""
 
 EVENT_BYTES = 400
-"""Of a step in metrics.jsonl."""
+"""Per step, in metrics.jsonl."""
 
-LITTLE = 1 << 20
-"""For what has no size to speak of: job, environment, log, model card, markers."""
+EVAL_ROWS_BYTES = 2 * LIMIT
+"""eval_rows.safetensors at its limit, and the new one beside it."""
+
+SMALL_FILES = 1 << 20
+"""For small files: job, environment, log, model card, COMPLETE.json."""
 
 
 def disk_need(trainable: int, *, keep: int, steps: int) -> int:
-    """Bytes of a run's folder at its largest.
+    """Largest size of a run directory in bytes.
 
-    There are `keep` checkpoints, the best, one that resuming needs, and one that is being written
-    while the others still stand; adapter/ is written beside the one that it replaces.
+    It has `keep` checkpoints, the best one, one that resuming needs, and one that is being written
+    before an old one is removed. adapter/ and eval_rows.safetensors are written before the old ones
+    are removed.
 
     Args:
-        trainable: adapter parameters.
+        trainable: number of adapter parameters.
         keep: `train.keep`.
         steps: optimizer steps of the run.
 
-    >>> disk_need(1_000_000, keep=2, steps=1000) - LITTLE
+    >>> disk_need(1_000_000, keep=2, steps=1000) - SMALL_FILES - EVAL_ROWS_BYTES
     76400000
     """
     checkpoints = (keep + 3) * CHECKPOINT_BYTES * trainable
-    return checkpoints + 2 * ADAPTER_BYTES * trainable + EVENT_BYTES * steps + LITTLE
+    adapters = 2 * ADAPTER_BYTES * trainable
+    return checkpoints + adapters + EVENT_BYTES * steps + EVAL_ROWS_BYTES + SMALL_FILES
 
 
 def check_disk(output: Path, needed: int) -> None:
-    """Refuse a disk that a run would fill.
+    """Refuse to start a run that would fill the disk.
 
     Raises:
-        DiskFullError: it has less than that free.
+        DiskFullError: less than `needed` bytes are free.
     """
     if (free := free_bytes(output)) < needed:
         raise DiskFullError(output, needed, free)

@@ -1,9 +1,9 @@
-"""A training process that is begun again when it dies (`train.restarts`).
+"""Restarts of a training process that dies (`train.restarts`).
 
-Some deaths nobody can catch in the process that dies: Metal aborts, the system kills what takes too
-much memory, and after an "illegal memory access" no CUDA call works any more. So the training runs
-in a child (`supervised.py`), and the parent, which imports no engine, waits for it, hands signals
-on, and begins it again from its newest checkpoint with half the micro-batch budget.
+A process cannot catch some deaths: Metal aborts, the system kills what takes too much memory, and
+no CUDA call works after an "illegal memory access". So the training runs in a child (`child.py`).
+The parent imports no engine. It waits, forwards signals, and restarts the run from its newest
+checkpoint with half the micro-batch budget.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Self
 
 from qwen_local.console.log import talk
 from qwen_local.console.signals import STOPPING, handled
 from qwen_local.errors import JobError, QwenLocalError
 from qwen_local.job.schema import Draft
-from qwen_local.runs.checkpoints import step_name, steps_in
-from qwen_local.runs.directory import CHECKPOINTS, run_folder
-from qwen_local.runs.events import METRICS, how_it_ended, read_metrics
-from qwen_local.training.child import CRASHED, VARIABLE, Supervised
+from qwen_local.runs.directory import run_folder
+from qwen_local.runs.events import MemoryEvent, ResumeEvent, StartEvent
+from qwen_local.runs.names import RunFiles
+from qwen_local.runs.run import Run
+from qwen_local.training.child import CRASHED, VARIABLE, Child
 from qwen_local.training.resume import find_run, resume_command
 
 log = logging.getLogger("qwen_local")
 
 Command = Callable[[bool], Sequence[str]]
-"""(whether the run goes on from its newest checkpoint) -> the process to start."""
+"""(True to resume from the newest checkpoint) -> command line of the process."""
 
 
 class DiedError(QwenLocalError):
-    """The training process died, and is not begun again."""
+    """The training process died, and is not restarted."""
 
 
-def train_supervised(
+def train_with_restarts(
     draft: Draft,
     arguments: Sequence[str],
     *,
@@ -50,64 +50,64 @@ def train_supervised(
     quiet: bool,
     debug: bool,
 ) -> int:
-    """Run `qwen-local train` in a process that is begun again where it dies.
+    """Run `qwen-local train` in a process that is restarted if it dies.
 
     Args:
         draft: the job, with at least one restart.
         arguments: of `qwen-local train`, as the user gave them.
-        job: the file among them that `draft` was read from.
+        job: the job file among them.
         resume: as `--resume`; None for a new run.
-        quiet: say nothing on stderr.
+        quiet: print nothing on stderr.
         debug: as `qwen-local --debug`.
 
     Returns:
-        The exit code of the last process.
+        Exit code of the last process.
 
     Raises:
         InputError: `resume` names no run, or the job cannot be read again.
-        DiedError: it died once more, or while it was being stopped.
+        DiedError: it died once too often, or while it was being stopped.
     """
     if job is not None and not job.is_file():
         raise JobError.at(
             "train.restarts",
-            f"{job} is no file: it can be read once, and each process reads the job",
+            f"{job} is not a file: it can be read only once, but each process reads the job",
             "write the job to a file, or set train.restarts to 0",
         )
-    # Found once, and said to every process: a default output would be another one each time.
+    # Passed to every process, because each of them would choose another default output.
     folder = run_folder(draft.job) if resume is None else find_run(draft, resume).folder
     program = [*this_program(), *(["--debug"] if debug else [])]
 
-    def command(goes_on: bool) -> Sequence[str]:
-        given = without_resume(arguments) if goes_on else arguments
-        going_on = [f"--resume={folder}"] if goes_on else []
-        return [*program, "train", f"--output={folder}", *going_on, *given]
+    def command(resuming: bool) -> Sequence[str]:
+        given = without_resume(arguments) if resuming else arguments
+        resumed = [f"--resume={folder}"] if resuming else []
+        return [*program, "train", f"--output={folder}", *resumed, *given]
 
     with talk(quiet=quiet):
-        return supervise(folder, command, restarts=draft.job.train.restarts)
+        return run_with_restarts(folder, command, restarts=draft.job.train.restarts)
 
 
-def supervise(folder: Path, command: Command, *, restarts: int) -> int:
-    """Run a process to its end, and again where it dies.
+def run_with_restarts(folder: Path, command: Command, *, restarts: int) -> int:
+    """Run a process to its end, and again if it dies.
 
     Args:
-        folder: of the run. What the process did is read from its files.
-        command: gives the process.
-        restarts: how often at most.
+        folder: of the run.
+        command: the process.
+        restarts: most restarts.
 
     Returns:
-        The exit code of the last process.
+        Exit code of the last process.
 
     Raises:
-        DiedError: it died once more, or while it was being stopped.
+        DiedError: it died once too often, or while it was being stopped.
     """
-    begun = _written(folder)
+    at_start = _written(folder)
     budget: int | None = None
     deaths: list[str] = []
     with _Relay() as relay:
         while True:
             before = _written(folder)
             returncode = relay.run(
-                command(before != begun),
+                command(before != at_start),
                 restarts=len(deaths),
                 died_of=deaths[-1] if deaths else None,
                 micro_batch_tokens=budget,
@@ -116,27 +116,27 @@ def supervise(folder: Path, command: Command, *, restarts: int) -> int:
             if died_of is None:
                 return exit_code(returncode)
             deaths.append(died_of)
-            if _written(folder) != before and how_it_ended(folder / METRICS) is not None:
-                log.info("the training process died of %s after all was done", died_of)
+            if _written(folder) != before and Run(folder).finished is not None:
+                log.info("the training process died (%s) after the run was finished", died_of)
                 return 0
             if relay.asked or len(deaths) > restarts:
-                raise DiedError(_obituary(folder, deaths, stopping=relay.asked))
+                raise DiedError(_last_message(Run(folder), deaths, stopping=relay.asked))
             budget = halved(folder, budget)
-            log.info("%s", _notice(folder, deaths, restarts, budget))
+            log.info("%s", _restart_message(Run(folder), deaths, restarts, budget))
 
 
 class _Relay:
-    """Starts processes one after the other, and hands signals on to the one that runs.
+    """Starts one process after the other, and forwards signals to the one that runs.
 
-    Each has a session of its own, so that Ctrl+C in the terminal comes to it once, from here.
+    Each has a session of its own, so that Ctrl+C in the terminal reaches it once, from here.
     """
 
     def __init__(self) -> None:
         self.asked = False
-        """Whether a signal came."""
+        """True if a signal came."""
         self._child: subprocess.Popen[bytes] | None = None
         self._early: list[int] = []
-        self._handled = handled(STOPPING, self._hand_on)
+        self._handled = handled(STOPPING, self._forward)
 
     def __enter__(self) -> Self:
         self._handled.__enter__()
@@ -153,20 +153,20 @@ class _Relay:
         died_of: str | None,
         micro_batch_tokens: int | None,
     ) -> int:
-        """Run a process to its end; the keywords are those of `Supervised`.
+        """Run a process to its end; the keywords are fields of `Child`.
 
         Returns:
             Its exit code, or minus the signal that killed it.
         """
         pipe, held = os.pipe()
-        told = Supervised(
+        child = Child(
             pipe=pipe, restarts=restarts, died_of=died_of, micro_batch_tokens=micro_batch_tokens
         )
         try:
             try:
                 self._child = subprocess.Popen(
                     command,
-                    env={**os.environ, VARIABLE: json.dumps(asdict(told))},
+                    env={**os.environ, VARIABLE: json.dumps(asdict(child))},
                     pass_fds=[pipe],
                     start_new_session=True,
                 )
@@ -179,7 +179,7 @@ class _Relay:
             os.close(held)
             self._child = None
 
-    def _hand_on(self, signum: int, frame: FrameType | None) -> None:
+    def _forward(self, signum: int, frame: FrameType | None) -> None:
         self.asked = True
         if self._child is None:
             self._early.append(signum)
@@ -188,28 +188,28 @@ class _Relay:
 
 
 def cause_of_death(returncode: int) -> str | None:
-    """What a process died of; None where it ended by itself, or was asked to end.
+    """Name what killed a process; None if it exited by itself, or was asked to end.
 
     Args:
-        returncode: as `subprocess` has it.
+        returncode: as in `subprocess`.
 
     >>> cause_of_death(-9), cause_of_death(-99), cause_of_death(70)
-    ('SIGKILL', 'signal 99', 'an error of its own')
+    ('SIGKILL', 'signal 99', 'internal error')
     >>> cause_of_death(0), cause_of_death(4), cause_of_death(-15)
     (None, None, None)
     """
     if returncode == CRASHED:
-        return "an error of its own"
+        return "internal error"
     if returncode >= 0 or -returncode in STOPPING:
         return None
     try:
         return signal.Signals(-returncode).name
-    except ValueError:  # one without a name
+    except ValueError:  # a signal without a name
         return f"signal {-returncode}"
 
 
 def exit_code(returncode: int) -> int:
-    """As a shell counts it.
+    """Convert to the exit code that a shell reports.
 
     >>> exit_code(4), exit_code(-15)
     (4, 143)
@@ -218,7 +218,7 @@ def exit_code(returncode: int) -> int:
 
 
 def without_resume(arguments: Sequence[str]) -> list[str]:
-    """Arguments of `train` but for `--resume`.
+    """Arguments of `train` without `--resume`.
 
     >>> without_resume(["--resume", "job.yaml", "--resume=runs/one", "--", "--resume"])
     ['job.yaml', '--', '--resume']
@@ -229,76 +229,65 @@ def without_resume(arguments: Sequence[str]) -> list[str]:
 
 
 def this_program() -> list[str]:
-    """How to start this program once more.
+    """Command that starts this program.
 
-    No module is taken from the present folder, where anything may lie, unless this package itself
-    is there: then it may have been started from there without being installed.
+    Modules are not imported from the working folder, which may hold anything, unless this package
+    itself is there: then it may run without being installed.
     """
     from_here = Path.cwd() == Path(__file__).resolve().parents[2]
     return [sys.executable, *([] if from_here else ["-P"]), "-m", "qwen_local"]
 
 
 def halved(folder: Path, budget: int | None) -> int | None:
-    """Half of what the dead process computed at once, in tokens; None where nobody knows.
+    """Half of the micro-batch budget of the process that died, in tokens; None if unknown.
 
     Args:
-        folder: of the run, whose events tell.
-        budget: what the process was told, if anything: it may have died before its first event.
+        folder: of the run, whose events have the budget.
+        budget: passed to the process, which may have died before its first event.
     """
-    told = [] if budget is None else [budget]
-    noted = [event["micro_batch_tokens"] for event in _events(folder) if _has_budget(event)]
-    known = [*told, *noted[-1:]]
+    recorded = [
+        event.micro_batch_tokens
+        for event in Run(folder).events
+        if isinstance(event, StartEvent | ResumeEvent | MemoryEvent)
+    ]
+    known = [*([] if budget is None else [budget]), *recorded[-1:]]
     return max(1, min(known) // 2) if known else None
 
 
-def _has_budget(event: dict[str, Any]) -> bool:
-    return isinstance(event.get("micro_batch_tokens"), int)
-
-
-def _events(folder: Path) -> list[dict[str, Any]]:
-    with suppress(OSError):
-        return list(read_metrics(folder / METRICS))
-    return []
-
-
 def _written(folder: Path) -> list[tuple[int, int] | None]:
-    """Changes whenever a process has begun the run in this folder, or moved it on."""
+    """State of the files that change when a process starts a run, or makes progress with it."""
+    files = RunFiles(folder)
     stats: list[tuple[int, int] | None] = []
-    for name in ("job.yaml", METRICS):
+    for file in (files.job, files.metrics):
         try:
-            found = (folder / name).stat()
+            found = file.stat()
             stats.append((found.st_mtime_ns, found.st_size))
         except OSError:
             stats.append(None)
     return stats
 
 
-def _notice(folder: Path, deaths: Sequence[str], restarts: int, budget: int | None) -> str:
-    """What is said of a restart, in a line."""
-    at_most = "" if budget is None else f", with at most {budget:,} tokens computed at once"
+def _restart_message(run: Run, deaths: Sequence[str], restarts: int, budget: int | None) -> str:
+    steps = run.checkpoints
+    place = f"step {steps[0]:,}" if steps else "the start"
+    limit = "" if budget is None else f" with micro-batches of at most {budget:,} tokens"
     return (
-        f"the training process died of {deaths[-1]}: it is begun again {_from(folder)}{at_most} "
+        f"the training process died ({deaths[-1]}): restarting from {place}{limit} "
         f"(restart {len(deaths)} of {restarts})"
     )
 
 
-def _from(folder: Path) -> str:
-    steps = steps_in(folder / CHECKPOINTS)
-    return f"from step {steps[0]:,}" if steps else "from the beginning"
-
-
-def _obituary(folder: Path, deaths: Sequence[str], *, stopping: bool) -> str:
-    """What is said when the run is not begun again: how often it died, of what, and the mend."""
+def _last_message(run: Run, deaths: Sequence[str], *, stopping: bool) -> str:
+    """Error message: number and causes of deaths, the last checkpoint, and the fix."""
     times = "" if len(deaths) == 1 else f" {len(deaths)} times"
     when = " while it was being stopped" if stopping else ""
-    steps = steps_in(folder / CHECKPOINTS)
-    last = folder / CHECKPOINTS / step_name(steps[0]) if steps else None
+    steps = run.checkpoints
     hints = []
     if "SIGKILL" in deaths:
-        hints.append("SIGKILL is what a system sends that has no memory left")
-    if (folder / "job.yaml").exists():
-        hints.append(f"to go on: {resume_command(folder)}")
-    said = f"the training process died{times}{when}, of {', '.join(deaths)}; " + (
-        "there is no checkpoint" if last is None else f"the last checkpoint is {last}"
+        hints.append("a system that is out of memory sends SIGKILL")
+    if run.files.job.exists():
+        hints.append(f"to continue: {resume_command(run.folder)}")
+    message = f"the training process died{times}{when} ({', '.join(deaths)}); " + (
+        f"the last checkpoint is {run.checkpoint(steps[0])}" if steps else "there is no checkpoint"
     )
-    return f"{said}\n\nhint: {'; '.join(hints)}" if hints else said
+    return f"{message}\n\nhint: {'; '.join(hints)}" if hints else message

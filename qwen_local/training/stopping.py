@@ -1,58 +1,37 @@
-"""Early stopping: a run ends where its evaluation loss has stopped falling.
+"""Early stopping: a run ends when its evaluation loss no longer falls.
 
-An evaluation is a gain where its loss lies more than `min_delta` below the loss of the last gain;
-the first evaluation after a step is one. `patience` evaluations in a row without a gain end the
-run. They count only after one epoch or a tenth of the steps, whichever comes first, so that a slow
-start ends nothing; and the evaluation before the first step plays no part, so that a base model
-that happens to score well on the new data cannot end the run that is to change it.
+An evaluation is a gain if its loss is more than `min_delta` below the loss of the last gain; the
+first evaluation after a step is one. `patience` evaluations in a row without a gain end the run.
+They count only after one epoch or a tenth of the steps, whichever is earlier, so that a slow start
+ends nothing. The evaluation before the first step is ignored, so that a base model that happens to
+score well on the new data cannot end the run that is meant to change it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Self
 
 from qwen_local.job.schema import EarlyStopping
+from qwen_local.runs.state import Patience
 from qwen_local.training.schedule import Schedule
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Patience:
-    """What early stopping has seen so far."""
-
-    reference: float | None = None
-    """Evaluation loss of the last gain; None before there was one."""
-    without_gain: int = 0
-    """Evaluations that counted and were no gain, since the last gain."""
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dictionary, for a checkpoint."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """What `to_json` gave."""
-        return cls(**fields)
-
-
 def counts(schedule: Schedule, step: int) -> bool:
-    """Whether an evaluation after this step may bring the end nearer."""
+    """True if an evaluation after this step may contribute to ending the run."""
     return step >= min(schedule.steps_per_epoch, math.ceil(schedule.steps / 10))
 
 
 def after(
     patience: Patience, spec: EarlyStopping, schedule: Schedule, step: int, loss: float
 ) -> Patience:
-    """The patience that is left after an evaluation.
+    """Update the patience after an evaluation.
 
     Args:
-        patience: what was left before it.
-        spec: the rule's two numbers.
+        patience: the value before it.
+        spec: the two numbers of the rule.
         schedule: of the run.
         step: optimizer steps done; 0 changes nothing.
-        loss: of the evaluation, in nats a token.
+        loss: evaluation loss, in nats per token.
     """
     if step == 0:
         return patience
@@ -65,7 +44,7 @@ def after(
 
 
 def exhausted(patience: Patience, spec: EarlyStopping) -> bool:
-    """Whether the run is to end."""
+    """True if the run must end."""
     return patience.without_gain >= spec.patience
 
 

@@ -1,77 +1,85 @@
-"""The longest rows first: what memory does not hold is found before step 1, not at hour six."""
+"""Warm-up: compute the longest rows first, so that memory runs out before step 1, not in hour six.
+
+Shapes: R = rows.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from qwen_local.backends.base import Backend
+from qwen_local.evaluation.scoring import naming_rows, watching_budget
 from qwen_local.rows.rows import AnyRows, Rows
-from qwen_local.runs.events import Metrics
-from qwen_local.training.loop import Data, budget_told, rows_named
+from qwen_local.training.loop import MEMORY_HINT, Data
+from qwen_local.training.recorder import Recorder
+
+Choose = Callable[[np.ndarray, int, int], np.ndarray]
+"""(lengths_R, most rows, budget) -> indices of the rows of a micro-batch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rehearsal:
-    """What the largest micro-batches took."""
+class WarmUp:
+    """Cost of the largest micro-batches."""
 
     seconds: float
-    """Of the largest micro-batch, the second time: the first also makes what is made once."""
+    """Time of the largest micro-batch, computed a second time: the first one also compiles and
+    allocates."""
     tokens: int
-    """Positions of it, padding among them."""
+    """Its positions, with padding."""
     peak_memory_bytes: int
 
 
-def rehearse(
-    backend: Backend, data: Data, metrics: Metrics, step: int, *, batch_size: int
-) -> Rehearsal:
-    """Forward and backward of the longest rows and of the largest micro-batch; a score likewise.
+def warm_up(
+    backend: Backend, data: Data, recorder: Recorder, step: int, *, batch_size: int
+) -> WarmUp:
+    """Compute forward and backward of the longest rows and of the largest micro-batch; score both.
 
-    Nothing is updated. Where memory runs out the engine's budget is halved, as in a step.
+    Nothing is updated. If memory runs out, the engine halves its budget, as in a step.
 
     Args:
         backend: the engine.
         data: all rows.
-        metrics: where a smaller budget is noted.
+        recorder: gets a smaller budget.
         step: optimizer steps done.
-        batch_size: the most rows that meet in a step.
+        batch_size: most rows in a step.
 
     Raises:
         OutOfMemoryError: memory does not hold the longest row.
     """
+    choices: list[Choose] = [_packed] if backend.layout.packed else [_first, _largest]
 
-    ways = [_packed] if backend.layout.packed else [_first, _largest]
-
-    def tried(
+    def compute(
         rows: AnyRows, places: Sequence[str], most: int, work: Callable[[Rows], object]
     ) -> None:
-        with budget_told(backend, metrics, step):
-            for chosen in ways:
-                indices = chosen(rows.lengths_R, most, backend.micro_batch_tokens)
-                with rows_named(places, indices):
+        with watching_budget(backend, partial(recorder.budget_halved, step)):
+            for choose in choices:
+                indices = choose(rows.lengths_R, most, backend.micro_batch_tokens)
+                with naming_rows(places, indices, hint=MEMORY_HINT):
                     work(rows.take(indices))
 
-    tried(data.train, data.train_places, batch_size, backend.rehearse)
-    indices = ways[-1](data.train.lengths_R, batch_size, backend.micro_batch_tokens)
-    began = time.monotonic()
+    compute(data.train, data.train_places, batch_size, backend.rehearse)
+    indices = choices[-1](data.train.lengths_R, batch_size, backend.micro_batch_tokens)
+    started = time.monotonic()
     tokens = backend.rehearse(data.train.take(indices))
-    took = time.monotonic() - began
+    took = time.monotonic() - started
     if data.evaluation is not None:
-        tried(data.evaluation, data.eval_places, len(data.evaluation), backend.score)
-    return Rehearsal(seconds=took, tokens=tokens, peak_memory_bytes=backend.peak_memory_bytes())
+        compute(data.evaluation, data.eval_places, len(data.evaluation), backend.score)
+    return WarmUp(seconds=took, tokens=tokens, peak_memory_bytes=backend.peak_memory_bytes())
 
 
-ALL_BUT_FULL = 0.98
-"""Share of the budget above which no fuller micro-batch is looked for."""
+NEARLY_FULL = 0.98
+"""Share of the budget above which the search for a fuller micro-batch ends."""
 
 
 def _packed(lengths_R: np.ndarray, most: int, budget: int) -> np.ndarray:
-    """Rows that fill the budget, nearly the best, or the longest alone where it exceeds it.
+    """Choose rows that nearly fill the budget, or the longest row alone if it exceeds the budget.
 
-    From each length in turn, the longest of the others that still fit are put behind it.
+    Greedy: for each length as the first, add the longest of the other rows that still fit.
 
     >>> _packed(np.array([3, 9, 4, 8]), 3, 20).tolist(), _packed(np.array([3, 9]), 3, 5).tolist()
     ([1, 3, 0], [1])
@@ -79,7 +87,7 @@ def _packed(lengths_R: np.ndarray, most: int, budget: int) -> np.ndarray:
     [1, 2]
     """
     order = np.argsort(-lengths_R, kind="stable")
-    shorter_R = -lengths_R[order]  # rising, as `searchsorted` has it
+    shorter_R = -lengths_R[order]  # rising, as `searchsorted` needs it
     if -shorter_R[0] > budget:
         return order[:1]
     if -shorter_R[:most].sum() <= budget:
@@ -96,13 +104,13 @@ def _packed(lengths_R: np.ndarray, most: int, budget: int) -> np.ndarray:
             left += int(shorter_R[following])
         if budget - left > filled:
             best, filled = chosen, budget - left
-        if filled >= ALL_BUT_FULL * budget:
+        if filled >= NEARLY_FULL * budget:
             break
     return order[best]
 
 
 def _first(lengths_R: np.ndarray, most: int, budget: int) -> np.ndarray:
-    """The micro-batch of the longest row: rows that fill the budget beside it.
+    """Choose the longest row, and rows that fill the rest of the budget.
 
     >>> _first(np.array([3, 9, 4, 8]), 3, 20).tolist(), _first(np.array([3, 9]), 3, 5).tolist()
     ([1, 3], [1])
@@ -112,7 +120,7 @@ def _first(lengths_R: np.ndarray, most: int, budget: int) -> np.ndarray:
 
 
 def _largest(lengths_R: np.ndarray, most: int, budget: int) -> np.ndarray:
-    """The micro-batch with the most positions, padding among them, that any rows could make.
+    """Choose the rows whose micro-batch has the most positions, with padding.
 
     >>> _largest(np.array([1100, 1000, 990, 5]), 3, 2048).tolist()
     [1, 2]

@@ -19,7 +19,7 @@ from qwen_local.backends.mlx.head import _exp, loss_and_gradient
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import ModelFiles
 from qwen_local.rows.rows import Rows
-from qwen_local.runs.events import largest_difference
+from qwen_local.runs.curves import largest_difference
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="MLX compiles with g++ on a CPU")

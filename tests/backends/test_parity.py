@@ -21,7 +21,7 @@ from qwen_local.backends.select import Engine
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import ModelFiles
 from qwen_local.rows.rows import Rows
-from qwen_local.runs.events import largest_difference
+from qwen_local.runs.curves import largest_difference
 
 STEPS = 100
 BATCH = 8

@@ -147,7 +147,7 @@ def test_ours_and_trl_learn_the_same_and_lose_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from benchmarks.peers.sides import ours
-    from qwen_local.runs.events import Metrics
+    from qwen_local.runs.events import EventWriter
 
     model = tmp_path / "model"
     shutil.copytree(tiny_model_path(), model)
@@ -169,7 +169,7 @@ def test_ours_and_trl_learn_the_same_and_lose_the_same(
             reports[tool] = turns.run(tool, work, sys.executable)
             continue
         # Within this process, which has torch already.
-        monkeypatch.setattr(Metrics, "write", Metrics.write)
+        monkeypatch.setattr(EventWriter, "write", EventWriter.write)
         monkeypatch.setattr(sys, "argv", ["ours", str(work.save())])
         monkeypatch.setenv("BACKEND", "cuda")
         monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qwen_local.job.schema import read_job
-from qwen_local.runs.events import read_metrics
+from qwen_local.runs.events import AdapterEvent, EvalEvent, read_events
 from qwen_local.training import run as runs
 from qwen_local.training.run import train
 
@@ -28,8 +28,8 @@ def test_a_run_leaves_a_model_card_with_its_own_figures(
     run = tmp_path / "run"
     short_run(run)
     said = (run / "adapter/README.md").read_text("utf-8")
-    best = list(read_metrics(run / "metrics.jsonl", "adapter"))[-1]["step"]
-    losses = {e["step"]: e["loss"] for e in read_metrics(run / "metrics.jsonl", "eval")}
+    best = list(read_events(run / "metrics.jsonl", AdapterEvent))[-1].step
+    losses = {e.step: e.loss for e in read_events(run / "metrics.jsonl", EvalEvent)}
     data = json.loads((run / "data.json").read_text())
     assert f"- 2 optimizer steps; this is the adapter of step {best}\n" in said
     assert (

@@ -21,7 +21,7 @@ from qwen_local.cli.options import PRESETS, QUANTIZATIONS
 from qwen_local.embedded import tiny_model_path
 from qwen_local.job.presets import CHOICES
 from qwen_local.job.schema import Quantization, read_job
-from qwen_local.runs.events import read_metrics
+from qwen_local.runs.events import EndEvent, TrainEvent, read_events
 
 Cli = Callable[..., Any]
 
@@ -218,7 +218,7 @@ def test_a_run_that_is_stopped_by_hand_says_where_it_stands_and_how_to_go_on(
     assert said.code == 130
     assert said.err.endswith(
         f"stopped by SIGINT after step 3 of 4\n{said_of_it}"
-        "to go on: qwen-local train --resume=run\n\nstopped by SIGINT\n"
+        "to continue: qwen-local train --resume=run\n\nstopped by SIGINT\n"
     )
     assert Path("run/adapter").exists() is not bool(said_of_it)
     monkeypatch.setattr(TorchBackend, "step", real_step)
@@ -339,14 +339,14 @@ def test_an_interrupted_command_says_so_and_ends_with_130(
 def test_a_run_that_diverges_ends_with_4_and_its_message(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qwen_local.training.loop import DivergedError
+    from qwen_local.training.diverged import HINT, DivergedError
 
     def diverged(*_: object, **__: object) -> None:
-        raise DivergedError("step 3: too much\n\nhint: less")
+        raise DivergedError("step 3: too much")
 
     monkeypatch.setattr("qwen_local.training.run.train", diverged)
     said = cli("train")
-    assert (said.code, said.out, said.err) == (4, "", "step 3: too much\n\nhint: less\n")
+    assert (said.code, said.out, said.err) == (4, "", f"step 3: too much\n\nhint: {HINT}\n")
 
 
 # --- train ---
@@ -376,11 +376,12 @@ def test_a_run_leaves_its_files_and_a_job_that_reads_back(
         *(f"checkpoints/step-00000{step}/{name}" for step in (2, 3) for name in sorted(checkpoint)),
         "data.json",
         "environment.json",
+        "eval_rows.safetensors",
         "job.yaml",
         "metrics.jsonl",
         "run.log",
     ]
-    job = read_job(tmp_path / "run/job.yaml", preset="none").complete(0)
+    job = read_job(tmp_path / "run/job.yaml", preset="none").job
     assert (job.lora.rank, job.lora.layers, job.train.schedule) == (4, 2, "linear")
     assert (job.train.steps, job.train.epochs, job.train.batch_size) == (3, None, 8)
     assert job.to_yaml() == (tmp_path / "run/job.yaml").read_text()
@@ -388,7 +389,7 @@ def test_a_run_leaves_its_files_and_a_job_that_reads_back(
     assert (environment["backend"], environment["dtype"]) == (engine, "float32")
     data = json.loads((tmp_path / "run/data.json").read_text())
     assert data["sources"][0]["records"] == 24
-    events = [event["event"] for event in read_metrics(tmp_path / "run/metrics.jsonl")]
+    events = [event.KIND for event in read_events(tmp_path / "run/metrics.jsonl")]
     assert events[:3] == ["start", "forecast", "eval"] and events[-1] == "end"
     assert [event for event in events if event in ("train", "eval")] == [
         "eval", "train", "train", "eval", "train", "eval",
@@ -400,7 +401,7 @@ def test_the_job_of_a_run_can_be_run_again(cli: Cli, tmp_path: Path) -> None:
     job = tmp_path / "one/job.yaml"
     assert cli("train", job, "--output", "two", "--device", "cpu", "--quiet").code == 0
     first, second = (
-        [event["loss"] for event in read_metrics(tmp_path / run / "metrics.jsonl", "train")]
+        [event.loss for event in read_events(tmp_path / run / "metrics.jsonl", TrainEvent)]
         for run in ("one", "two")
     )
     assert first == second
@@ -473,8 +474,8 @@ def test_json_of_train_has_every_key(cli: Cli) -> None:
     }
     assert (found["run"], found["adapter"]) == ("run", "run/adapter")
     assert (found["steps"], found["stopped_because"]) == (3, "all steps done")
-    (end,) = read_metrics(Path("run/metrics.jsonl"), "end")
-    assert end == {"event": "end", **found}
+    (end,) = read_events(Path("run/metrics.jsonl"), EndEvent)
+    assert end.to_json() == found
 
 
 def test_json_of_plan_has_every_key(cli: Cli) -> None:

@@ -97,7 +97,7 @@ def test_debug_shows_where_it_was_stopped(start: Callable[..., Process]) -> None
     assert "\nqwen_local.signals.Stopped: stopped by SIGTERM\n" in err
 
 
-# --- a supervised child ---
+# --- a child that is restarted ---
 
 
 def told_as_a_child(pipe: int) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def test_a_step_is_one_of_the_newest_run(cli: Cli, told: list[tuple[str, Draft]]
         ),
         (
             ("--output", "mine"),
-            "--resume: there is no run in mine\n\nhint: leave --resume out to begin one\n",
+            "--resume: there is no run in mine\n\nhint: leave out --resume to start one\n",
         ),
     ],
 )

@@ -1,32 +1,23 @@
-"""The name of a run's folder, that it is free, and what is written of its surroundings."""
+"""The name of a run's folder, and that it is free."""
 
 from __future__ import annotations
 
 import datetime
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import qwen_local
-from qwen_local.backends.base import Setup
-from qwen_local.backends.select import Choice, Machine
-from qwen_local.errors import JobError, RunBusyError
+from qwen_local.errors import JobError
 from qwen_local.job.schema import Job, ModelSpec, read_job
-from qwen_local.models.source import fetch, find_model
 from qwen_local.runs.directory import (
     check_free,
     claim_folder,
     default_output,
-    environment,
-    locked,
     make_folder,
     run_folder,
 )
+from qwen_local.runs.lock import locked
 
 TODAY = f"{datetime.date.today():%Y%m%d}"
 HINT = "\n\nhint: choose another folder with --output"
@@ -103,7 +94,7 @@ def test_what_a_run_left_that_died_before_it_had_a_job_is_in_nobodys_way(tmp_pat
     (tmp_path / ".new-job.yaml").write_text("model: {na", encoding="utf-8")
     check_free(tmp_path)
     with locked(tmp_path):
-        claim_folder(tmp_path, read_job(None).complete(0))
+        claim_folder(tmp_path, read_job(None).job)
     assert not (tmp_path / ".new-job.yaml").exists()
 
 
@@ -133,60 +124,7 @@ def test_a_name_that_no_file_system_takes_is_refused(tmp_path: Path) -> None:
     assert refusal(output) == f"output: {output}: File name too long{HINT}"
 
 
-# --- environment.json ---
-
-
-def environment_of(commit: str | None) -> dict[str, Any]:
-    machine = Machine(
-        system="Linux",
-        processor="x86_64",
-        mlx="0.32.4",
-        metal=False,
-        torch=None,
-        torch_cuda=None,
-        cuda=False,
-        bfloat16=False,
-        nvidia=False,
-        driver=None,
-        memory_bytes=8,
-        gpu_bytes=0,
-    )
-    model = fetch(find_model("qwen-local/tiny"))
-    setup = Setup(model=model, lora=None, device="cpu", dtype="float32", micro_batch_tokens=77)
-    return environment(machine, Choice("mlx", "cpu", "a test"), setup, commit)
-
-
-def test_the_environment_names_versions_hardware_and_the_commit_of_the_model() -> None:
-    found = environment_of("abc")
-    assert {key: found[key] for key in ("backend", "device", "dtype", "base_commit")} == {
-        "backend": "mlx",
-        "device": "cpu",
-        "dtype": "float32",
-        "base_commit": "abc",
-    }
-    assert (found["reason"], found["micro_batch_tokens"]) == ("a test", 77)
-    assert found["hardware"] == {
-        "system": "Linux",
-        "processor": "x86_64",
-        "memory_bytes": 8,
-        "gpu": None,
-        "gpu_bytes": 0,
-        "driver": None,
-    }
-    assert found["packages"]["qwen-local"] == qwen_local.__version__
-    assert found["packages"]["numpy"] is not None
-    assert found["python"].startswith("3.")
-    assert found["cpu_count"] == os.cpu_count()
-    assert found.keys() >= {"platform", "processor", "git"}
-
-
-def test_a_working_folder_without_git_has_no_commit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert environment_of(None)["git"] is None
-    monkeypatch.setenv("PATH", "")
-    assert environment_of(None)["git"] is None
+# --- that it is taken ---
 
 
 def test_only_one_of_two_runs_takes_a_folder(tmp_path: Path) -> None:
@@ -196,37 +134,11 @@ def test_only_one_of_two_runs_takes_a_folder(tmp_path: Path) -> None:
     with pytest.raises(JobError) as raised:
         claim_folder(tmp_path / "run", job)
     assert str(raised.value) == (
-        f"output: {tmp_path / 'run'} was taken by another run just now\n\n"
-        "hint: run the command again"
+        f"output: another run has just taken {tmp_path / 'run'}\n\nhint: run the command again"
     )
 
 
-def test_a_run_is_held_by_one_process_which_is_named(tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(RunBusyError) as busy:
-        check_free(tmp_path)
-    owner = json.loads((tmp_path / ".lock").read_text())
-    assert owner["pid"] == os.getpid()
-    assert busy.value.exit_code == 3
-    assert str(busy.value) == (
-        f"{tmp_path}: the run is being worked on by process {os.getpid()} on {owner['host']}, "
-        f"since {owner['since']}\n\nhint: wait for it, or stop it first"
-    )
-    check_free(tmp_path)  # a lock that nobody holds is no content
-
-
-def test_the_lock_of_a_process_that_died_is_taken_over(tmp_path: Path) -> None:
-    program = (
-        "import os, signal, sys; from pathlib import Path\n"
-        "from qwen_local.runs.directory import locked\n"
-        "with locked(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    died = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
-    assert (died.returncode, (tmp_path / ".lock").exists()) == (-9, True)
-    with locked(tmp_path):
-        pass
-
-
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(JobError, match="cannot be made: not a directory"):
+    with pytest.raises(JobError, match="cannot be created: not a directory"):
         make_folder(tmp_path / "file/run")

@@ -138,5 +138,5 @@ def test_a_caffeinate_that_fails_is_told_once_and_stops_nothing(
         trained = True
     assert trained
     assert caplog.messages == [
-        "the Mac may have slept meanwhile: caffeinate ended early with code -9"
+        "the Mac may have slept: caffeinate ended early with code -9"
     ]

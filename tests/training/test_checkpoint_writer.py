@@ -14,9 +14,9 @@ from qwen_local.adapters.lora import Adapter
 from qwen_local.backends.base import Arrays, Backend, State
 from qwen_local.job.schema import LoraSpec
 from qwen_local.runs import checkpoints
-from qwen_local.runs.events import Metrics, read_metrics
-from qwen_local.runs.state import Execution, Identity, Standing, from_files
-from qwen_local.training.checkpoint_writer import Keeper
+from qwen_local.runs.events import AdapterEvent, CheckpointEvent, EventWriter, read_events
+from qwen_local.runs.state import Execution, Identity, TrainState, from_files
+from qwen_local.training.checkpoint_writer import CheckpointWriter
 
 NAME = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 IDENTITY = Identity(job={}, rows="r", eval_rows=None, sources=(), base="b", base_commit=None)
@@ -31,7 +31,7 @@ EXECUTION = Execution(
 
 
 class OneNumber:
-    """The engine, as far as a keeper looks at it."""
+    """The engine, as far as a writer uses it."""
 
     micro_batch_tokens = 32
 
@@ -46,14 +46,16 @@ class OneNumber:
 class Run:
     """A run's folder, written step by step."""
 
-    def __init__(self, folder: Path, metrics: Metrics, *, keep: int) -> None:
+    def __init__(self, folder: Path, events: EventWriter, *, keep: int) -> None:
         self.folder, self.engine = folder, OneNumber()
         backend = cast(Backend, self.engine)
-        self.keeper = Keeper(folder, backend, adapter, IDENTITY, EXECUTION, metrics, keep=keep)
+        self.writer = CheckpointWriter(
+            folder, backend, adapter, IDENTITY, EXECUTION, events, keep=keep
+        )
 
     def save(self, step: int, best: int) -> None:
         self.engine.step = step
-        self.keeper.save(Standing(step=step, best_step=best))
+        self.writer.save(TrainState(step=step, best_step=best))
 
     @property
     def steps(self) -> list[int]:
@@ -73,8 +75,8 @@ def adapter(arrays: Arrays) -> Adapter:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
-    with Metrics(tmp_path / "metrics.jsonl") as metrics:
-        yield Run(tmp_path, metrics, keep=2)
+    with EventWriter(tmp_path / "metrics.jsonl") as events:
+        yield Run(tmp_path, events, keep=2)
 
 
 def test_the_newest_stay_and_the_best_that_each_of_them_knows(run: Run) -> None:
@@ -96,41 +98,40 @@ def test_the_adapter_is_written_when_it_is_the_best(run: Run) -> None:
     for step, best, written in ((1, 1, 1), (2, 1, 1), (3, 3, 3), (4, 3, 3)):
         run.save(step, best)
         assert run.adapter_of == written
-    events = list(read_metrics(run.folder / "metrics.jsonl"))
-    assert events == [
-        {"event": "checkpoint", "step": 1},
-        {"event": "adapter", "step": 1},
-        {"event": "checkpoint", "step": 2},
-        {"event": "checkpoint", "step": 3},
-        {"event": "adapter", "step": 3},
-        {"event": "checkpoint", "step": 4},
+    assert list(read_events(run.folder / "metrics.jsonl")) == [
+        CheckpointEvent(step=1),
+        AdapterEvent(step=1),
+        CheckpointEvent(step=2),
+        CheckpointEvent(step=3),
+        AdapterEvent(step=3),
+        CheckpointEvent(step=4),
     ]
 
 
-def test_a_run_that_is_gone_on_with_writes_the_adapter_of_its_best_again(run: Run) -> None:
+def test_a_run_that_resumes_writes_the_adapter_of_its_best_again(run: Run) -> None:
     run.save(1, 1)
     run.save(2, 2)  # the adapter of a step that the run goes back behind
-    run.keeper.take_over(Standing(step=1, best_step=1))
+    run.writer.restore_adapter(TrainState(step=1, best_step=1))
     assert run.adapter_of == 1
 
 
-def test_a_run_that_is_gone_on_with_removes_what_need_not_stay(tmp_path: Path) -> None:
-    with Metrics(tmp_path / "metrics.jsonl") as metrics:
-        keeping = {keep: Run(tmp_path, metrics, keep=keep) for keep in (3, 1)}
+def test_a_run_that_resumes_removes_what_need_not_stay(tmp_path: Path) -> None:
+    with EventWriter(tmp_path / "metrics.jsonl") as events:
+        keeping = {keep: Run(tmp_path, events, keep=keep) for keep in (3, 1)}
         for step in (1, 2, 3):
             keeping[3].save(step, 2)
-        keeping[1].keeper.take_over(Standing(step=3, best_step=2))
+        keeping[1].writer.restore_adapter(TrainState(step=3, best_step=2))
     assert keeping[1].steps == [2, 3]
 
 
-def test_a_best_that_is_damaged_is_told_and_the_adapter_stays(
+def test_a_best_that_is_damaged_is_reported_and_the_adapter_stays(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     run.save(1, 1)
     run.save(2, 1)
     (run.folder / "checkpoints/step-000001/progress.json").unlink()
     with caplog.at_level("INFO", logger="qwen_local"):
-        run.keeper.take_over(Standing(step=2, best_step=1))
+        run.writer.restore_adapter(TrainState(step=2, best_step=1))
     assert caplog.messages == [
         "warning: the checkpoint of the best step, 1, is damaged (progress.json: no such file or "
         f"directory); {run.folder}/adapter stays as it is"
@@ -145,8 +146,8 @@ def test_a_checkpoint_says_with_which_budget_it_was_computed_and_gives_back_its_
     saved = from_files(checkpoints.read(run.folder / "checkpoints/step-000003"))
     assert saved.execution.micro_batch_tokens == 32
     assert saved.identity == IDENTITY
-    assert (saved.standing.step, saved.state.steps) == (3, 3)
-    for arrays in (saved.state.adapter, saved.state.exp_avg, saved.state.exp_avg_sq):
+    assert (saved.state.step, saved.arrays.steps) == (3, 3)
+    for arrays in (saved.arrays.adapter, saved.arrays.exp_avg, saved.arrays.exp_avg_sq):
         assert arrays[NAME].tolist() == [[3.0, 3.0]]
 
 
@@ -173,6 +174,6 @@ def test_numbers_that_are_not_finite_are_no_checkpoint(run: Run) -> None:
     run.save(3, 3)
     files = checkpoints.read(run.folder / "checkpoints/step-000003")
     bad = array_bytes({NAME: np.array([[np.nan, 0]], np.float32)}, made_for="pt")
-    with pytest.raises(checkpoints.DamagedError, match="holds numbers"):
+    with pytest.raises(checkpoints.DamagedError, match="contains numbers"):
         from_files({**files, "adapter_model.safetensors": bad})
     assert json.loads(files["progress.json"])["step"] == 3

@@ -6,13 +6,14 @@ import shutil
 from pathlib import Path
 
 from qwen_local.files import free_bytes
-from qwen_local.training.disk import LITTLE, disk_need
+from qwen_local.training.disk import EVAL_ROWS_BYTES, SMALL_FILES, disk_need
 
 
 def test_r4_s_adapter_is_20_mb_and_its_checkpoints_with_moments_120_each() -> None:
     """10,092,544 parameters, keep 2: five checkpoints, twice two layouts, a log of 94 MB."""
     trainable, steps = 10_092_544, 234_813
-    expected = 5 * 12 * trainable + 2 * 2 * 4 * trainable + 400 * steps + LITTLE
+    expected = 5 * 12 * trainable + 2 * 2 * 4 * trainable + 400 * steps + SMALL_FILES
+    expected += EVAL_ROWS_BYTES
     assert disk_need(trainable, keep=2, steps=steps) == expected
     assert disk_need(trainable, keep=3, steps=steps) - expected == 12 * trainable
 

@@ -12,20 +12,21 @@ from itertools import chain, count, cycle, islice
 
 import pytest
 
-from qwen_local.training.health import QUIET, WINDOW, Concern, Health
+from qwen_local.runs.events import WarningEvent
+from qwen_local.training.health import QUIET, WINDOW, Health
 
 VOCABULARY = 151_936
-CALMER = "if it goes on, lower train.learning_rate or set a longer train.warmup_ratio"
+FIX = "if it continues, lower train.learning_rate or set a longer train.warmup_ratio"
 
 
-def trained(losses: Iterable[float], norms: Iterable[float]) -> list[Concern]:
+def trained(losses: Iterable[float], norms: Iterable[float]) -> list[WarningEvent]:
     """The concerns of a run with these losses and gradient norms."""
     health = Health(VOCABULARY)
     figures = zip(count(1), losses, norms, strict=False)
     return list(chain.from_iterable(health.stepped(*figure) for figure in figures))
 
 
-def curves(train: Sequence[float], evaluations: Sequence[float]) -> list[Concern]:
+def curves(train: Sequence[float], evaluations: Sequence[float]) -> list[WarningEvent]:
     """The concerns of a run evaluated before its first step and after every ten."""
     health, step = Health(VOCABULARY), 0
     concerns = health.evaluated(0, evaluations[0])
@@ -44,7 +45,7 @@ def test_a_norm_above_ten_times_its_running_median_is_told() -> None:
     [concern] = trained([1.0] * 21, [*[2.0, 3.0] * 10, 25.5])
     assert concern.message == (
         "step 21: gradient norm 25.5 is more than 10 times 2.5, the median of the 20 steps before; "
-        + CALMER
+        + FIX
     )
     assert (concern.kind, concern.step) == ("gradient_norm", 21)
     assert concern.numbers == {"grad_norm": 25.5, "median": 2.5}
@@ -89,9 +90,8 @@ def test_a_first_loss_worse_than_guessing_is_told() -> None:
     uniform = math.log(VOCABULARY)
     [concern] = trained([12.5, 12.5], [1.0, 1.0])
     assert concern.message == (
-        "step 1: loss 12.5 is above 11.93, what guessing among all tokens would have: check that "
-        "the model is an instruction-tuned one with its own chat template, and what data.train_on "
-        "trains"
+        "step 1: loss 12.5 is above 11.93, the loss of a uniform guess among all tokens: check "
+        "that the model is an instruction-tuned one with its own chat template, and data.train_on"
     )
     assert (concern.kind, concern.step) == ("worse_than_uniform", 1)
     assert concern.numbers == {"loss": 12.5, "uniform_loss": uniform}
@@ -102,7 +102,7 @@ def test_a_spike_of_the_loss_is_told_once() -> None:
     losses = [*[1.0, 1.25] * 10, 4.0, 4.0, 1.0]
     [concern] = trained(losses, [1.0] * 23)
     assert concern.message == (
-        "step 21: loss 4 is far above 1.125, the median of the 20 steps before; " + CALMER
+        "step 21: loss 4 is far above 1.125, the median of the 20 steps before; " + FIX
     )
     assert (concern.kind, concern.step) == ("loss_spike", 21)
     assert concern.numbers == {"loss": 4.0, "median": 1.125, "deviation": 0.125}
@@ -138,8 +138,8 @@ def test_two_losses_of_the_same_rows_that_differ_are_told() -> None:
     [concern] = Health(VOCABULARY).compared(50, 15.5, 95.86)
     assert concern.message == (
         "step 50: train loss 15.5, but 95.86 in evaluation of the same rows at the same weights, "
-        "6.2 times apart: lower lora.dropout; without dropout the two cannot differ, and this is "
-        "a fault worth reporting"
+        "6.2 times apart: lower lora.dropout; without dropout the two cannot differ; please "
+        "report that as a bug"
     )
     assert (concern.kind, concern.step) == ("train_eval_gap", 50)
     assert concern.numbers == {"train_loss": 15.5, "scored_loss": 95.86}
@@ -174,8 +174,8 @@ def test_evaluation_rising_while_training_falls_is_told() -> None:
     [concern] = curves([2.1, 1.4, 0.9, 0.5], [0.80, 0.76, 0.74, 0.78, 0.85])
     assert concern.message == (
         "step 40: evaluation loss rose from 0.74 at step 20 to 0.85 while train loss fell from 1.4 "
-        "to 0.5: the rows are being learned by heart; take fewer train.epochs, more data, a lower "
-        "lora.rank or more lora.dropout"
+        "to 0.5: the model memorizes the training rows; take fewer train.epochs, more data, a "
+        "lower lora.rank or more lora.dropout"
     )
     assert (concern.kind, concern.step) == ("overfitting", 40)
     assert concern.numbers == {
@@ -228,7 +228,7 @@ def test_a_resumed_run_warns_exactly_as_the_unbroken_one() -> None:
     ]
     norms = [*[2.0] * 30, *[100.0] * 3, *[2.0] * 37]
 
-    def run(resumed_at: int | None) -> list[Concern]:
+    def run(resumed_at: int | None) -> list[WarningEvent]:
         health, concerns = Health(VOCABULARY), []
         for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), 1):
             if step == resumed_at:

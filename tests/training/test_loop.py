@@ -29,19 +29,14 @@ from qwen_local.errors import OutOfMemoryError
 from qwen_local.job.schema import TrainSpec
 from qwen_local.rows.planner import PADDED, Layout
 from qwen_local.rows.rows import Rows
-from qwen_local.runs.events import Metrics, read_metrics
-from qwen_local.runs.state import Standing
+from qwen_local.runs.eval_rows import EvalRowsWriter, read_eval_rows
+from qwen_local.runs.events import EvalEvent, EventWriter, read_events
+from qwen_local.runs.state import TrainState
+from qwen_local.training.diverged import DivergedError
 from qwen_local.training.health import Health
-from qwen_local.training.loop import (
-    ALL_STEPS,
-    SCORED_AT_ONCE,
-    Data,
-    DivergedError,
-    Saving,
-    score,
-    train_loop,
-)
+from qwen_local.training.loop import ALL_STEPS, Data, train_loop
 from qwen_local.training.progress import Progress
+from qwen_local.training.recorder import Recorder
 from qwen_local.training.schedule import make_schedule
 
 
@@ -122,14 +117,25 @@ def targets(*values: int) -> Rows:
 class Run:
     """A finished run."""
 
-    end: Standing
+    end: TrainState
     because: str
     saved: list[tuple[int, int]]
     """(step, best step) of every checkpoint."""
     events: list[dict[str, Any]]
+    """As JSON objects."""
 
     def of(self, event: str) -> list[dict[str, Any]]:
         return [fields for fields in self.events if fields["event"] == event]
+
+
+class Saves:
+    """Notes (step, best step) of each checkpoint."""
+
+    def __init__(self, saved: list[tuple[int, int]]) -> None:
+        self._saved = saved
+
+    def save(self, state: TrainState) -> None:
+        self._saved.append((state.step, state.best_step))
 
 
 def run(
@@ -138,7 +144,7 @@ def run(
     train: Rows,
     evaluation: Rows | None = None,
     *,
-    start: Standing | None = None,
+    start: TrainState | None = None,
     saved: list[tuple[int, int]] | None = None,
     progress: Progress | None = None,
     **settings: Any,
@@ -148,10 +154,18 @@ def run(
     spec = TrainSpec(**{**plain, **settings})
     saved = [] if saved is None else saved
 
-    def save(now: Standing) -> None:
-        saved.append((now.step, now.best_step))
-
-    with Metrics(folder / "metrics.jsonl") as metrics, Stops(quiet=True) as stops:
+    recorder = Recorder(
+        EventWriter(folder / "metrics.jsonl"),
+        Saves(saved),
+        EvalRowsWriter(
+            folder / "eval_rows.safetensors",
+            evaluated=None if start is None else start.evaluated_step,
+        ),
+        progress=progress or Progress(1, quiet=True),
+        health=Health(10**9),
+        save_every=spec.save_every,
+    )
+    with recorder, Stops(quiet=True) as stops:
         end, because = train_loop(
             backend,
             Data(
@@ -161,34 +175,34 @@ def run(
                 eval_places=[] if evaluation is None else ["eval.jsonl:1"] * len(evaluation),
             ),
             make_schedule(spec, rows=len(train), eval_rows=0 if evaluation is None else 1),
-            start or Standing(),
-            batch_size=spec.batch_size,
-            seed=spec.seed,
-            early_stopping=spec.early_stopping,
-            metrics=metrics,
-            progress=progress or Progress(1, quiet=True),
-            health=Health(10**9),
-            saving=Saving(every=spec.save_every, save=save),
+            start or TrainState(),
+            spec=spec,
+            recorder=recorder,
             stops=stops,
         )
-    return Run(end, because, saved, list(read_metrics(folder / "metrics.jsonl")))
+    return Run(end, because, saved, events_in(folder))
 
 
-class Heard(Progress):
-    """Notes what a person is told of the speed, and when the clock was started."""
+def events_in(folder: Path) -> list[dict[str, Any]]:
+    events = read_events(folder / "metrics.jsonl")
+    return [{"event": event.KIND, **event.to_json()} for event in events]
+
+
+class Shown(Progress):
+    """Notes the speed that is shown, and when the clock was started."""
 
     def __init__(self) -> None:
         super().__init__(1, quiet=True)
-        self.said: list[str | float] = []
+        self.calls: list[str | float] = []
 
-    def begin(self) -> None:
-        self.said.append("begun")
+    def start(self) -> None:
+        self.calls.append("started")
 
     def stepped(self, step: int, loss: float, rate: float, tokens_per_second: float) -> None:
-        self.said.append(tokens_per_second)
+        self.calls.append(tokens_per_second)
 
     def evaluated(self, step: int, loss: float) -> None:
-        self.said.append("evaluated")
+        self.calls.append("evaluated")
 
 
 # --- what is trained, and in which order ---
@@ -252,29 +266,6 @@ def test_evaluation_comes_first_then_as_often_as_asked_and_last_on_the_same_rows
     assert [rows for rows in backend.scored if rows != [3, 5]] == [[4]] * 3
 
 
-def test_all_rows_are_scored_and_only_some_are_in_memory_at_a_time() -> None:
-    backend, rows = ScalarBackend(), targets(*range(2 * SCORED_AT_ONCE + 1))
-    found = score(backend, rows, ["eval.jsonl:1"] * len(rows))
-    assert [len(part) for part in backend.scored] == [SCORED_AT_ONCE, SCORED_AT_ONCE, 1]
-    whole = ScalarBackend().score(rows)
-    np.testing.assert_array_equal(found.nll_R, whole.nll_R)
-    np.testing.assert_array_equal(found.tokens_R, whole.tokens_R)
-
-
-def test_a_row_that_memory_does_not_hold_is_named_wherever_it_stands() -> None:
-    class Full(ScalarBackend):
-        def score(self, rows: Rows) -> Scores:
-            if SCORED_AT_ONCE + 7 in rows.targets_T:
-                raise RowTooLargeError(rows.targets_T.tolist().index(SCORED_AT_ONCE + 7), 99)
-            return super().score(rows)
-
-    rows = targets(*range(2 * SCORED_AT_ONCE))
-    with pytest.raises(OutOfMemoryError) as raised:
-        score(Full(), rows, [f"eval.jsonl:{r}" for r in range(len(rows))])
-    said = f"out of memory: eval.jsonl:{SCORED_AT_ONCE + 7} alone does not fit, a row of 99 tokens"
-    assert str(raised.value).startswith(said)
-
-
 def test_the_best_adapter_is_kept_and_not_the_last_where_the_evaluation_rises(
     tmp_path: Path,
 ) -> None:
@@ -326,7 +317,7 @@ def test_a_run_goes_on_from_any_step_with_the_rows_that_would_have_come(tmp_path
     for step in range(7):
         rest, folder = ScalarBackend(), tmp_path / str(step)
         folder.mkdir()
-        done = run(folder, rest, rows, start=Standing(step=step), **settings)
+        done = run(folder, rest, rows, start=TrainState(step=step), **settings)
         assert rest.trained == whole.trained[step:]
         assert [event["step"] for event in done.of("train")] == list(range(step + 1, 7))
 
@@ -385,8 +376,8 @@ def test_an_evaluation_is_given_up_for_a_signal_and_made_up_for_later(tmp_path: 
     assert (done.because, done.end.step, done.end.evaluated_step) == ("SIGHUP", 2, 0)
     later = ScalarBackend(weight=backend.weight)
     run(tmp_path, later, targets(4), targets(4), start=done.end, **settings)
-    evaluated = read_metrics(tmp_path / "metrics.jsonl", "eval")
-    assert [event["step"] for event in evaluated] == [0, 2, 4]
+    evaluated = read_events(tmp_path / "metrics.jsonl", EvalEvent)
+    assert [event.step for event in evaluated] == [0, 2, 4]
 
 
 class Impatient(ScalarBackend):
@@ -454,6 +445,24 @@ def _evaluated(step: int, loss: float) -> dict[str, Any]:
     }
 
 
+def test_each_row_of_an_evaluation_has_its_loss_recorded(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        ScalarBackend(),
+        targets(4),
+        targets(3, 5),
+        steps=2,
+        learning_rate=0.25,
+        eval_every=1,
+    )
+    rows = read_eval_rows(tmp_path / "eval_rows.safetensors")
+    assert rows is not None
+    assert rows.steps_E.tolist() == [0, 1, 2]
+    assert rows.tokens_R.tolist() == [1, 1]
+    w = 0.0, 2.0, 3.0  # half of the way to 4 at each step
+    assert rows.nll_ER.tolist() == [[(3 - at) ** 2, (5 - at) ** 2] for at in w]
+
+
 def test_the_rate_in_the_log_is_the_one_that_the_optimizer_held(tmp_path: Path) -> None:
     done = run(tmp_path, ScalarBackend(), targets(4), steps=1, learning_rate=0.1)
     assert done.of("train")[0]["learning_rate"] == float(np.float32(0.1)) != 0.1
@@ -490,11 +499,11 @@ def test_an_evaluation_loss_beyond_all_floats_has_a_perplexity_all_the_same(tmp_
 def test_the_clock_of_what_is_left_starts_after_the_evaluation_before_the_first_step(
     tmp_path: Path,
 ) -> None:
-    heard = Heard()
-    run(tmp_path, ScalarBackend(), targets(4), targets(4), progress=heard, steps=2, eval_every=1)
-    assert [said for said in heard.said if isinstance(said, str)] == [
+    shown = Shown()
+    run(tmp_path, ScalarBackend(), targets(4), targets(4), progress=shown, steps=2, eval_every=1)
+    assert [said for said in shown.calls if isinstance(said, str)] == [
         "evaluated",
-        "begun",
+        "started",
         "evaluated",
         "evaluated",
     ]
@@ -505,13 +514,13 @@ def test_the_speed_that_is_told_is_that_of_this_process(
 ) -> None:
     clock = count()  # a step looks at it twice: it takes a second
     monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
-    heard = Heard()
-    start = Standing(step=7, tokens=10_000, seconds=1000.0)
+    shown = Shown()
+    start = TrainState(step=7, tokens=10_000, seconds=1000.0)
     done = run(
-        tmp_path, ScalarBackend(), targets(1, 2, 3), start=start, progress=heard, steps=9,
+        tmp_path, ScalarBackend(), targets(1, 2, 3), start=start, progress=shown, steps=9,
         batch_size=3, save_every=100,
     )  # fmt: skip
-    assert heard.said == ["begun", 3.0, 3.0]
+    assert shown.calls == ["started", 3.0, 3.0]
     assert (done.end.tokens, done.end.seconds) == (10_006, 1002.0)
 
 
@@ -533,12 +542,12 @@ def test_a_step_that_is_not_finite_ends_the_run_with_its_step_and_the_mend(tmp_p
         )
     assert str(raised.value) == (
         "step 3: loss nan and gradient norm nan are not both finite; the adapter was not updated"
-        "\n\nrows whose own loss is not finite: train.jsonl:1"
-        "\n\nhint: begin another run with a lower train.learning_rate, or in float32 (model.dtype)"
+        "\n\nrows whose loss is not finite: train.jsonl:1"
+        "\n\nhint: start a new run with a lower train.learning_rate, or in float32 (model.dtype)"
     )
     assert raised.value.exit_code == 4
     assert saved == [(1, 1), (2, 2)]
-    last = list(read_metrics(tmp_path / "metrics.jsonl"))[-1]
+    last = events_in(tmp_path)[-1]
     assert (last["event"], last["step"], last["loss"]) == ("train", 3, None)
 
 
@@ -554,9 +563,9 @@ def test_an_evaluation_that_is_not_finite_ends_the_run_and_keeps_nothing(tmp_pat
     with pytest.raises(DivergedError) as raised:
         run(tmp_path, backend, targets(4), targets(4), saved=saved, steps=2, learning_rate=0.1)
     assert str(raised.value) == (
-        "step 0: evaluation loss inf is not finite; the adapter was not kept\n\n"
-        "rows whose own loss is not finite: eval.jsonl:1\n\n"
-        "hint: begin another run with a lower train.learning_rate, or in float32 (model.dtype)"
+        "step 0: evaluation loss inf is not finite; the adapter was not saved\n\n"
+        "rows whose loss is not finite: eval.jsonl:1\n\n"
+        "hint: start a new run with a lower train.learning_rate, or in float32 (model.dtype)"
     )
     assert (backend.trained, saved) == ([], [])
 
@@ -572,9 +581,7 @@ def test_where_every_row_has_a_finite_loss_all_rows_of_the_step_are_named(tmp_pa
     with pytest.raises(DivergedError) as raised:
         run(tmp_path, Overflowing(), targets(*range(11)), batch_size=11, steps=1)
     named = str(raised.value).split("\n\n")[1]
-    assert named.startswith(
-        "no row has a loss that is not finite by itself; the rows of the step are "
-    )
+    assert named.startswith("the loss of each single row is finite; rows of this step: ")
     assert named.endswith(" and 3 more")
 
 
@@ -605,7 +612,7 @@ def test_a_row_that_memory_does_not_hold_is_named_with_its_length(tmp_path: Path
         run(tmp_path, Full(), targets(1, 2, 3), batch_size=3, steps=1)
     assert str(raised.value) == (
         "out of memory: train.jsonl:3 alone does not fit, a row of 1,234 tokens\n\n"
-        "hint: set train.gradient_checkpointing=true, with which this run can be resumed; or begin "
-        "another with a lower data.max_length, model.quantization=4bit or a smaller model"
+        "hint: set train.gradient_checkpointing=true and resume this run; or start a new run with "
+        "a lower data.max_length, model.quantization=4bit or a smaller model"
     )
     assert raised.value.exit_code == 5

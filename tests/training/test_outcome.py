@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from qwen_local.runs.state import Standing
+from qwen_local.runs.state import TrainState
 from qwen_local.training.loop import ALL_STEPS
-from qwen_local.training.run import _say_outcome
+from qwen_local.training.messages import report_outcome
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from qwen_local.training.run import _say_outcome
 def test_a_run_that_made_nothing_better_says_so(
     best: float, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    end = Standing(
+    end = TrainState(
         step=8,
         seconds=1.0,
         first_loss=1.0,
@@ -33,20 +33,19 @@ def test_a_run_that_made_nothing_better_says_so(
         best_eval_loss=best,
     )
     with caplog.at_level(logging.INFO, logger="qwen_local"):
-        _say_outcome(Standing(), end, ALL_STEPS, Path("run"))
+        report_outcome(TrainState(), end, ALL_STEPS, Path("run"))
     assert caplog.messages[0] == (
-        "done in 1.0 s: loss of the first step 1.0000, of the last 1.0000; "
-        f"eval loss 2.0000 -> {said}"
+        f"done in 1.0 s: first-step loss 1.0000, last-step loss 1.0000; eval loss 2.0000 -> {said}"
     )
 
 
 def test_a_resumed_run_says_how_much_of_its_time_is_of_now(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    start = Standing(step=6, seconds=15.5, evaluation_seconds=2.0)
-    end = Standing(step=8, seconds=19.0, evaluation_seconds=3.0, first_loss=2.0, last_loss=1.0)
+    start = TrainState(step=6, seconds=15.5, evaluation_seconds=2.0)
+    end = TrainState(step=8, seconds=19.0, evaluation_seconds=3.0, first_loss=2.0, last_loss=1.0)
     with caplog.at_level(logging.INFO, logger="qwen_local"):
-        _say_outcome(start, end, ALL_STEPS, Path("run"))
+        report_outcome(start, end, ALL_STEPS, Path("run"))
     assert caplog.messages[0] == (
-        "done in 22 s, 4.5 s of them now: loss of the first step 2.0000, of the last 1.0000"
+        "done in 22 s, 4.5 s of them now: first-step loss 2.0000, last-step loss 1.0000"
     )

@@ -15,7 +15,7 @@ import pytest
 from pytest import approx
 
 from qwen_local.backends.select import Machine
-from qwen_local.runs.events import read_metrics
+from qwen_local.runs.events import EvalEvent, StartEvent, TrainEvent, read_events
 from qwen_local.training import plan as plan_module
 from qwen_local.training import preparation
 
@@ -344,16 +344,16 @@ def test_train_does_what_the_plan_of_the_same_job_says(cli: Cli, backend: str) -
     said = cli("train", "--json", "--output", "run", *job)
     assert said.code == 0
     run = json.loads(said.out)
-    (start,) = read_metrics(Path("run/metrics.jsonl"), "start")
+    (start,) = read_events(Path("run/metrics.jsonl"), StartEvent)
     for name in ("trainable_parameters", "total_parameters", "backend", "device"):
         assert run[name] == plan[name]
-    assert (run["steps"], start["rows"]) == (plan["optimizer_steps"], plan["rows"])
+    assert (run["steps"], start.rows) == (plan["optimizer_steps"], plan["rows"])
     assert run["supervised_tokens"] == 2 * plan["supervised_tokens"]
-    steps = list(read_metrics(Path("run/metrics.jsonl"), "train"))
-    assert sum(step["tokens"] for step in steps) == 2 * plan["tokens"]
-    rates = [step["learning_rate"] for step in steps]
+    steps = list(read_events(Path("run/metrics.jsonl"), TrainEvent))
+    assert sum(step.tokens or 0 for step in steps) == 2 * plan["tokens"]
+    rates = [step.learning_rate for step in steps]
     assert rates.index(max(rates)) == plan["warmup_steps"]
-    evaluations = [event["step"] for event in read_metrics(Path("run/metrics.jsonl"), "eval")]
+    evaluations = [event.step for event in read_events(Path("run/metrics.jsonl"), EvalEvent)]
     assert len(evaluations) == plan["evaluations"] > 0
     assert evaluations[1] == plan["eval_every"]
     data = json.loads(Path("run/data.json").read_text())

@@ -85,7 +85,7 @@ def test_what_came_before_the_first_step_is_no_time_of_the_steps(
     with Progress(10, quiet=False) as progress:
         progress.evaluating()
         progress.evaluated(0, 2.0)
-        progress.begin()
+        progress.start()
         progress.stepped(1, loss=1.0, rate=1e-4, tokens_per_second=100.0)
     assert stream.getvalue() == (
         "step 1/10: loss 1.0000, eval 2.0000 at step 0, lr 1.0e-04, 100 tok/s, 9 s left\n"
@@ -100,7 +100,7 @@ def test_nor_is_it_for_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     with Progress(10, quiet=False) as progress:
         progress.evaluating()
         now = 100.0
-        progress.begin()
+        progress.start()
         now = 110.0
         progress.stepped(1, loss=1.0, rate=1e-4, tokens_per_second=100.0)
     assert "| 1/10 00:10<01:30, loss" in stream.getvalue()

@@ -1,4 +1,4 @@
-"""A process that dies is begun again; one that ends is not; and none outlives its parent.
+"""A process that dies is restarted; one that ends is not; and none outlives its parent.
 
 The processes here are scripts that die as they are told; the last tests train.
 """
@@ -23,16 +23,39 @@ import pytest
 
 from qwen_local.errors import JobError
 from qwen_local.job.schema import read_job
-from qwen_local.runs.events import read_metrics
-from qwen_local.training.child import VARIABLE, supervised
-from qwen_local.training.restart import DiedError, halved, supervise, train_supervised
+from qwen_local.runs.events import (
+    EndEvent,
+    ResumeEvent,
+    StartEvent,
+    TrainEvent,
+    read_events,
+)
+from qwen_local.training.child import VARIABLE, this_child
+from qwen_local.training.restart import DiedError, halved, run_with_restarts, train_with_restarts
 
-CHILD = """
+ENGINE = {"backend": "cuda", "device": "cpu", "dtype": "float32", "micro_batch_tokens": 1}
+DONE = {
+    **{"run": "run", "adapter": "run/adapter", "backend": "cuda", "device": "cpu", "steps": 1},
+    **{"epochs": 1.0, "train_loss": 1.0, "first_eval_loss": None, "eval_loss": None},
+    **{"best_step": 1, "best_eval_loss": None, "trainable_parameters": 1, "total_parameters": 2},
+    **{"supervised_tokens": 1, "tokens_per_second": 1.0, "peak_memory_bytes": 1, "restarts": 0},
+    "stopped_because": "all steps done",
+}
+WHOLE: dict[str, dict[str, Any]] = {
+    "start": {**ENGINE, "steps": 1, "rows": 1, "trainable_parameters": 1},
+    "resume": {**ENGINE, "steps": 1},
+    "train": {"loss": 1.0},
+    "end": DONE,
+}
+"""Fields of events that a test does not care about."""
+CHILD = (
+    f"WHOLE = {WHOLE!r}"
+    + """
 import json, os, signal, sys, time
 from pathlib import Path
-from qwen_local.training.child import end_with_parent, supervised
+from qwen_local.training.child import end_with_parent, this_child
 
-told, goes_on = supervised(), sys.argv[1] == "True"
+told, goes_on = this_child(), sys.argv[1] == "True"
 with open("children", "a") as file:
     print(json.dumps([goes_on, told.restarts, told.died_of, told.micro_batch_tokens]), file=file)
 run = Path("run")
@@ -44,7 +67,7 @@ def begin():
 def event(**fields):
     begin()
     with (run / "metrics.jsonl").open("a") as file:
-        print(json.dumps(fields), file=file)
+        print(json.dumps({**WHOLE.get(fields["event"], {}), **fields}), file=file)
 
 def checkpoint(step):
     (run / f"checkpoints/step-{step:06d}").mkdir()
@@ -59,6 +82,7 @@ def wait(seconds):
     while time.monotonic() < end: time.sleep(0.01)
 
 """
+)
 
 Life = Callable[..., int]
 
@@ -69,7 +93,7 @@ def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
     monkeypatch.chdir(tmp_path)
 
     def run(code: str, *, restarts: int = 3) -> int:
-        return supervise(Path("run"), command_of(code), restarts=restarts)
+        return run_with_restarts(Path("run"), command_of(code), restarts=restarts)
 
     return run
 
@@ -88,7 +112,7 @@ def children() -> list[list[Any]]:
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 3, 4, 5, 129, 130, 143])
-def test_a_process_that_ends_by_itself_is_not_begun_again(code: int, live: Life) -> None:
+def test_a_process_that_ends_by_itself_is_not_restarted(code: int, live: Life) -> None:
     assert live(f"sys.exit({code})") == code
     assert children() == [[False, 0, None, None]]
 
@@ -107,38 +131,37 @@ def test_a_process_that_was_asked_to_end_before_it_could_listen_is_not_either(
         ("die(signal.SIGKILL)", "SIGKILL"),
         ("os.abort()", "SIGABRT"),
         ("die(signal.SIGSEGV)", "SIGSEGV"),
-        ("sys.exit(70)", "an error of its own"),
+        ("sys.exit(70)", "internal error"),
     ],
 )
-def test_a_process_that_dies_is_begun_again_from_its_newest_checkpoint(
+def test_a_process_that_dies_is_restarted_from_its_newest_checkpoint(
     death: str, cause: str, live: Life, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     assert live(f"if told.restarts: sys.exit(0)\nbegin(); checkpoint(40)\n{death}") == 0
     assert children() == [[False, 0, None, None], [True, 1, cause, None]]
     assert caplog.messages == [
-        f"the training process died of {cause}: it is begun again from step 40 (restart 1 of 3)"
+        f"the training process died ({cause}): restarting from step 40 (restart 1 of 3)"
     ]
 
 
-def test_what_died_before_it_wrote_anything_is_begun_as_the_first_time(
+def test_what_died_before_it_wrote_anything_is_started_as_the_first_time(
     live: Life, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     assert live("if told.restarts == 0: die(signal.SIGKILL)") == 0
     assert children() == [[False, 0, None, None], [False, 1, "SIGKILL", None]]
     assert caplog.messages == [
-        "the training process died of SIGKILL: it is begun again from the beginning (restart 1 of "
-        "3)"
+        "the training process died (SIGKILL): restarting from the start (restart 1 of 3)"
     ]
 
 
-def test_what_died_before_it_moved_an_earlier_run_on_is_begun_as_it_was_asked_for(
+def test_what_died_before_it_moved_an_earlier_run_on_is_started_as_it_was_asked_for(
     live: Life,
 ) -> None:
     Path("run").mkdir()
     Path("run/job.yaml").touch()
-    Path("run/metrics.jsonl").write_text('{"event": "end", "stopped_because": "all steps done"}\n')
+    Path("run/metrics.jsonl").write_text(json.dumps({"event": "end", **DONE}) + "\n")
     assert live("if told.restarts == 0: die(signal.SIGKILL)") == 0
     assert [goes_on for goes_on, *_ in children()] == [False, False]
 
@@ -160,8 +183,8 @@ def test_each_death_halves_the_budget_that_the_process_had(
     assert live(code) == 0
     assert [budget for *_, budget in children()] == [None, 1024, 512, 256]
     assert caplog.messages[1] == (
-        "the training process died of SIGKILL: it is begun again from the beginning, with at most "
-        "512 tokens computed at once (restart 2 of 3)"
+        "the training process died (SIGKILL): restarting from the start with micro-batches of at "
+        "most 512 tokens (restart 2 of 3)"
     )
 
 
@@ -182,7 +205,8 @@ def test_the_budget_is_half_of_the_smallest_that_is_known_and_at_least_one(
     events: list[dict[str, Any]] | None, told: int | None, half: int | None, tmp_path: Path
 ) -> None:
     if events is not None:
-        lines = "".join(f"{json.dumps(event)}\n" for event in events)
+        whole = [{**WHOLE[event["event"]], **event} for event in events]
+        lines = "".join(f"{json.dumps(event)}\n" for event in whole)
         (tmp_path / "metrics.jsonl").write_text(f'{lines}{{"event": "memory", "micro_ba')
     assert halved(tmp_path, told) == half
 
@@ -193,7 +217,7 @@ def test_a_process_that_dies_after_all_was_done_has_done_all(
     caplog.set_level(logging.INFO)
     assert live("event(event='end', stopped_because='all steps done'); os.abort()") == 0
     assert len(children()) == 1
-    assert caplog.messages == ["the training process died of SIGABRT after all was done"]
+    assert caplog.messages == ["the training process died (SIGABRT) after the run was finished"]
 
 
 def test_restarts_that_are_spent_are_told_with_the_last_checkpoint_and_how_to_go_on(
@@ -208,9 +232,9 @@ def test_restarts_that_are_spent_are_told_with_the_last_checkpoint_and_how_to_go
     assert len(children()) == 3
     assert died.value.exit_code == 1
     assert str(died.value) == (
-        "the training process died 3 times, of SIGKILL, SIGKILL, an error of its own; the last "
+        "the training process died 3 times (SIGKILL, SIGKILL, internal error); the last "
         "checkpoint is run/checkpoints/step-000030\n\n"
-        "hint: SIGKILL is what a system sends that has no memory left; to go on: qwen-local train "
+        "hint: a system that is out of memory sends SIGKILL; to continue: qwen-local train "
         "--resume=run"
     )
 
@@ -219,7 +243,7 @@ def test_a_run_that_never_began_has_no_checkpoint_to_tell_of(live: Life) -> None
     with pytest.raises(DiedError) as died:
         live("os.abort()", restarts=1)
     assert str(died.value) == (
-        "the training process died 2 times, of SIGABRT, SIGABRT; there is no checkpoint"
+        "the training process died 2 times (SIGABRT, SIGABRT); there is no checkpoint"
     )
 
 
@@ -232,7 +256,7 @@ def test_stdout_is_the_childs_and_nothing_is_added(
 
 def test_only_the_child_is_told(live: Life) -> None:
     assert live("") == 0
-    assert supervised() is None
+    assert this_child() is None
     assert VARIABLE not in os.environ
 
 
@@ -254,11 +278,11 @@ PARENT = """
 import fcntl, sys, termios
 from pathlib import Path
 from qwen_local.errors import QwenLocalError
-from qwen_local.training.restart import supervise
+from qwen_local.training.restart import run_with_restarts
 if sys.stdin.isatty():
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 try:
-    sys.exit(supervise(Path("run"), lambda goes_on: sys.argv[1:], restarts=3))
+    sys.exit(run_with_restarts(Path("run"), lambda goes_on: sys.argv[1:], restarts=3))
 except QwenLocalError as error:
     print(error)
     sys.exit(error.exit_code)
@@ -344,7 +368,7 @@ def test_two_signals_are_two(parent: Parents) -> None:
     assert process.communicate(timeout=60)[0] == "SIGINT SIGTERM\n"
 
 
-def test_what_dies_while_it_is_being_stopped_is_not_begun_again(
+def test_what_dies_while_it_is_being_stopped_is_not_restarted(
     parent: Parents, tmp_path: Path
 ) -> None:
     process, _ = parent("""
@@ -355,8 +379,8 @@ def test_what_dies_while_it_is_being_stopped_is_not_begun_again(
     """)
     process.send_signal(SIGTERM)
     assert process.communicate(timeout=60)[0] == (
-        "the training process died while it was being stopped, of SIGABRT; there is no checkpoint"
-        "\n\nhint: to go on: qwen-local train --resume=run\n"
+        "the training process died while it was being stopped (SIGABRT); there is no checkpoint"
+        "\n\nhint: to continue: qwen-local train --resume=run\n"
     )
     assert process.returncode == 1
     assert len((tmp_path / "children").read_text().splitlines()) == 1
@@ -416,13 +440,13 @@ def test_a_job_that_can_be_read_only_once_is_refused() -> None:
     os.close(write)
     draft = read_job(None, sets=["train.restarts=1"])
     with pytest.raises(JobError) as refused:
-        train_supervised(
+        train_with_restarts(
             draft, [], job=Path(f"/dev/fd/{read}"), resume=None, quiet=True, debug=False
         )
     os.close(read)
     assert str(refused.value) == (
-        f"train.restarts: /dev/fd/{read} is no file: it can be read once, and each process reads "
-        "the job\n\nhint: write the job to a file, or set train.restarts to 0"
+        f"train.restarts: /dev/fd/{read} is not a file: it can be read only once, but each process "
+        "reads the job\n\nhint: write the job to a file, or set train.restarts to 0"
     )
 
 
@@ -471,9 +495,9 @@ def test_each_process_gets_the_same_arguments_and_the_folder_of_the_run(
         commands.extend([command(False), command(True)])
         return restarts
 
-    monkeypatch.setattr("qwen_local.training.restart.supervise", only_noted)
+    monkeypatch.setattr("qwen_local.training.restart.run_with_restarts", only_noted)
     draft = read_job(None, sets=["train.restarts=7"], flags={"--output": output})
-    code = train_supervised(
+    code = train_with_restarts(
         draft, arguments, job=None, resume=resume, quiet=True, debug=resume is not None
     )
     debug = ["--debug"] if resume is not None else []
@@ -518,8 +542,8 @@ def after_step(run: Path, step: int) -> int:
     """The id of the process that trains, once it has done this step."""
     for _ in range(6000):
         if (run / "metrics.jsonl").exists():
-            events = list(read_metrics(run / "metrics.jsonl", "train"))
-            if events and events[-1]["step"] >= step:
+            events = list(read_events(run / "metrics.jsonl", TrainEvent))
+            if events and events[-1].step >= step:
                 return int(json.loads((run / ".lock").read_text())["pid"])
         time.sleep(0.01)
     raise AssertionError(f"step {step} was not reached")
@@ -527,9 +551,9 @@ def after_step(run: Path, step: int) -> int:
 
 def stopped_because(run: Path) -> str:
     """Why a run ended, which has a checkpoint of its end."""
-    (end,) = read_metrics(run / "metrics.jsonl", "end")
-    assert (run / f"checkpoints/step-{end['steps']:06d}/COMPLETE.json").exists()
-    return str(end["stopped_because"])
+    (end,) = read_events(run / "metrics.jsonl", EndEvent)
+    assert (run / f"checkpoints/step-{end.steps:06d}/COMPLETE.json").exists()
+    return end.stopped_because
 
 
 def test_a_training_whose_process_is_killed_comes_to_its_end_with_every_step_once(
@@ -543,20 +567,20 @@ def test_a_training_whose_process_is_killed_comes_to_its_end_with_every_step_onc
     assert process.returncode == 0, err
     found = json.loads(out)
     assert (found["restarts"], found["steps"]) == (1, 8)
-    events = list(read_metrics(tmp_path / "run/metrics.jsonl"))
-    assert [e["step"] for e in events if e["event"] == "train"] == list(range(1, 9))
-    (start,) = (event for event in events if event["event"] == "start")
-    (resume,) = (event for event in events if event["event"] == "resume")
-    budget = start["micro_batch_tokens"] // 2
-    assert (resume["died_of"], resume["micro_batch_tokens"]) == ("SIGKILL", budget)
+    events = list(read_events(tmp_path / "run/metrics.jsonl"))
+    assert [e.step for e in events if isinstance(e, TrainEvent)] == list(range(1, 9))
+    (start,) = (event for event in events if isinstance(event, StartEvent))
+    (resume,) = (event for event in events if isinstance(event, ResumeEvent))
+    budget = start.micro_batch_tokens // 2
+    assert (resume.died_of, resume.micro_batch_tokens) == ("SIGKILL", budget)
     (notice,) = (line for line in err.splitlines() if "SIGKILL" in line)
     assert notice == (
-        f"the training process died of SIGKILL: it is begun again from step {resume['step']}, "
-        f"with at most {budget:,} tokens computed at once (restart 1 of 2)"
+        f"the training process died (SIGKILL): restarting from step {resume.step} with "
+        f"micro-batches of at most {budget:,} tokens (restart 1 of 2)"
     )
 
 
-def test_a_supervised_training_that_is_stopped_has_saved_and_says_how_to_go_on(
+def test_a_restarted_training_that_is_stopped_has_saved_and_says_how_to_go_on(
     tmp_path: Path,
 ) -> None:
     process = training(tmp_path)
@@ -566,11 +590,11 @@ def test_a_supervised_training_that_is_stopped_has_saved_and_says_how_to_go_on(
     assert (process.returncode, out) == (143, ""), err
     assert stopped_because(tmp_path / "run") == "SIGTERM"
     *_, how, empty, last = err.splitlines()
-    assert (how, empty) == ("to go on: qwen-local train --resume=run", "")
+    assert (how, empty) == ("to continue: qwen-local train --resume=run", "")
     assert last == "stopped by SIGTERM"
 
 
-def test_a_supervised_training_whose_terminal_closes_has_saved(tmp_path: Path) -> None:
+def test_a_restarted_training_whose_terminal_closes_has_saved(tmp_path: Path) -> None:
     ours, theirs = os.openpty()
     process = training(tmp_path, stderr=theirs, start_new_session=True)
     os.close(theirs)
@@ -580,5 +604,7 @@ def test_a_supervised_training_whose_terminal_closes_has_saved(tmp_path: Path) -
     assert (process.returncode, out) == (129, "")
     assert stopped_because(tmp_path / "run") == "SIGHUP"
     assert (
-        (tmp_path / "run/run.log").read_text().endswith("to go on: qwen-local train --resume=run\n")
+        (tmp_path / "run/run.log")
+        .read_text()
+        .endswith("to continue: qwen-local train --resume=run\n")
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,12 +21,20 @@ from qwen_local.errors import CheckpointError, JobError, RunBusyError
 from qwen_local.job.schema import read_job
 from qwen_local.models.source import fetch, find_model
 from qwen_local.runs import checkpoints
-from qwen_local.runs.directory import locked, newest_output
-from qwen_local.runs.events import largest_difference, read_metrics
-from qwen_local.runs.state import Saved, from_files
-from qwen_local.training.loop import DivergedError
-from qwen_local.training.resume import OTHERWISE, check_same, own_job
-from qwen_local.training.run import Summary, train
+from qwen_local.runs.curves import largest_difference
+from qwen_local.runs.events import (
+    EndEvent,
+    EvalEvent,
+    ResumeEvent,
+    TrainEvent,
+    WarningEvent,
+    read_events,
+)
+from qwen_local.runs.lock import locked
+from qwen_local.runs.state import Checkpoint, from_files
+from qwen_local.training.diverged import DivergedError
+from qwen_local.training.resume import NEW_RUN, check_same, job_of_run
+from qwen_local.training.run import train
 
 STEPS, AN_EPOCH = 10, 5
 SETS = (
@@ -48,7 +55,7 @@ class Killed(BaseException):
 
 
 Kill = Callable[[int], None]
-Go = Callable[..., Summary]
+Go = Callable[..., EndEvent]
 
 
 @pytest.fixture
@@ -87,7 +94,7 @@ def go(tmp_path: Path) -> Go:
         resume: str | None = None,
         dropout: float = 0.1,
         output: bool = True,
-    ) -> Summary:
+    ) -> EndEvent:
         draft = read_job(
             None,
             sets=[*SETS, f"lora.dropout={dropout}", *sets],
@@ -121,38 +128,39 @@ def ended(unbroken: Callable[[Engine], Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(unbroken("cuda"), tmp_path / "run"))
 
 
-def saved(run: Path, step: int = STEPS) -> Saved:
+def saved(run: Path, step: int = STEPS) -> Checkpoint:
     return from_files(checkpoints.read(run / "checkpoints" / checkpoints.step_name(step)))
 
 
 def events(run: Path) -> list[dict[str, Any]]:
     """What was trained and evaluated, without how long it took."""
     return [
-        {name: value for name, value in event.items() if name not in HOW_IT_WENT}
-        for event in read_metrics(run / "metrics.jsonl")
-        if event["event"] in ("train", "eval", "warning")
+        {name: value for name, value in event.to_json().items() if name not in HOW_IT_WENT}
+        | {"event": event.KIND}
+        for event in read_events(run / "metrics.jsonl")
+        if isinstance(event, TrainEvent | EvalEvent | WarningEvent)
     ]
 
 
 def losses(run: Path) -> list[float]:
-    return [event["loss"] for event in read_metrics(run / "metrics.jsonl", "train")]
+    return [event.loss for event in read_events(run / "metrics.jsonl", TrainEvent)]
 
 
 def assert_the_same(run: Path, other: Path) -> None:
     """Bit for bit: adapter, moments, metrics, where the run stands, and the best adapter."""
     a, b = saved(run), saved(other)
     for one, two in (
-        (a.state.adapter, b.state.adapter),
-        (a.state.exp_avg, b.state.exp_avg),
-        (a.state.exp_avg_sq, b.state.exp_avg_sq),
+        (a.arrays.adapter, b.arrays.adapter),
+        (a.arrays.exp_avg, b.arrays.exp_avg),
+        (a.arrays.exp_avg_sq, b.arrays.exp_avg_sq),
     ):
         assert one.keys() == two.keys()
         assert all(np.array_equal(one[name], two[name]) for name in one)
     assert events(run) == events(other)
-    for fields in (standing := [s.standing.to_json() for s in (a, b)]):
+    for fields in (states := [s.state.to_json() for s in (a, b)]):
         fields.pop("seconds")
         fields.pop("evaluation_seconds")
-    assert standing[0] == standing[1]
+    assert states[0] == states[1]
     tiny = fetch(find_model(str(tiny_model_path()))).architecture
     best, other_best = (load_adapter(folder, tiny).arrays for folder in (run, other))
     assert all(np.array_equal(best[name], other_best[name]) for name in best)
@@ -174,7 +182,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     summary = go("run", backend=engine, resume="")
     assert summary.steps == STEPS
     assert_the_same(tmp_path / "run", unbroken(engine))
-    kept = [e["step"] for e in read_metrics(tmp_path / "run" / "metrics.jsonl", "resume")]
+    kept = [e.step for e in read_events(tmp_path / "run" / "metrics.jsonl", ResumeEvent)]
     assert kept == [at]
 
 
@@ -213,8 +221,8 @@ def test_a_run_goes_from_one_engine_to_the_other_and_back(
     kill_after(0)
     summary = go("run", backend="mlx", dropout=0.0, resume="")
     assert summary.backend == "mlx"
-    begun_on = [e["backend"] for e in read_metrics(tmp_path / "run/metrics.jsonl", "resume")]
-    assert begun_on == ["cuda", "mlx"]
+    engines = [e.backend for e in read_events(tmp_path / "run/metrics.jsonl", ResumeEvent)]
+    assert engines == ["cuda", "mlx"]
     assert largest_difference(losses(tmp_path / "run"), losses(tmp_path / "whole")) <= 1e-4
 
 
@@ -239,10 +247,10 @@ def test_a_finished_run_says_so_and_stays_as_it_is(ended: Path, go: Go) -> None:
 def test_a_finished_run_can_be_made_longer(ended: Path, go: Go) -> None:
     summary = go("run", "train.epochs=3", "train.eval_every=5", resume="")
     assert (summary.steps, len(losses(ended))) == (15, 15)
-    resumed = next(read_metrics(ended / "metrics.jsonl", "resume"))
-    assert resumed["step"] == STEPS
-    assert resumed["changed"] == {"train.epochs": [2, 3], "train.eval_every": [3, 5]}
-    rates = [e["learning_rate"] for e in read_metrics(ended / "metrics.jsonl", "train")]
+    resumed = next(read_events(ended / "metrics.jsonl", ResumeEvent))
+    assert resumed.step == STEPS
+    assert resumed.changed == {"train.epochs": [2, 3], "train.eval_every": [3, 5]}
+    rates = [e.learning_rate for e in read_events(ended / "metrics.jsonl", TrainEvent)]
     assert rates[9] < rates[10] > rates[14]  # of the new, longer cosine from here on
     assert "epochs: 3" in (ended / "job.yaml").read_text()
 
@@ -264,7 +272,7 @@ def test_another_job_is_refused_by_name(ended: Path, go: Go) -> None:
     with pytest.raises(JobError) as refused:
         go("run", "lora.rank=4", "train.learning_rate=5e-4", "data.train_on=last", resume="")
     assert str(refused.value) == "\n\n".join(
-        f"--set {setting}: this run was begun with {was}; found {now}\n\nhint: {OTHERWISE}"
+        f"--set {setting}: this run started with {was}; found {now}\n\nhint: {NEW_RUN}"
         for setting, was, now in (
             ("data.train_on=last", "'assistant'", "'last'"),
             ("lora.rank=4", "16", "4"),  # and not alpha, which follows from it
@@ -298,8 +306,8 @@ def test_changed_data_are_refused_and_the_same_data_elsewhere_are_not(
     with pytest.raises(JobError) as refused:
         go("run", data, "train.epochs=3", resume="")
     assert str(refused.value) == (
-        f"data.train: this run began with {sample_data_path() / 'train.jsonl'}; found {elsewhere}"
-        f"\n\nhint: {OTHERWISE}"
+        f"data.train: this run started with {sample_data_path() / 'train.jsonl'}; found {elsewhere}"
+        f"\n\nhint: {NEW_RUN}"
     )
 
 
@@ -314,8 +322,8 @@ def test_another_base_model_is_refused(ended: Path, go: Go, tmp_path: Path) -> N
     with pytest.raises(JobError) as refused:
         go("run", f"model.name={model}", f"data.train={sample()}", resume="")
     assert str(refused.value) == (
-        f"model.name: {model} is not the base model that this run was begun with: its weights "
-        f"differ\n\nhint: {OTHERWISE}"
+        f"model.name: {model} is not the base model that this run started with: its weights "
+        f"differ\n\nhint: {NEW_RUN}"
     )
 
 
@@ -343,7 +351,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(
         f"warning: {root}/step-000010 is damaged: optimizer.safetensors: expected {size} bytes; "
         f"found {size - 1}",
         f"warning: {root}/step-000009 is damaged: COMPLETE.json: no such file or directory",
-        "the newest good checkpoint is that of step 8: 2 steps to repeat",
+        "the newest good checkpoint is at step 8: 2 steps to repeat",
     ]
     assert {path.name for path in root.glob(".*")} == {
         ".damaged-step-000009",
@@ -355,7 +363,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(
 def test_with_no_good_checkpoint_nothing_begins_again_by_itself(ended: Path, go: Go) -> None:
     for step in range(1, STEPS + 1):
         (ended / f"checkpoints/step-{step:06d}/progress.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="no checkpoint can be taken: step-000010/progress"):
+    with pytest.raises(CheckpointError, match="no checkpoint can be loaded: step-000010/progress"):
         go("run", resume="")
     assert len(losses(ended)) == STEPS
 
@@ -376,7 +384,7 @@ def test_a_run_that_was_moved_goes_on_where_it_is_now(
     monkeypatch.chdir(tmp_path)
     ended.rename(tmp_path / "moved")
     for resume in ("moved", "moved/checkpoints/step-000009", str(tmp_path / "moved/")):
-        draft = read_job(own_job(resume), preset="none")
+        draft = read_job(job_of_run(resume), preset="none")
         summary = train(draft, backend="auto", device="cpu", quiet=True, resume=resume)
         assert (Path(summary.run).resolve(), summary.steps) == (tmp_path / "moved", STEPS)
         assert Path(summary.adapter).exists()
@@ -421,9 +429,7 @@ def test_a_damaged_line_of_the_metrics_is_told(
     path.write_text("".join([*lines[:fifth], "?\n", *lines[fifth + 1 :]]))
     with caplog.at_level("INFO", logger="qwen_local"):
         go("run", resume="8")
-    assert f"warning: {path} is damaged: of the steps 5 to 8 nothing is told any more" in (
-        caplog.messages
-    )
+    assert f"warning: {path} is damaged: events of steps 5 to 8 are lost" in (caplog.messages)
 
 
 def test_a_checkpoint_that_verifies_and_is_none_is_damaged_too(ended: Path, go: Go) -> None:
@@ -458,35 +464,8 @@ def test_what_resume_cannot_mean_is_refused(
     )
 
 
-def test_without_an_output_the_newest_run_of_the_model_is_meant(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert newest_output("qwen-local/tiny") is None
-    for name, job, begun, moved_on in (
-        ("python-functions", "model: {name: qwen-local/tiny}", 10, 40),
-        ("second", "model: {name: /mnt/models/tiny/}", 20, 40),
-        ("stop", "", 30, None),  # died before its first event; of the default model
-        ("other", "model: {name: Qwen/Qwen3-4B}", 50, 60),
-    ):
-        folder = Path("runs", name)
-        folder.mkdir(parents=True)
-        for file, content, at in (("job.yaml", job, begun), ("metrics.jsonl", "", moved_on)):
-            if at is not None:
-                (folder / file).write_text(content)
-                os.utime(folder / file, (at, at))
-    Path("runs/tiny-20261101-1").mkdir()  # no run
-    assert newest_output("qwen-local/tiny") == Path("runs/second")  # of two at once by its name
-    os.utime("runs/python-functions/metrics.jsonl", (41, 41))
-    assert newest_output("qwen-local/tiny") == Path("runs/python-functions")
-    os.utime("runs/stop/job.yaml", (42, 42))
-    assert newest_output("qwen-local/tiny") == Path("runs/stop")
-    assert newest_output(None) == Path("runs/other")
-    assert newest_output("Qwen/Qwen3-0.6B") is None
-
-
 def test_a_run_is_of_one_process_alone(ended: Path, go: Go) -> None:
-    with locked(ended), pytest.raises(RunBusyError, match="the run is being worked on by process"):
+    with locked(ended), pytest.raises(RunBusyError, match="the run is in use by process"):
         go("run", resume="")
     with locked(ended), pytest.raises(RunBusyError):
         go("run")
@@ -494,7 +473,7 @@ def test_a_run_is_of_one_process_alone(ended: Path, go: Go) -> None:
         go("run")
     assert str(taken.value) == (
         f"output: {ended} is not empty\n\n"
-        "hint: go on with the run in it by --resume, or choose another folder with --output"
+        "hint: continue the run in it with --resume, or choose another folder with --output"
     )
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from qwen_local.job.schema import EarlyStopping, TrainSpec
+from qwen_local.runs.state import Patience
 from qwen_local.training.schedule import Schedule, make_schedule
-from qwen_local.training.stopping import Patience, after, counts, exhausted, stopped_because
+from qwen_local.training.stopping import after, counts, exhausted, stopped_because
 
 LONG = make_schedule(TrainSpec(epochs=2, batch_size=1, eval_every=10), rows=100, eval_rows=5)
 """200 steps, an epoch of 100, a tenth of 20."""
@@ -72,11 +71,6 @@ def test_a_fall_of_min_delta_or_less_is_no_gain() -> None:
 def test_small_falls_add_up_to_a_gain() -> None:
     """Each is measured against the last gain and not against the evaluation before."""
     assert ends_at([9.0, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4], min_delta=0.15, patience=2) is None
-
-
-@pytest.mark.parametrize("patience", [Patience(), Patience(reference=1 / 3, without_gain=2)])
-def test_what_is_left_goes_through_a_checkpoint_unchanged(patience: Patience) -> None:
-    assert Patience.from_json(json.loads(json.dumps(patience.to_json()))) == patience
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from qwen_local.backends.base import StepResult
 from qwen_local.backends.cuda.engine import TorchBackend
 from qwen_local.backends.select import Engine
-from qwen_local.runs.events import Metrics, read_metrics
+from qwen_local.runs.events import AdapterEvent, EvalEvent, MemoryEvent, TrainEvent, read_events
 from qwen_local.training.tensorboard import TensorBoard
 
 Cli = Callable[..., Any]
@@ -43,12 +44,13 @@ def shown(folder: Path) -> Curves:
 def logged(path: Path) -> Curves:
     """The same from metrics.jsonl, in single precision."""
     curves: dict[str, list[tuple[int, float]]] = {}
-    for event in read_metrics(path):
-        kind = event.pop("event")
-        if kind in ("train", "eval"):
-            step = event.pop("step")
-            for name, value in event.items():
-                curves.setdefault(f"{kind}/{name}", []).append((step, float(np.float32(value))))
+    for event in read_events(path):
+        if isinstance(event, TrainEvent | EvalEvent):
+            values = event.to_json()
+            step = values.pop("step")
+            for name, value in values.items():
+                points = curves.setdefault(f"{event.KIND}/{name}", [])
+                points.append((step, float(np.float32(value))))
     return curves
 
 
@@ -98,10 +100,10 @@ def test_a_run_that_is_cut_off_has_the_curves_that_its_metrics_have(
 
 def test_a_point_has_the_time_of_its_event(tmp_path: Path) -> None:
     before = time.time()
-    with Metrics(tmp_path / "metrics.jsonl", TensorBoard(tmp_path / "tensorboard")) as metrics:
-        metrics.write("train", step=1, loss=0.5)
+    with closing(TensorBoard(tmp_path / "tensorboard")) as board:
+        board.write(TrainEvent(step=1, loss=0.5))
         between = time.time()
-        metrics.write("train", step=2, loss=0.25)
+        board.write(TrainEvent(step=2, loss=0.25))
     first, second = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train/loss")
     assert before <= first.wall_time <= between <= second.wall_time <= time.time()
 
@@ -109,9 +111,9 @@ def test_a_point_has_the_time_of_its_event(tmp_path: Path) -> None:
 def test_a_number_that_is_not_finite_or_beyond_single_precision_is_no_obstacle(
     tmp_path: Path,
 ) -> None:
-    with Metrics(tmp_path / "metrics.jsonl", TensorBoard(tmp_path / "tensorboard")) as metrics:
-        metrics.write("train", step=1, loss=math.nan, grad_norm=math.inf, tokens=7)
-        metrics.write("eval", step=1, loss=-math.inf, perplexity=math.exp(700))
+    with closing(TensorBoard(tmp_path / "tensorboard")) as board:
+        board.write(TrainEvent(step=1, loss=math.nan, grad_norm=math.inf, tokens=7))
+        board.write(EvalEvent(step=1, loss=-math.inf, perplexity=math.exp(700)))
     curves = shown(tmp_path / "tensorboard")
     assert math.isnan(curves["train/loss"][0][1])
     assert curves["train/grad_norm"] == [(1, math.inf)]
@@ -121,31 +123,27 @@ def test_a_number_that_is_not_finite_or_beyond_single_precision_is_no_obstacle(
 
 
 def test_only_train_and_eval_have_curves(tmp_path: Path) -> None:
-    with Metrics(tmp_path / "metrics.jsonl", TensorBoard(tmp_path / "tensorboard")) as metrics:
-        metrics.write("start", backend="mlx", steps=4)
-        metrics.write("adapter", step=3, loss=0.5)
-        metrics.write("end", steps=4, train_loss=0.5)
+    with closing(TensorBoard(tmp_path / "tensorboard")) as board:
+        board.write(AdapterEvent(step=3))
+        board.write(MemoryEvent(step=4, micro_batch_tokens=5))
     assert shown(tmp_path / "tensorboard") == {}
 
 
 def test_steps_that_a_resumed_run_does_again_are_shown_once(tmp_path: Path) -> None:
     for done in (0, 2):
-        board = TensorBoard(tmp_path / "tensorboard", after=done)
-        with Metrics(tmp_path / "metrics.jsonl", board) as metrics:
+        with closing(TensorBoard(tmp_path / "tensorboard", after=done)) as board:
             for step in range(done + 1, 5):
-                metrics.write("train", step=step, loss=done + 1 / step)
-    assert shown(tmp_path / "tensorboard") == {
-        "train/loss": [(1, 1.0), (2, 0.5), (3, pytest.approx(2 + 1 / 3)), (4, 2.25)]
-    }
+                board.write(TrainEvent(step=step, loss=done + 1 / step))
+    points = [(1, 1.0), (2, 0.5), (3, pytest.approx(2 + 1 / 3)), (4, 2.25)]
+    assert shown(tmp_path / "tensorboard")["train/loss"] == points
 
 
 def test_a_run_that_goes_on_goes_on_in_a_file_of_its_own(tmp_path: Path) -> None:
     for step, done in ((1, 0), (2, 1)):
-        board = TensorBoard(tmp_path / "tensorboard", after=done)
-        with Metrics(tmp_path / "metrics.jsonl", board) as metrics:
-            metrics.write("train", step=step, loss=1 / step)
+        with closing(TensorBoard(tmp_path / "tensorboard", after=done)) as board:
+            board.write(TrainEvent(step=step, loss=1 / step))
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
-    assert shown(tmp_path / "tensorboard") == {"train/loss": [(1, 1.0), (2, 0.5)]}
+    assert shown(tmp_path / "tensorboard")["train/loss"] == [(1, 1.0), (2, 0.5)]
 
 
 WATCHED = """

@@ -14,9 +14,14 @@ from qwen_local.backends.base import Backend, RowTooLargeError, Scores
 from qwen_local.errors import OutOfMemoryError
 from qwen_local.rows.planner import PACKED, PADDED, Layout, micro_batches
 from qwen_local.rows.rows import Rows
-from qwen_local.runs.events import Metrics, read_metrics
+from qwen_local.runs.eval_rows import EvalRowsWriter
+from qwen_local.runs.events import EventWriter, MemoryEvent, read_events
+from qwen_local.training.checkpoint_writer import CheckpointWriter
+from qwen_local.training.health import Health
 from qwen_local.training.loop import Data
-from qwen_local.training.warm_up import Rehearsal, _first, _largest, _packed, rehearse
+from qwen_local.training.progress import Progress
+from qwen_local.training.recorder import Recorder
+from qwen_local.training.warm_up import WarmUp, _first, _largest, _packed, warm_up
 
 
 class Notes:
@@ -53,23 +58,31 @@ def rows(*lengths: int) -> Rows:
     return Rows.from_pairs(([1] * length, [1] * length) for length in lengths)
 
 
-def run(folder: Path, engine: Notes, train: Rows, evaluation: Rows | None = None) -> Rehearsal:
+def run(folder: Path, engine: Notes, train: Rows, evaluation: Rows | None = None) -> WarmUp:
     data = Data(
         train=train,
         evaluation=evaluation,
         train_places=[f"train.jsonl:{n + 1}" for n in range(len(train))],
         eval_places=[f"eval.jsonl:{n + 1}" for n in range(99)],
     )
-    with Metrics(folder / "metrics.jsonl") as metrics:
-        return rehearse(cast(Backend, engine), data, metrics, 0, batch_size=4)
+    recorder = Recorder(
+        EventWriter(folder / "metrics.jsonl"),
+        cast(CheckpointWriter, None),
+        EvalRowsWriter(folder / "eval_rows.safetensors"),
+        progress=Progress(1, quiet=True),
+        health=Health(9),
+        save_every="auto",
+    )
+    with recorder:
+        return warm_up(cast(Backend, engine), data, recorder, 0, batch_size=4)
 
 
 def test_the_longest_rows_of_both_sets_are_computed_and_no_more(tmp_path: Path) -> None:
     engine = Notes()
-    told = run(tmp_path, engine, rows(10, 50, 20, 40, 30, 31), rows(5, 60, 7, 30))
+    found = run(tmp_path, engine, rows(10, 50, 20, 40, 30, 31), rows(5, 60, 7, 30))
     assert engine.rehearsed == [[50], [31, 30], [31, 30]]  # of at most 64 positions
     assert engine.scored == [[60], [60]]
-    assert (told.tokens, told.peak_memory_bytes) == (62, 8)
+    assert (found.tokens, found.peak_memory_bytes) == (62, 8)
 
 
 def test_never_more_rows_than_meet_in_a_step(tmp_path: Path) -> None:
@@ -136,8 +149,8 @@ def test_a_row_that_does_not_fit_is_found_before_the_first_step(tmp_path: Path) 
         run(tmp_path, Notes(room=500), rows(10), rows(1, 2, 901))
 
 
-def test_a_budget_that_was_too_large_is_told(tmp_path: Path) -> None:
+def test_a_budget_that_was_too_large_is_recorded(tmp_path: Path) -> None:
     run(tmp_path, Notes(tight=True), rows(10))
-    assert list(read_metrics(tmp_path / "metrics.jsonl")) == [
-        {"event": "memory", "step": 0, "micro_batch_tokens": 32}
+    assert list(read_events(tmp_path / "metrics.jsonl")) == [
+        MemoryEvent(step=0, micro_batch_tokens=32)
     ]

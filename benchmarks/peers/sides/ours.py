@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
 from benchmarks.peers.work import Report, Work, now, peak_rss, read_work, versions, write_report
 
@@ -14,20 +13,20 @@ PACKAGES = ("torch", "transformers", "mlx", "mlx-lm", "flash-attn", "liger-kerne
 def main() -> None:
     """Run the command in this process, and note when each of its steps is written down."""
     from qwen_local import cli
-    from qwen_local.runs.events import Metrics
+    from qwen_local.runs.events import Event, EventWriter, TrainEvent
 
     work, backend = read_work(), os.environ["BACKEND"]
     ends: list[float] = []
-    events: list[dict[str, Any]] = []
-    write = Metrics.write
+    events: list[TrainEvent] = []
+    write = EventWriter.write
 
-    def watched(self: Metrics, event: str, **fields: Any) -> None:
-        if event == "train":
+    def watched(self: EventWriter, event: Event) -> None:
+        if isinstance(event, TrainEvent):
             ends.append(now())
-            events.append(fields)
-        write(self, event, **fields)
+            events.append(event)
+        write(self, event)
 
-    Metrics.write = watched  # type: ignore[method-assign]
+    EventWriter.write = watched  # type: ignore[method-assign]
     sys.argv = ["qwen-local", *arguments(work, backend)]
     try:
         cli.main()
@@ -36,10 +35,10 @@ def main() -> None:
             raise
     report = Report(
         ends=ends,
-        losses=[event["loss"] for event in events],
-        supervised=[event["supervised_tokens"] for event in events],
+        losses=[event.loss for event in events],
+        supervised=[event.supervised_tokens or 0 for event in events],
         # The command counts what goes in: the last token of a row does not.
-        tokens=[event["tokens"] + work.batch_size for event in events],
+        tokens=[(event.tokens or 0) + work.batch_size for event in events],
         peak_memory_bytes=peak_rss() if work.device == "cpu" else peak_on_gpu(backend),
         arrays_bytes=arrays_of_mlx() if (backend, work.device) == ("mlx", "cpu") else None,
         packages=versions(PACKAGES),

@@ -1,0 +1,1 @@
+"""Evaluation: the loss of rows that a model was not trained on."""

@@ -1,0 +1,202 @@
+"""A run that may start: its plan, and the checkpoint that it continues from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qwen_local.backends.machine import Machine
+from qwen_local.datasets.prepare import Prepared
+from qwen_local.job.schema import Draft
+from qwen_local.models.fingerprint import fingerprint
+from qwen_local.resolve.request import Request
+from qwen_local.runs.events import EndEvent, ResumeEvent, StartEvent
+from qwen_local.runs.names import RunFiles
+from qwen_local.runs.run import Run
+from qwen_local.runs.state import Identity, TrainState
+from qwen_local.training import stopping
+from qwen_local.training.advice import quantization_advice
+from qwen_local.training.child import Child, this_child
+from qwen_local.training.plan import Plan, cap_budget, identity_of, keep_budget, plan_run
+from qwen_local.training.resume import Restored, ResumePoint, check_same
+
+log = logging.getLogger("qwen_local")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resumed:
+    """A run to continue, and where."""
+
+    point: ResumePoint
+    restored: Restored | None
+    """None if the run ended before its first checkpoint: it starts again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadyRun:
+    """Everything that is known before the first step."""
+
+    plan: Plan
+    prepared: Prepared
+    identity: Identity
+    state: TrainState
+    """State to continue from; a new run's is empty."""
+    resumed: Resumed | None
+    changed: Mapping[str, tuple[Any, Any]]
+    """Changes since the run started: (before, now) by key."""
+    child: Child | None
+    """Set under `train.restarts`."""
+
+    @property
+    def restored(self) -> Restored | None:
+        """The checkpoint to continue from."""
+        return None if self.resumed is None else self.resumed.restored
+
+    @property
+    def files(self) -> RunFiles:
+        """Paths of the run directory."""
+        return RunFiles(self.plan.output)
+
+    @property
+    def total_parameters(self) -> int:
+        """Parameters of base model and adapter."""
+        return self.plan.resolved.architecture.parameters() + self.plan.trainable
+
+    @property
+    def result(self) -> EndEvent | None:
+        """Result of a resumed run that has nothing left to do, None if there are steps left."""
+        if self.restored is None:
+            return None
+        state, rule = self.state, self.plan.job.train.early_stopping
+        done = state.step >= self.plan.schedule.steps or (
+            rule is not None and stopping.exhausted(state.patience, rule)
+        )
+        run = Run(self.plan.output)
+        if not done or run.best_adapter != run.files.peft:
+            return None
+        last = run.finished
+        if last is None or last.steps != state.step:
+            return None
+        return replace(last, run=str(self.plan.output), adapter=str(run.files.adapter))
+
+
+def ready_run(
+    draft: Draft,
+    machine: Machine,
+    *,
+    backend: str,
+    device: str,
+    resumed: Resumed | None,
+    quiet: bool,
+) -> ReadyRun:
+    """Plan a run and check that it may start; nothing is written and no weight is loaded.
+
+    Args:
+        draft: the job.
+        machine: the present one.
+        backend: `auto`, `mlx` or `cuda`.
+        device: `auto`, `gpu` or `cpu`.
+        resumed: the run that continues, None for a new one.
+        quiet: show no progress.
+
+    Raises:
+        InputError: something cannot be used, or makes it another run.
+    """
+    before = None
+    if resumed is not None and resumed.restored is not None:
+        before = resumed.restored.checkpoint
+    request = Request.of_job(
+        draft,
+        backend=backend,
+        device=device,
+        commit=None if before is None else before.identity.base_commit,
+        preferred=None if before is None else before.execution.backend,
+    )
+    folder = None if resumed is None else resumed.point.folder
+    plan = plan_run(request, machine, execute=True, resumed=folder, quiet=quiet).with_weights()
+    identity = identity_of(plan, fingerprint(plan.resolved.model.folder))
+    changed: Mapping[str, tuple[Any, Any]] = {}
+    if before is not None:
+        changed = check_same(draft, before.identity, identity)
+        plan = keep_budget(plan, before.execution, set(changed))
+    child = this_child()
+    plan = cap_budget(plan, None if child is None else child.micro_batch_tokens)
+    _report_choices(plan)
+    assert plan.data.prepared is not None
+    return ReadyRun(
+        plan=plan,
+        prepared=plan.data.prepared,
+        identity=identity,
+        state=TrainState() if before is None else before.state,
+        resumed=resumed,
+        changed=changed,
+        child=child,
+    )
+
+
+def _report_choices(plan: Plan) -> None:
+    resolved, choice = plan.resolved, plan.resolved.choice
+    log.info("backend: %s on the %s (%s)", choice.backend, choice.device, choice.reason)
+    log.info("dtype: %s (%s)", resolved.dtype, resolved.dtype_reason)
+    log.info("memory: %s", plan.memory_reason)
+    if (advice := quantization_advice(plan.setup, plan.workload)) is not None:
+        log.info("advice: %s", advice)
+
+
+def start_event(ready: ReadyRun) -> StartEvent | ResumeEvent:
+    """Make the first event of this process."""
+    plan, prepared, child = ready.plan, ready.prepared, ready.child
+    about: dict[str, Any] = {
+        "died_of": None if child is None else child.died_of,
+        "backend": plan.resolved.choice.backend,
+        "device": plan.resolved.choice.device,
+        "dtype": plan.resolved.dtype,
+        "micro_batch_tokens": plan.setup.micro_batch_tokens,
+        "steps": plan.schedule.steps,
+        "trainable_parameters": plan.trainable,
+        "total_parameters": ready.total_parameters,
+        "vocabulary": plan.resolved.architecture.vocabulary,
+        "tokenizer_sha256": plan.resolved.known_tokenizer.sha256,
+        "template_sha256": prepared.report.template_sha256,
+        "eval_rows": 0 if prepared.eval is None else len(prepared.eval),
+        "eval_rows_sha256": ready.identity.eval_rows,
+    }
+    if ready.restored is None:
+        return StartEvent(rows=len(prepared.train), **about)
+    return ResumeEvent(
+        step=ready.state.step, changed=ready.changed, lost=ready.restored.lost, **about
+    )
+
+
+def end_event(ready: ReadyRun, state: TrainState, reason: str, peak_memory_bytes: int) -> EndEvent:
+    """Make the last event: the run's result.
+
+    Args:
+        ready: the run.
+        state: after its last step.
+        reason: for its end.
+        peak_memory_bytes: measured.
+    """
+    plan, child = ready.plan, ready.child
+    return EndEvent(
+        run=str(plan.output),
+        adapter=str(ready.files.adapter),
+        backend=plan.resolved.choice.backend,
+        device=plan.resolved.choice.device,
+        steps=state.step,
+        epochs=state.step / plan.schedule.steps_per_epoch,
+        train_loss=state.loss_sum / max(1, state.supervised_tokens),
+        first_eval_loss=state.first_eval_loss,
+        eval_loss=state.eval_loss,
+        best_step=state.best_step,
+        best_eval_loss=state.best_eval_loss,
+        trainable_parameters=plan.trainable,
+        total_parameters=ready.total_parameters,
+        supervised_tokens=state.supervised_tokens,
+        tokens_per_second=state.tokens / state.seconds if state.seconds else 0.0,
+        peak_memory_bytes=peak_memory_bytes,
+        stopped_because=reason,
+        restarts=0 if child is None else child.restarts,
+    )
