@@ -12,12 +12,13 @@ from typing import Literal
 
 import numpy as np
 
-from qwen_local.backends.base import Backend, RowTooLargeError, Scores
+from qwen_local.backends.base import Backend, RowTooLargeError
 from qwen_local.console.signals import Stopped, Stops
 from qwen_local.errors import OutOfMemoryError, QwenLocalError
 from qwen_local.job.schema import EarlyStopping
 from qwen_local.rows.planner import epoch_order
 from qwen_local.rows.rows import AnyRows, Rows
+from qwen_local.rows.scores import Scores
 from qwen_local.runs.events import Metrics
 from qwen_local.runs.state import Standing
 from qwen_local.training import stopping

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from qwen_local.datasets.formats import Example, examples
 from qwen_local.datasets.record_files import Faults, Record
-from qwen_local.datasets.row_builder import Making
+from qwen_local.datasets.row_builder import TokenizeConfig
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.embedded import tiny_model_path
 from qwen_local.errors import Fault
@@ -30,8 +30,10 @@ from qwen_local.inspection.tally import FIRST, KINDS, Places, Tally
 TINY = ChatTokenizer.load(tiny_model_path())
 
 
-def making(max_length: int = 64, overlong: Any = "drop", train_on: Any = "assistant") -> Making:
-    return Making(
+def making(
+    max_length: int = 64, overlong: Any = "drop", train_on: Any = "assistant"
+) -> TokenizeConfig:
+    return TokenizeConfig(
         tokenizer=TINY,
         max_length=max_length,
         overlong=overlong,

@@ -19,7 +19,6 @@ from qwen_local.backends.base import (
     Arrays,
     Completion,
     RowTooLargeError,
-    Scores,
     Session,
     State,
     StepResult,
@@ -29,6 +28,8 @@ from qwen_local.errors import OutOfMemoryError
 from qwen_local.job.schema import TrainSpec
 from qwen_local.rows.planner import PADDED, Layout
 from qwen_local.rows.rows import Rows
+from qwen_local.rows.scores import Scores
+from qwen_local.rows.targets import Targets
 from qwen_local.runs.events import Metrics, read_metrics
 from qwen_local.runs.state import Standing
 from qwen_local.training.health import Health
@@ -58,7 +59,7 @@ class ScalarBackend:
     layout: Layout = PADDED
 
     def step(self, rows: Rows, *, lr: float, tokens: int) -> StepResult:
-        y = rows.targets_T
+        y = rows.targets.ids_T
         self.trained.append(y.tolist())
         gradient = 2 * float(np.sum(self.weight - y)) / tokens
         loss_sum = float(np.sum((self.weight - y) ** 2))
@@ -69,8 +70,8 @@ class ScalarBackend:
         return StepResult(loss_sum, abs(gradient), applied, finite, rows.tokens)
 
     def score(self, rows: Rows) -> Scores:
-        self.scored.append(rows.targets_T.tolist())
-        return Scores((self.weight - rows.targets_T.astype(np.float64)) ** 2, rows.lengths_R)
+        self.scored.append(rows.targets.ids_T.tolist())
+        return Scores((self.weight - rows.targets.ids_T.astype(np.float64)) ** 2, rows.lengths_R)
 
     def adapter(self) -> Arrays:
         return {"w": np.array([self.weight], np.float32)}
@@ -115,7 +116,7 @@ class Diverging(ScalarBackend):
 
 
 def targets(*values: int) -> Rows:
-    return Rows.from_pairs(([1], [y]) for y in values)
+    return Rows.from_pairs(([1], Targets.of([y])) for y in values)
 
 
 @dataclass(frozen=True)
@@ -264,8 +265,8 @@ def test_all_rows_are_scored_and_only_some_are_in_memory_at_a_time() -> None:
 def test_a_row_that_memory_does_not_hold_is_named_wherever_it_stands() -> None:
     class Full(ScalarBackend):
         def score(self, rows: Rows) -> Scores:
-            if SCORED_AT_ONCE + 7 in rows.targets_T:
-                raise RowTooLargeError(rows.targets_T.tolist().index(SCORED_AT_ONCE + 7), 99)
+            if SCORED_AT_ONCE + 7 in rows.targets.ids_T:
+                raise RowTooLargeError(rows.targets.ids_T.tolist().index(SCORED_AT_ONCE + 7), 99)
             return super().score(rows)
 
     rows = targets(*range(2 * SCORED_AT_ONCE))
@@ -597,7 +598,7 @@ def test_a_smaller_budget_is_an_event_of_its_step(tmp_path: Path) -> None:
 
 class Full(ScalarBackend):
     def step(self, rows: Rows, *, lr: float, tokens: int) -> StepResult:
-        raise RowTooLargeError(rows.targets_T.tolist().index(3), 1234)
+        raise RowTooLargeError(rows.targets.ids_T.tolist().index(3), 1234)
 
 
 def test_a_row_that_memory_does_not_hold_is_named_with_its_length(tmp_path: Path) -> None:
