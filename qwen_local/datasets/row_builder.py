@@ -207,7 +207,7 @@ def _add(
     config: TokenizeConfig,
 ) -> None:
     """Add a row, or count why it is dropped."""
-    kept = trim(row.trained, max_length=config.max_length, overlong=config.overlong)
+    kept = trim(row.supervised, max_length=config.max_length, overlong=config.overlong)
     outcome.lengths[Histogram.edge(kept.whole)] += 1
     outcome.longest = max(outcome.longest, kept.whole)
     if kept.dropped:
@@ -219,4 +219,4 @@ def _add(
     outcome.cut += kept.cut
     outcome.openings[row.opening] += 1
     number = int(where.rpartition(":")[2])
-    rows.add(row.ids[: kept.kept], row.trained[: kept.kept], content, number)
+    rows.add(row.ids[: kept.kept], row.supervised[: kept.kept], content, number)

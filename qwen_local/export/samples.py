@@ -76,7 +76,7 @@ def make_samples(tokenizer: ChatTokenizer, adapter: Path) -> Samples:
             {"role": "assistant", "content": answer},
         ]
         for row in tokenizer.encode_conversation(messages):
-            pairs.append((np.array(row.ids[:-1]), shift_labels(row.ids, row.trained)))
+            pairs.append((np.array(row.ids[:-1]), shift_labels(row.ids, row.supervised)))
     fixed = len(pairs)
     if (more := _rows_of_run(adapter, tokenizer)) is not None:
         pairs += [more.row(r) for r in _few(more)]

@@ -165,14 +165,14 @@ class Findings:
             self.secrets.add(kind, Secret(example.where, begins))
 
     def _measure(self, row: Tokenized, place: str) -> Trim:
-        kept = trim(row.trained, max_length=self.max_length, overlong=self.overlong)
+        kept = trim(row.supervised, max_length=self.max_length, overlong=self.overlong)
         self.lengths.append(kept.whole)
         self._keep_longest([(kept.whole, place)])
         if kept.kept:
             self.rows += 1
             self.cut += kept.cut
             self.tokens += kept.kept - 1
-            self.supervised += sum(row.trained[1 : kept.kept])
+            self.supervised += sum(row.supervised[1 : kept.kept])
             self.ended += row.ids[kept.kept - 1] in self.ends
         return kept
 

@@ -85,7 +85,10 @@ def solve(engine: Engine, p: Problem, chunk: int) -> Solution:
     from qwen_local.backends.cuda.head import SupervisedLoss, score_rows
 
     hidden_ND = torch.from_numpy(p.hidden_ND).clone().requires_grad_()
-    head, targets_N = torch.from_numpy(p.weight_VD), {"ids": torch.from_numpy(p.targets_N)}
+    head, targets_N = (
+        torch.from_numpy(p.weight_VD),
+        {"ids": torch.from_numpy(p.targets_N.astype(np.int32))},
+    )
     SupervisedLoss.apply(hidden_ND, head, targets_N, chunk).backward()
     with torch.no_grad():
         scored_N = score_rows(hidden_ND, head, targets_N, chunk)
@@ -109,7 +112,7 @@ def nll(engine: Engine, logits_NV: np.ndarray, targets_N: np.ndarray) -> tuple[n
 
     left_NV = torch.from_numpy(logits_NV.copy())
     losses_N, rest_N1, all_N1 = torch_head.nll_in_place(
-        left_NV, {"ids": torch.from_numpy(targets_N)}
+        left_NV, {"ids": torch.from_numpy(targets_N.astype(np.int32))}
     )
     left_NV[np.arange(len(targets_N)), targets_N] = -rest_N1.squeeze(1)
     return losses_N.numpy(), (left_NV / all_N1).numpy()
@@ -148,7 +151,10 @@ def test_the_torch_head_hands_on_the_scale_of_what_follows_it() -> None:
     p = problem()
     hidden_ND = torch.from_numpy(p.hidden_ND).requires_grad_()
     loss = SupervisedLoss.apply(
-        hidden_ND, torch.from_numpy(p.weight_VD), {"ids": torch.from_numpy(p.targets_N)}, 4
+        hidden_ND,
+        torch.from_numpy(p.weight_VD),
+        {"ids": torch.from_numpy(p.targets_N.astype(np.int32))},
+        4,
     )
     assert loss.item() == pytest.approx(truth(p).nll_N.sum(), rel=1e-6)
     (loss * 0.5).backward()
@@ -252,5 +258,7 @@ def test_no_position_gives_no_score() -> None:
 
     from qwen_local.backends.cuda.head import score_rows
 
-    nothing = score_rows(torch.zeros(0, 4), torch.zeros(9, 4), torch.zeros(0, dtype=torch.long), 4)
+    nothing = score_rows(
+        torch.zeros(0, 4), torch.zeros(9, 4), {"ids": torch.zeros(0, dtype=torch.int32)}, 4
+    )
     assert nothing.shape == (0,)

@@ -126,7 +126,7 @@ def test_half_precision_gradients_hold_a_vocabulary_of_equal_odds(dtype: str) ->
     weight = mx.zeros((151_936, 2), half).at[3].add(1)
     nll, gradient = loss_and_gradient(
         mx.zeros((1, 2), half), lambda h: h @ weight.T, lambda g: g.astype(half) @ weight,
-        mx.array([3]), 64,
+        {"ids": mx.array([3])}, 64,
     )  # fmt: skip
     assert nll.item() == pytest.approx(np.log(151_936), rel=1e-5)
     assert gradient.tolist() == [[-1.0, -1.0]]

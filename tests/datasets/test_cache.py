@@ -20,7 +20,7 @@ import pytest
 from qwen_local.datasets import pool, row_builder
 from qwen_local.datasets import prepare as module
 from qwen_local.datasets.cache import COMPLETE, cache_folder
-from qwen_local.datasets.formats import Example
+from qwen_local.datasets.formats import Example, Meta
 from qwen_local.datasets.pool import in_order
 from qwen_local.datasets.prepare import Prepared, prepare
 from qwen_local.datasets.record_files import Record
@@ -397,6 +397,7 @@ def test_a_block_ends_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch
     examples = [
         Example(
             where=f"a:{n}",
+            meta=Meta(id=None, category=None),
             format="text",
             content="x" * 10,
             tools=(),

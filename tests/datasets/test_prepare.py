@@ -212,7 +212,7 @@ def test_the_report_says_what_became_of_the_data(tiny: ChatTokenizer) -> None:
             {"role": "assistant", "content": "Yes.", "reasoning_content": "Hm."},
             {"role": "user", "content": "Well?"},
         ],
-        "id": 1,
+        "source": "x",
     }
     plain = {
         "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "No."}]
@@ -233,7 +233,7 @@ def test_the_report_says_what_became_of_the_data(tiny: ChatTokenizer) -> None:
         "cut": 0,
         "longest": lengths[1] + 1,
         "lengths": {"edges": [0, 32, 64], "counts": [2, 1]},
-        "ignored_keys": {"id": 1},
+        "ignored_keys": {"source": 1},
         "notes": {
             "roles_not_alternating": 1,
             "ends_without_answer": 1,
@@ -300,7 +300,7 @@ def test_all_faults_of_all_sources_are_told_at_once(tiny: ChatTokenizer) -> None
         "train.jsonl:3: messages[1].role: expected system, user, assistant or tool; found 'bot'\n\n"
         'hint: change "bot" to "assistant"\n\n'
         "train.jsonl:4: messages: expected at least one assistant message; found user\n\n"
-        "hint: add the answer that is to be learned, or remove the row\n\n"
+        "hint: add the answer to train on, or remove the row\n\n"
         "train.jsonl:5: expected the messages format, as train.jsonl:1 has it; "
         "found the prompt format\n\n"
         "hint: keep one format in a file\n\n"

@@ -269,8 +269,8 @@ def test_turns_that_do_not_alternate_and_ends_without_answer_are_noted() -> None
 
 
 def test_keys_without_a_meaning_are_counted() -> None:
-    report = found(asked("Hi", "Yes", id=1), asked("Hi", "No", id=2))
-    assert report.ignored.first == {"id": ["a.jsonl:1", "a.jsonl:2"]}
+    report = found(asked("Hi", "Yes", idx=1), asked("Hi", "No", idx=2))
+    assert report.ignored.first == {"idx": ["a.jsonl:1", "a.jsonl:2"]}
 
 
 # --- labels ---

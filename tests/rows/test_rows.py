@@ -45,7 +45,8 @@ def test_targets_are_selected_and_padded() -> None:
     assert targets[targets.supervised_N].ids_T.tolist() == [3, 5, 7, 9]
     padded = targets[:2].padded(4)
     assert padded.ids_T.tolist() == [N, 3, N, N]
-    assert (padded.ids_T.dtype, padded.supervised) == (np.int32, 1)
+    assert padded.ids_T.dtype == np.int32
+    assert padded.supervised == 1
 
 
 def test_no_rows_are_rows() -> None:
