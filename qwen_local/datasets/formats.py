@@ -307,8 +307,13 @@ def _system(text: str) -> list[Message]:
 
 
 def _open_system(reading: _Reading) -> list[Message]:
-    """Return the system message that an open record may have in formats without such a key."""
-    return _system(reading.optional("system")) if reading.open else []
+    """Return the system message that an open record may have in formats without such a key.
+
+    An empty one counts: it keeps the default of a chat template out.
+    """
+    if not reading.open or reading.record.get("system") is None:
+        return []
+    return [{"role": "system", "content": reading.text(reading.record, "system", "system")}]
 
 
 def _tools(reading: _Reading) -> tuple[dict[str, Any], ...]:

@@ -44,6 +44,7 @@ def read_one(folder: Path, row: Any) -> Question:
         ({"prompt": "Hi", "completion": None}, [user("Hi")]),
         ({"prompt": "Hi", "system": "S"}, [SYSTEM, user("Hi")]),
         ({"prompt": "Hi", "system": None}, [user("Hi")]),
+        ({"prompt": "Hi", "system": ""}, [{"role": "system", "content": ""}, user("Hi")]),
         ({"messages": [user("Hi")]}, [user("Hi")]),
         ({"messages": [user("Hi"), assistant("Hello.")]}, [user("Hi")]),
         ({"messages": [user("Hi")], "system": "S"}, [SYSTEM, user("Hi")]),
