@@ -56,7 +56,7 @@ def settle(columns: Mapping[str, str], format: FormatName) -> FormatName:
         among = sorted({k for name in names for k in known[name]})
         if key not in among:
             of = "a key of a format" if format == "auto" else f"a key of the {format} format"
-            hint = meant(key, among) or f"the keys are {some(among)}"
+            hint = meant(key, among) or f"the keys are {some(among, len(among))}"
             raise DatasetError.at(key, f"expected {of}; found {quoted(key)}", hint)
     fits = [name for name in names if all(key in known[name] for key in columns)]
     if not fits:
