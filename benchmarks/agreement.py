@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.parts import Device, Figure, check
-from qwen_local.backends.base import Arrays, Backend, Scores, Setup
+from qwen_local.backends.base import Arrays, Backend, Setup
 from qwen_local.backends.select import Choice, Engine, open_backend
 from qwen_local.embedded import TINY_MODEL, sample_data_path, tiny_model_path
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import fetch, find_model
 from qwen_local.rows.rows import Rows
+from qwen_local.rows.scores import Scores
 from qwen_local.runs.curves import largest_difference
 
 STEPS = 20
@@ -202,7 +203,7 @@ def prompts_of_the_sample(count: int) -> list[list[int]]:
     prompts = []
     for r in range(count):
         ids, targets = rows.row(r)
-        prompts.append(ids[: int(np.argmax(targets >= 0)) + 1].tolist())
+        prompts.append(ids[: int(targets.supervised_N[0]) + 1].tolist())
     return prompts
 
 

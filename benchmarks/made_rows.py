@@ -7,7 +7,8 @@ import random
 import numpy as np
 
 from benchmarks.lengths import AROUND, WORKLOADS
-from qwen_local.rows.rows import IGNORE, Rows
+from qwen_local.rows.rows import Rows
+from qwen_local.rows.targets import IGNORE, Targets
 
 
 def made_rows(
@@ -27,5 +28,5 @@ def made_rows(
         prompt, answer = WORKLOADS[workload](draw)
         ids = generator.integers(2, vocabulary, prompt + AROUND + answer, dtype=np.int32)
         learned = np.arange(1, len(ids)) >= prompt + AROUND - 1
-        pairs.append((ids[:-1], np.where(learned, ids[1:], IGNORE)))
+        pairs.append((ids[:-1], Targets.of(np.where(learned, ids[1:], IGNORE))))
     return Rows.from_pairs(pairs)

@@ -18,7 +18,8 @@ from qwen_local.backends.base import Backend, Setup
 from qwen_local.backends.select import Choice, Engine, open_backend
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import ModelFiles, fetch, find_model
-from qwen_local.rows.rows import IGNORE, Rows
+from qwen_local.rows.rows import Rows
+from qwen_local.rows.targets import IGNORE, Targets
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
 settings.load_profile("untimed")
@@ -176,7 +177,7 @@ def make_random_rows(count: int, *, seed: int = 0, shortest: int = 6, longest: i
         ids = generator.integers(2, VOCABULARY, length + 1)
         start = int(generator.integers(1, length - 2))
         targets = np.where(np.arange(length) >= start, ids[1:], IGNORE)
-        pairs.append((ids[:-1], targets))
+        pairs.append((ids[:-1], Targets.of(targets)))
     return Rows.from_pairs(pairs)
 
 

@@ -70,7 +70,7 @@ def known_heads(device: Device) -> tuple[dict[str, Loss], list[str]]:
     chunk = HEAD_CHUNK_GPU if device == "gpu" else HEAD_CHUNK
     ours: Any = SupervisedLoss.apply
     heads: dict[str, Loss] = {
-        "ours": lambda x, w, t: ours(x, w, t, chunk),
+        "ours": lambda x, w, t: ours(x, w, {"ids": t}, chunk),
         "plain": lambda x, w, t: torch.nn.functional.cross_entropy(
             (x @ w.T).float(), t, reduction="sum"
         ),

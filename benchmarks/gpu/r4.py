@@ -160,7 +160,10 @@ def plain(folder: Path, device: Device) -> tuple[Work, Work, int]:
     optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
 
     def loss_of(rows: Rows) -> torch.Tensor:
-        ids, targets = (torch.from_numpy(a).to(place, torch.int64)[None] for a in rows.row(0))
+        ids, targets = (
+            torch.from_numpy(a).to(place, torch.int64)[None]
+            for a in (rows.row(0)[0], rows.row(0)[1].ids_T)
+        )
         # transformers shifts the labels itself: it takes them where the token stands.
         labels = torch.nn.functional.pad(targets, (1, 0), value=-100)[:, :-1]
         with torch.autocast(place.type, dtype, enabled=device == "gpu"):

@@ -22,6 +22,7 @@ from qwen_local.job.schema import LoraSpec, Quantization
 from qwen_local.models.source import ModelFiles
 from qwen_local.rows.planner import Layout
 from qwen_local.rows.rows import Rows
+from qwen_local.rows.scores import Scores
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -89,21 +90,6 @@ class StepResult:
     """False: loss or gradient was not finite and nothing was updated."""
     positions: int
     """Computed for it, padding among them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Per row: what the model thinks of its supervised tokens."""
-
-    nll_R: np.ndarray
-    """float64 [R]: sum of negative log-likelihoods in nats."""
-    tokens_R: np.ndarray
-    """int64 [R]: how many positions were summed."""
-
-    @property
-    def mean(self) -> float:
-        """Mean over all supervised tokens of all rows."""
-        return float(self.nll_R.sum() / self.tokens_R.sum())
 
 
 @dataclass(frozen=True, slots=True)

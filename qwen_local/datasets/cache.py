@@ -1,8 +1,8 @@
-"""Tokenized rows on the disk: made once, resumed where they were interrupted, then paged in.
+"""Cache of tokenized rows: written once, resumed after an interruption, then paged in.
 
-A folder holds the rows of one source under one way of making them, in parts of `PART` blocks:
-Arrow streams, as Hugging Face `datasets` writes and reads them, each with a checksum and what
-became of its records beside it. COMPLETE.json, written last, counts the parts.
+A folder holds the rows of one source under one configuration, in parts of `PART` blocks: Arrow
+streams, as Hugging Face `datasets` writes and reads them. Beside each is a file with its checksum
+and the `Outcome` of its records. COMPLETE.json, written last, counts the parts.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from typing import Any
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from qwen_local.datasets import row_store
-from qwen_local.datasets.row_builder import Made, Making
+from qwen_local.datasets.row_builder import Outcome, TokenizeConfig
 from qwen_local.files import expanded, json_bytes, put_by, room_for
 
 COMPLETE = "COMPLETE.json"
 PIECE = 2**20
 
-Part = tuple[Made, row_store.Batch]
+Part = tuple[Outcome, row_store.Batch]
 
 
 def cache_folder() -> Path:
-    """Where Hugging Face `datasets` keeps what it makes, a folder beside its own."""
+    """Return the cache folder, beside those of Hugging Face `datasets`."""
     home = os.environ.get("HF_HOME") or str(
         Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     )
@@ -37,22 +37,22 @@ def cache_folder() -> Path:
     return expanded(folder) / "qwen-local"
 
 
-def cache_key(making: Making, **more: Any) -> str:
-    """A name for everything that the rows of a source depend on, this program among it.
+def cache_key(config: TokenizeConfig, **more: Any) -> str:
+    """Return a digest of everything that the rows of a source depend on, our code included.
 
     Args:
-        making: how rows are made.
-        more: the rest, in JSON's types: the content of the source, its format, its limit.
+        config: how records are tokenized.
+        more: the rest, in JSON types: the content of the source, its format, its limit.
     """
     digest = hashlib.sha256(
         json_bytes(
             more
             | {
-                "tokenizer": making.tokenizer.sha256,
-                "max_length": making.max_length,
-                "overlong": making.overlong,
-                "train_on": making.train_on,
-                "thinking": making.thinking,
+                "tokenizer": config.tokenizer.sha256,
+                "max_length": config.max_length,
+                "overlong": config.overlong,
+                "train_on": config.train_on,
+                "thinking": config.thinking,
                 "libraries": [metadata.version(name) for name in ("tokenizers", "jinja2")],
             }
         )
@@ -63,37 +63,37 @@ def cache_key(making: Making, **more: Any) -> str:
 
 
 class Cache:
-    """One folder of it."""
+    """The folder of one source and configuration."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def parts(self) -> Iterator[Part]:
-        """What lies there already: parts from the first on, as long as they are whole."""
+        """Yield the cached parts from the first on, up to one that is missing or damaged."""
         index = 0
         while True:
             try:
                 part = read_part(self._path(index), index)
-            except Exception:  # none, or damaged in whatever way: it is made again
+            except Exception:  # missing, or damaged in any way: it is written again
                 return
             yield part
             index += 1
 
     def is_complete(self, parts: int) -> bool:
-        """Whether so many parts are all there are."""
+        """Return True if the cache is complete with this number of parts."""
         try:
-            told = json.loads((self.folder / COMPLETE).read_bytes())
+            complete = json.loads((self.folder / COMPLETE).read_bytes())
         except (OSError, ValueError):
             return False
-        return bool(told == {"parts": parts})
+        return bool(complete == {"parts": parts})
 
-    def add(self, index: int, made: Made, batches: Sequence[pa.RecordBatch]) -> Part:
-        """Write a part, and read it back as it is paged in.
+    def add(self, index: int, outcome: Outcome, batches: Sequence[pa.RecordBatch]) -> Part:
+        """Write a part, and map it back into memory.
 
         Raises:
-            DiskFullError: there is no room for it.
+            DiskFullError: the disk has no room for it.
             OSError: it cannot be written.
-            ValueError: what is read back is not what was written.
+            ValueError: the content read back differs from the content written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         table = pa.Table.from_batches(batches, row_store.SCHEMA).combine_chunks()
@@ -102,16 +102,16 @@ class Cache:
             stream.write_table(table)
         content = memoryview(sink.getvalue())
         path = self._path(index)
-        counts = made.to_json()
-        told = {"made": counts, "crc32": zlib.crc32(content, _crc32(index, counts))}
+        counts = outcome.to_json()
+        about = {"outcome": counts, "crc32": zlib.crc32(content, _crc32(index, counts))}
         with room_for(path, len(content)):
             _put(path, content)
-            # Last: it says that the part is whole.
-            _put(path.with_suffix(".json"), json_bytes(told))
+            # Last: it marks the part as whole.
+            _put(path.with_suffix(".json"), json_bytes(about))
         return read_part(path, index)
 
     def complete(self, parts: int) -> None:
-        """Say that no more come."""
+        """Mark the cache as complete."""
         _put(self.folder / COMPLETE, json_bytes({"parts": parts}))
 
     def _path(self, index: int) -> Path:
@@ -119,35 +119,35 @@ class Cache:
 
 
 def _put(path: Path, content: bytes | memoryview) -> None:
-    """Put a file in its place; another process may be making the same one."""
+    """Put a file in its place; another process may be writing the same one."""
     put_by(path.with_name(f".new-{os.getpid()}-{path.name}"), path, content)
 
 
 def read_part(path: Path, index: int) -> Part:
-    """A part as it is paged in.
+    """Map a part into memory.
 
     Args:
-        path: of its rows.
-        index: of the part.
+        path: file of its rows.
+        index: number of the part.
 
     Raises:
-        OSError: it is not there.
-        ValueError: it is not what was written.
+        OSError: the file is missing.
+        ValueError: its content is not what was written.
     """
-    told = json.loads(path.with_suffix(".json").read_bytes())
-    crc = _crc32(index, told["made"])
+    about = json.loads(path.with_suffix(".json").read_bytes())
+    crc = _crc32(index, about["outcome"])
     with path.open("rb") as file:  # read, and not paged in: that would count as our memory
         while piece := file.read(PIECE):
             crc = zlib.crc32(piece, crc)
-    if crc != told["crc32"]:
+    if crc != about["crc32"]:
         raise ValueError(f"{path} is damaged")
     with pa.memory_map(str(path)) as mapped:
         content = mapped.read_buffer()
     # A table without rows is written without a batch.
-    rows = next(iter(pa.ipc.open_stream(content)), row_store.RowsMade.empty().batch())
-    return Made.from_json(told["made"]), row_store.Batch(rows, content)
+    rows = next(iter(pa.ipc.open_stream(content)), row_store.BatchBuilder.empty().batch())
+    return Outcome.from_json(about["outcome"]), row_store.Batch(rows, content)
 
 
-def _crc32(index: int, made: dict[str, Any]) -> int:
-    """The checksum of a part up to its rows: it is no other part, and nobody changed its counts."""
-    return zlib.crc32(json_bytes([index, made]))
+def _crc32(index: int, outcome: dict[str, Any]) -> int:
+    """Checksum of index and counts, which the rows continue: it ties the three together."""
+    return zlib.crc32(json_bytes([index, outcome]))

@@ -22,12 +22,15 @@ class Keys(NamedTuple):
 TOOLS = ("tools", "functions")
 """What the assistant may call; the second is OpenAI's older name."""
 
+META = ("id", "category")
+"""Keys of any record that describe it: its name, and the group that it belongs to."""
+
 KEYS: Mapping[Format, Keys] = {
-    "messages": Keys(("messages",), TOOLS),
-    "prompt": Keys(("prompt", "completion"), TOOLS),
-    "alpaca": Keys(("instruction", "output"), ("input", "system", "history", *TOOLS)),
-    "sharegpt": Keys(("conversations",), ("system", *TOOLS)),
-    "text": Keys(("text",)),
+    "messages": Keys(("messages",), (*TOOLS, *META)),
+    "prompt": Keys(("prompt", "completion"), (*TOOLS, *META)),
+    "alpaca": Keys(("instruction", "output"), ("input", "system", "history", *TOOLS, *META)),
+    "sharegpt": Keys(("conversations",), ("system", *TOOLS, *META)),
+    "text": Keys(("text",), META),
 }
 """In the order in which a record is tried."""
 
@@ -53,7 +56,7 @@ def settle(columns: Mapping[str, str], format: FormatName) -> FormatName:
         among = sorted({k for name in names for k in known[name]})
         if key not in among:
             of = "a key of a format" if format == "auto" else f"a key of the {format} format"
-            hint = meant(key, among) or f"the keys are {some(among)}"
+            hint = meant(key, among) or f"the keys are {some(among, len(among))}"
             raise DatasetError.at(key, f"expected {of}; found {quoted(key)}", hint)
     fits = [name for name in names if all(key in known[name] for key in columns)]
     if not fits:

@@ -1,4 +1,4 @@
-"""How many rows a job would have, where there is no tokenizer to make them with."""
+"""Number of rows that a job would have, counted without a tokenizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qwen_local.errors import DatasetError, Fault
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowCount:
-    """Rows before any is dropped for its length."""
+    """Number of rows before any is dropped for its length."""
 
     train: int
     eval: int
@@ -35,26 +35,26 @@ def count_rows(
     """
     faults: list[Fault] = []
     train_sources, eval_sources = locate(train, eval)
-    learned, held_out = (
+    train_parts, eval_parts = (
         [_contents(source, faults) for source in sources]
         for sources in (train_sources, eval_sources)
     )
     if faults:
         raise DatasetError(faults)
-    if not held_out:
-        chosen = evaluation_parts(learned, fraction=eval_fraction, seed=seed)
-        sides = list(zip(learned, chosen, strict=True))
-        held_out = [contents[marks] for contents, marks in sides]
-        learned = [contents[~marks] for contents, marks in sides]
+    if not eval_parts:
+        chosen = evaluation_parts(train_parts, fraction=eval_fraction, seed=seed)
+        marked = list(zip(train_parts, chosen, strict=True))
+        eval_parts = [contents[marks] for contents, marks in marked]
+        train_parts = [contents[~marks] for contents, marks in marked]
     rows = sum(
         len(repeated(contents, weight=source.weight, seed=seed))
-        for contents, source in zip(learned, train_sources, strict=True)
+        for contents, source in zip(train_parts, train_sources, strict=True)
     )
-    return RowCount(train=rows, eval=sum(map(len, held_out)))
+    return RowCount(train=rows, eval=sum(map(len, eval_parts)))
 
 
 def _contents(source: Source, faults: list[Fault]) -> np.ndarray:
-    """uint64: a hash of what each usable record of a source says; its faults join the others."""
+    """Hash the content of each usable record of a source, uint64; append its faults."""
     digests: list[int] = []
     before = len(faults)
     for example in source.examples():

@@ -1,4 +1,8 @@
-"""Records to conversations or plain text: the five formats that we read, and their rules."""
+"""Read records as conversations or plain text: the five formats and their rules.
+
+One reader serves training and `generate --batch`. An open record is one that is to be answered: it
+may lack its answer, and if it has one, that stays in the example as the reference.
+"""
 
 from __future__ import annotations
 
@@ -23,43 +27,55 @@ Content = list[Message] | str
 """A conversation, as messages, or plain text."""
 
 
+Label = str | int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Meta:
+    """Description of a record, kept with its example; None where the record has none."""
+
+    id: Label | None
+    category: Label | None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """One record that keeps the rules of its format."""
+    """One record that follows the rules of its format."""
 
     where: str
     """Its place, such as `train.jsonl:17`."""
+    meta: Meta
     format: str
     content: Content
     tools: tuple[Mapping[str, Any], ...]
-    """What the assistant could call, in the form of calls.py."""
+    """Tools that the assistant can call, in the form of calls.py."""
     untrained: frozenset[int]
     """Indices into `content` of the assistant messages that the data leave out (`weight: 0`)."""
     says_nothing: bool
-    """Whether an answer, or the plain text, is empty or white space alone: learned, it would teach
+    """True if an answer, or the plain text, is empty or white space: trained on, it would teach
     silence. Published data sets have such rows (two of CodeAlpaca's 2k file), so it is no fault."""
     ignored: tuple[str, ...]
-    """Keys of the record that mean nothing here."""
+    """Keys of the record that have no meaning here."""
     notes: tuple[str, ...]
-    """What is allowed but worth a word: see `_notes`."""
+    """What is allowed but unusual: see `_notes`."""
 
 
-# --- how conversations are written ---
+# --- keys and roles of conversations ---
 
 CALL = "call"
-"""The role of a message that is nothing but calls of tools, as JSON text."""
+"""The role of a message that consists of tool calls, as JSON text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Turns:
-    """How the messages of a list are written."""
+    """Keys and roles of the messages of a list."""
 
     role_key: str
     text_key: str
     roles: Mapping[str, str]
-    """Ours for each of theirs; `CALL` for messages that hold calls."""
+    """Our role for each of theirs; `CALL` for messages that hold calls."""
     main: tuple[str, ...]
-    """The ones of theirs that a message names."""
+    """Their roles that an error message lists."""
 
 
 OPENAI = Turns(
@@ -99,23 +115,25 @@ SYNONYMS = (
     {"tool", "observation", "tool_response", "function"},
     {"function_call", "tool_call"},
 )
-"""Names of roles that mean the same somewhere, for the hint."""
+"""Role names with the same meaning in other tools, for the hint."""
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Keys of what the assistant thought, the one that counts first."""
+"""Keys of the assistant's reasoning, the one that wins first."""
 CALLS = ("tool_calls", "function_call")
-"""Keys of what the assistant called; the second is OpenAI's older name, for a single call."""
+"""Keys of tool calls; the second is OpenAI's older name, for a single call."""
 LINKS = {"assistant": ("weight",), "tool": ("name", "tool_call_id")}
-"""Keys by our role which are read, or which only say again what the order of the messages says."""
+"""Further known keys by role: read, or redundant with the order of the messages."""
 
 
 class _Reading:
-    """One record being read: what is wrong with it and what of it is ignored."""
+    """One record being read, with the faults and ignored keys found so far."""
 
-    def __init__(self, record: Record, columns: Mapping[str, str], turns: Turns | None) -> None:
+    def __init__(
+        self, record: Record, columns: Mapping[str, str], turns: Turns | None, *, open: bool
+    ) -> None:
         self.where, self.record = record.where, record.value
         self.own = calls.own if record.filled else lambda value: value
-        self.columns, self.turns = columns, turns
+        self.columns, self.turns, self.open = columns, turns, open
         self.faults: list[Fault] = []
         self.ignored: list[str] = []
         self.untrained: set[int] = set()
@@ -125,12 +143,12 @@ class _Reading:
         self.faults.append(Fault(f"{self.where}: {field}", problem, hint))
 
     def ignore(self, record: Mapping[str, Any], known: Iterable[str], prefix: str = "") -> None:
-        """Notes the keys that are not known. Tables fill absent ones with null: no matter."""
+        """Note unknown keys, except null values, which tables fill in for absent keys."""
         extra = [k for k, value in record.items() if k not in known and value is not None]
         self.ignored += [prefix + key for key in extra]
 
     def column(self, key: str) -> str:
-        """Where a key of the format stands in the record."""
+        """Return the column of a key of the format."""
         return self.columns.get(key, key)
 
     def missing(self, record: Mapping[str, Any], key: str, field: str, wanted: str) -> None:
@@ -139,7 +157,7 @@ class _Reading:
         self.fault(field, f"expected {wanted}; it is missing", hint)
 
     def has(self, key: str, wanted: str) -> bool:
-        """Whether a key of the format is in the record, where it must be."""
+        """Return True if a required key of the format is in the record; add a fault if not."""
         column = self.column(key)
         if column in self.record:
             return True
@@ -150,7 +168,7 @@ class _Reading:
         return False
 
     def text(self, record: Mapping[str, Any], key: str, field: str) -> str:
-        """The string under this key, which must be there."""
+        """Return the string under a required key."""
         if key not in record:
             self.missing(record, key, field, "a string")
             return ""
@@ -162,8 +180,8 @@ class _Reading:
             return ""
         return value
 
-    def said(self, item: Mapping[str, Any], key: str, field: str) -> str:
-        """The content of a message: a string, or OpenAI's list of parts, all of them text."""
+    def content(self, item: Mapping[str, Any], key: str, field: str) -> str:
+        """Return the content of a message: a string, or OpenAI's list of text parts."""
         if not isinstance(item.get(key), list):
             return self.text(item, key, field)
         texts = []
@@ -180,24 +198,38 @@ class _Reading:
         return "".join(texts)
 
     def required(self, key: str) -> str:
-        """The string under a key of the format."""
+        """Return the string under a required key of the format."""
         column = self.column(key)
         return self.text(self.record, column, column) if self.has(key, "a string") else ""
 
-    def answer(self, key: str) -> str:
-        """The same, which is to be learned."""
+    def answer(self, key: str) -> str | None:
+        """Return the answer under a key of the format, or None if an open record has none."""
+        if self.open and self.record.get(self.column(key)) is None:
+            return None
         text = self.required(key)
         self.says_nothing |= not text.strip()
         return text
 
     def optional(self, key: str) -> str:
-        """The same, or the empty string where it is absent or null."""
+        """Return the string under a key of the format; empty if absent or null."""
         column = self.column(key)
         absent = self.record.get(column) is None
         return "" if absent else self.text(self.record, column, column)
 
+    def label(self, key: str) -> Label | None:
+        """Return the text or whole number under a key of `Meta`; other values are ignored."""
+        column = self.column(key)
+        value = self.record.get(column)
+        if isinstance(value, str | int) and not isinstance(value, bool):
+            return value
+        if value is not None and self.open and key == "id":  # an answer is found by its id
+            self.fault(column, f"expected a string or a whole number; found {found(value)}")
+        elif value is not None:
+            self.ignored.append(column)
+        return None
+
     def items(self, key: str) -> list[Any]:
-        """The list under a key of the format, which must hold something."""
+        """Return the list under a required key of the format, which must not be empty."""
         if not self.has(key, "a list"):
             return []
         column = self.column(key)
@@ -211,7 +243,7 @@ class _Reading:
 
 
 def missing_column(where: str, record: Mapping[str, Any], key: str, column: str) -> Fault:
-    """The fault of a record without a column that `data.columns` names."""
+    """Return the fault of a record without a column that `data.columns` names."""
     problem = f"expected the column that data.columns takes for {key}; it is missing"
     hint = meant(column, record) or f"the columns are {some(record)}"
     return Fault(f"{where}: {column}", problem, hint)
@@ -221,7 +253,7 @@ def missing_column(where: str, record: Mapping[str, Any], key: str, column: str)
 
 
 def _messages(reading: _Reading) -> Content:
-    return _turns(reading, "messages", OPENAI, [])
+    return _turns(reading, "messages", OPENAI, _open_system(reading))
 
 
 def _sharegpt(reading: _Reading) -> Content:
@@ -230,7 +262,8 @@ def _sharegpt(reading: _Reading) -> Content:
 
 
 def _prompt(reading: _Reading) -> Content:
-    return _exchange(reading.required("prompt"), reading.answer("completion"))
+    asked = _exchange(reading.required("prompt"), reading.answer("completion"))
+    return _open_system(reading) + asked
 
 
 def _alpaca(reading: _Reading) -> Content:
@@ -242,9 +275,9 @@ def _alpaca(reading: _Reading) -> Content:
         history = None
     for index, pair in enumerate(history or ()):
         if isinstance(pair, list) and len(pair) == 2 and all(isinstance(p, str) for p in pair):
-            question, said = pair
-            reading.says_nothing |= not said.strip()
-            messages += _exchange(question, said)
+            question, answer = pair
+            reading.says_nothing |= not answer.strip()
+            messages += _exchange(question, answer)
         else:
             reading.fault(f"{column}[{index}]", "expected a pair of strings, question and answer")
     asked = [part for part in (reading.required("instruction"), reading.optional("input")) if part]
@@ -252,7 +285,7 @@ def _alpaca(reading: _Reading) -> Content:
 
 
 def _text(reading: _Reading) -> Content:
-    return reading.answer("text")
+    return reading.answer("text") or ""
 
 
 FORMATS: Mapping[Format, Callable[[_Reading], Content]] = {
@@ -264,16 +297,27 @@ FORMATS: Mapping[Format, Callable[[_Reading], Content]] = {
 }
 
 
-def _exchange(question: str, answer: str) -> list[Message]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+def _exchange(question: str, answer: str | None) -> list[Message]:
+    asked = [{"role": "user", "content": question}]
+    return asked if answer is None else [*asked, {"role": "assistant", "content": answer}]
 
 
 def _system(text: str) -> list[Message]:
     return [{"role": "system", "content": text}] if text else []
 
 
+def _open_system(reading: _Reading) -> list[Message]:
+    """Return the system message that an open record may have in formats without such a key.
+
+    An empty one counts: it keeps the default of a chat template out.
+    """
+    if not reading.open or reading.record.get("system") is None:
+        return []
+    return [{"role": "system", "content": reading.text(reading.record, "system", "system")}]
+
+
 def _tools(reading: _Reading) -> tuple[dict[str, Any], ...]:
-    """What the assistant could call, under either name."""
+    """Return the tools that the assistant can call, under either name."""
     given = [c for c in map(reading.column, TOOLS) if reading.record.get(c) not in (None, "", [])]
     if len(given) > 1:
         reading.fault(given[1], f"expected {' or '.join(given)}; found both", "keep one of the two")
@@ -288,13 +332,13 @@ def _tools(reading: _Reading) -> tuple[dict[str, Any], ...]:
 
 
 def _turns(reading: _Reading, key: str, turns: Turns, system: list[Message]) -> list[Message]:
-    """The messages of a list, under our names for keys and roles.
+    """Return the messages of a list, under our names for keys and roles.
 
     Args:
-        reading: of the record.
-        key: of the list.
-        turns: how it is written.
-        system: the system message that stands elsewhere in the record, where there is one.
+        reading: the record.
+        key: key of the list.
+        turns: its keys and roles.
+        system: the system message from another key of the record, if any.
     """
     messages = list(system)
     roles_known = True
@@ -311,7 +355,10 @@ def _turns(reading: _Reading, key: str, turns: Turns, system: list[Message]) -> 
             reading.fault(f"{field}.{turns.role_key}", problem, "add the call, or remove the row")
         roles_known &= role is not None
         message, known = _message(item, role, reading, turns, field)
-        if role == "system" and messages:
+        if role == "system" and reading.open and messages == system != []:
+            problem = f"expected one system message; found another in {column}"
+            reading.fault("system", problem, "keep one of the two")
+        elif role == "system" and messages:
             problem = "expected the system message first, and only one"
             hint = "merge it into the first message"
             reading.fault(f"{field}.{turns.role_key}", problem, hint)
@@ -319,10 +366,11 @@ def _turns(reading: _Reading, key: str, turns: Turns, system: list[Message]) -> 
             _weigh(item, message, reading, field, len(messages))
         reading.ignore(item, known, f"{column}[].")
         messages.append(message)
-    if items and roles_known and not any(m["role"] == "assistant" for m in messages):
+    answered = reading.open or any(m["role"] == "assistant" for m in messages)
+    if items and roles_known and not answered:
         seen = ", ".join(m["role"] for m in messages)
         problem = f"expected at least one assistant message; found {seen}"
-        hint = "add the answer that is to be learned, or remove the row"
+        hint = "add the answer to train on, or remove the row"
         reading.fault(column, problem, hint)
     return messages
 
@@ -330,30 +378,30 @@ def _turns(reading: _Reading, key: str, turns: Turns, system: list[Message]) -> 
 def _message(
     item: Mapping[str, Any], role: str | None, reading: _Reading, turns: Turns, field: str
 ) -> tuple[Message, tuple[str, ...]]:
-    """A message under our names, and the keys of it that were read."""
+    """Return a message under our names, and the keys that were read."""
     text = f"{field}.{turns.text_key}"
     known = (turns.role_key, turns.text_key, *LINKS.get(role or "", ()))
     if role == CALL:
-        told = len(reading.faults)
+        before = len(reading.faults)
         called = _calls(item, (turns.text_key,), reading, field)
-        if not called and len(reading.faults) == told:
+        if not called and len(reading.faults) == before:
             reading.fault(text, "expected the call of a tool; found nothing", calls.CALL_HINT)
         message = {"role": "assistant", "content": "", "tool_calls": called}
         return message, (*known, *LINKS["assistant"])
     if role != "assistant":
-        return {"role": role or "", "content": reading.said(item, turns.text_key, text)}, known
+        return {"role": role or "", "content": reading.content(item, turns.text_key, text)}, known
     given = [key for key in CALLS if item.get(key)]
     called = _calls(item, given, reading, field)
     silent = bool(given) and item.get(turns.text_key) is None
     message = {
         "role": "assistant",
-        "content": "" if silent else reading.said(item, turns.text_key, text),
+        "content": "" if silent else reading.content(item, turns.text_key, text),
     }
     thought = next((key for key in REASONING if item.get(key) is not None), REASONING[0])
     if item.get(thought) is not None:
         reasoning = reading.text(item, thought, f"{field}.{thought}")
         if reasoning.strip() and split(message).reasoning:
-            problem = "expected the reasoning once; found it in the text, too"
+            problem = "expected the reasoning once; found it in the text as well"
             reading.fault(f"{field}.{thought}", problem, "keep one of the two")
         if reasoning.strip():
             message["reasoning_content"] = reasoning
@@ -365,7 +413,7 @@ def _message(
 def _calls(
     item: Mapping[str, Any], keys: Iterable[str], reading: _Reading, field: str
 ) -> list[dict[str, Any]]:
-    """What a message calls, under the one of these keys that it has."""
+    """Return the calls of a message, under the one of these keys that it has."""
     first, *others = [*keys, None]
     if first is None:
         return []
@@ -379,11 +427,11 @@ def _calls(
 def _weigh(
     item: Mapping[str, Any], message: Message, reading: _Reading, field: str, index: int
 ) -> None:
-    """Whether an assistant message is learned, and whether it then says nothing."""
+    """Read the weight of an assistant message, and note one to train on that is empty."""
     weight = item.get("weight")
     if weight not in (None, 0, 1):
         problem = f"expected 0 or 1; found {found(weight)}"
-        reading.fault(f"{field}.weight", problem, "0 leaves the message out of what is learned")
+        reading.fault(f"{field}.weight", problem, "0 leaves the message out of training")
     if weight == 0:
         reading.untrained.add(index)
     elif not message.get("tool_calls"):
@@ -391,13 +439,13 @@ def _weigh(
 
 
 def _is_called(messages: list[Message]) -> bool:
-    """Whether a tool's result may follow: on a call, be it written as text, or another result."""
+    """Return True if a tool result may follow: after a call, also one in text, or a result."""
     last = messages[-1] if messages else {"role": "", "content": ""}
     return last["role"] == "tool" or "tool_calls" in last or "<tool_call>" in last["content"]
 
 
 def _role(item: Mapping[str, Any], reading: _Reading, turns: Turns, field: str) -> str | None:
-    """Our name of the role, or None where it is not one of theirs."""
+    """Return our name of the role, or None if it is not one of theirs."""
     role = item.get(turns.role_key)
     if isinstance(role, str) and role in turns.roles:
         return turns.roles[role]
@@ -409,28 +457,28 @@ def _role(item: Mapping[str, Any], reading: _Reading, turns: Turns, field: str) 
 
 
 def _role_hint(role: object, turns: Turns) -> str:
-    """How to mend a role.
+    """Return the hint for an unknown role.
 
     >>> _role_hint("bot", OPENAI), _role_hint("Users", OPENAI), _role_hint("bot", SHAREGPT)
     ('change "bot" to "assistant"', 'change "Users" to "user"', 'change "bot" to "gpt"')
     """
     if not isinstance(role, str):
-        return "say who speaks"
+        return "name the role"
     same = next((names for names in SYNONYMS if role.lower() in names), set())
     near = difflib.get_close_matches(role.lower(), turns.roles, n=1)
     meant = [name for name in turns.main if name in same]
     if "function_call" in same and not meant:
         return 'write the call into "tool_calls" of an assistant message'
-    return next((f'change "{role}" to "{name}"' for name in (*meant, *near)), "say who speaks")
+    return next((f'change "{role}" to "{name}"' for name in (*meant, *near)), "name the role")
 
 
 def _notes(content: Content, tools: Iterable[dict[str, Any]]) -> tuple[str, ...]:
-    """What is allowed in a conversation but worth a word.
+    """Return the notes about a conversation: allowed but unusual.
 
-    `roles_not_alternating`: user and assistant do not take turns, where calls of tools, their
-    results and what is said of them are one turn. `ends_without_answer`: what follows the last
-    assistant message teaches nothing. `calls_unlisted_function`: a function is called that is not
-    among the tools of the record.
+    `roles_not_alternating`: user and assistant do not alternate, with tool calls, their results and
+    the answer to them as one turn. `ends_without_answer`: messages after the last assistant message
+    change no loss. `calls_unlisted_function`: a function is called that is not among the tools of
+    the record.
     """
     if isinstance(content, str):
         return ()
@@ -441,7 +489,7 @@ def _notes(content: Content, tools: Iterable[dict[str, Any]]) -> tuple[str, ...]
     called = [call for message in content for call in message.get("tool_calls", ())]
     notes = [
         ("roles_not_alternating", own != turns),
-        ("ends_without_answer", roles[-1] != "assistant"),
+        ("ends_without_answer", roles[-1:] != ["assistant"]),
         ("calls_unlisted_function", bool(called) and calls.unlisted(called, tools)),
     ]
     return tuple(name for name, holds in notes if holds)
@@ -450,11 +498,11 @@ def _notes(content: Content, tools: Iterable[dict[str, Any]]) -> tuple[str, ...]
 # --- records ---
 
 AS_THEY_ARE: Mapping[str, str] = MappingProxyType({})
-"""Columns of a file that has the keys of its format."""
+"""Columns of a file whose keys are those of its format."""
 
 
 def detect(record: Mapping[str, Any]) -> Format | None:
-    """The format whose keys a record has.
+    """Return the format whose keys a record has.
 
     >>> detect({"instruction": "Add.", "output": "2"}), detect({"question": "?"})
     ('alpaca', None)
@@ -471,14 +519,14 @@ def examples(
     turns: Turns | None = None,
     settled: str = "data.format",
 ) -> Iterator[Example | Faults]:
-    """Every record in its format, or what is wrong with it.
+    """Yield each record as an example, or its faults.
 
     Args:
-        records: of one source; the faults among them are handed on.
-        format: of all records; `auto` takes the format of the first record that has one.
+        records: records of one source; faults among them are passed on.
+        format: format of all records; `auto` takes the format of the first record that has one.
         columns: the column for each key of the format that has another name in the records.
-        turns: how conversations of the sharegpt format are written, where it is another way.
-        settled: who says which format it is, where it is not `auto`.
+        turns: keys and roles of the sharegpt format, if they differ from the usual.
+        settled: the setting that names the format, if it is not `auto`.
     """
     name: Format | None = None if format == "auto" else format
     for record in records:
@@ -497,22 +545,39 @@ def examples(
             one, other = "keep one format in a file", f"set data.format to {own}"
             yield (Fault(record.where, problem, one if format == "auto" else other),)
             continue
-        yield _read(record, name, columns, turns)
+        yield read_record(record, name, columns=columns, turns=turns)
 
 
-def _read(
-    record: Record, name: Format, columns: Mapping[str, str], turns: Turns | None
+def read_record(
+    record: Record,
+    name: Format,
+    *,
+    columns: Mapping[str, str] = AS_THEY_ARE,
+    turns: Turns | None = None,
+    open: bool = False,
 ) -> Example | Faults:
-    reading = _Reading(record, columns, turns)
+    """Read one record as an example, or return its faults.
+
+    Args:
+        record: the record.
+        name: its format.
+        columns: see `examples`.
+        turns: see `examples`.
+        open: the record is to be answered: its answer may be missing, and it may have a `system`
+            message whatever its format.
+    """
+    reading = _Reading(record, columns, turns, open=open)
     keys = KEYS[name]
     known = {columns.get(key, key) for key in (*keys.required, *keys.optional)}
-    reading.ignore(record.value, known)
+    reading.ignore(record.value, known | {"system"} if open else known)
+    meta = Meta(id=reading.label("id"), category=reading.label("category"))
     content = FORMATS[name](reading)
     tools = () if isinstance(content, str) else _tools(reading)
     if reading.faults:
         return tuple(reading.faults)
     return Example(
         where=record.where,
+        meta=meta,
         format=name,
         content=content,
         tools=tools,

@@ -1,4 +1,4 @@
-"""Work on blocks by all cores, its results in the order of the blocks."""
+"""Map a function over blocks on all cores, with results in the order of the blocks."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ B = TypeVar("B")
 R = TypeVar("R")
 
 ALONE = 2
-"""So many blocks are done here first: to start processes takes about as long."""
+"""Blocks done in this process first: starting others takes about as long."""
 MOST_PROCESSES = 16
-"""One reads for all of them, and each holds some blocks."""
+"""A single process reads for all of them, and each holds some blocks."""
 AHEAD = 2
-"""Blocks that wait for each process."""
+"""Number of waiting blocks per process."""
 
 _work: Callable[[Any], Any]
 
@@ -30,15 +30,15 @@ _work: Callable[[Any], Any]
 def in_order(
     work: Callable[[B], R], blocks: Iterable[B], *, processes: int | None = None
 ) -> Iterator[R]:
-    """`work` of every block, in their order.
+    """Yield `work(block)` of every block, in their order.
 
     Args:
-        work: can be pickled; it is, once for each process.
-        blocks: taken as they are needed, a few ahead.
-        processes: None for one for each core.
+        work: a function that can be pickled, which happens once per process.
+        blocks: read as they are needed, a few ahead.
+        processes: number of processes; None for one per core.
 
     Raises:
-        QwenLocalError: a process was killed, as where memory runs out.
+        QwenLocalError: a process was killed, for example because memory ran out.
     """
     blocks = iter(blocks)
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -53,7 +53,7 @@ def in_order(
     pool = ProcessPoolExecutor(
         processes,
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_begin,
+        initializer=_start,
         initargs=(work,),
     )
     waiting: deque[Future[R]] = deque()
@@ -66,18 +66,18 @@ def in_order(
             yield waiting.popleft().result()
     except BrokenProcessPool:
         raise QwenLocalError(
-            "a process that prepared the data has ended; the memory may have been full (or a "
-            'program of your own begins its work outside of `if __name__ == "__main__":`)'
+            "a process that prepared the data has ended; memory may have run out (or a "
+            'program of your own starts its work outside of `if __name__ == "__main__":`)'
         ) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _begin(work: Callable[[Any], Any]) -> None:
-    """In a process of the pool: before its first block."""
+def _start(work: Callable[[Any], Any]) -> None:
+    """Set up a process of the pool before its first block."""
     global _work
     _work = work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the parent to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl+C
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core each
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

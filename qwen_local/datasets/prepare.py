@@ -1,4 +1,4 @@
-"""From the data section of a job to the rows of a run, and a report of what became of the data."""
+"""From the data section of a job to the rows of a run, and a report about the data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qwen_local.datasets.pool import in_order
 from qwen_local.datasets.progress_bar import Progress
 from qwen_local.datasets.record_files import kind_of_file
 from qwen_local.datasets.report import DataReport, SetReport, SourceReport
-from qwen_local.datasets.row_builder import Made, Making, blocks, make
+from qwen_local.datasets.row_builder import Outcome, TokenizeConfig, blocks, tokenize_block
 from qwen_local.datasets.row_store import Batch, StoredRows, Table
 from qwen_local.datasets.sources import Source, Wanted, locate
 from qwen_local.datasets.split import evaluation_parts, repeated
@@ -29,23 +29,23 @@ from qwen_local.datasets.trim import Overlong
 from qwen_local.errors import DatasetError, DiskFullError, Fault
 
 PART, PART_BYTES = 16, 64 * 2**20
-"""Blocks of a file of the cache, or bytes, whichever is reached first. Less is not worth one."""
+"""Blocks of one cache file, or bytes, whichever is reached first."""
 
 log = logging.getLogger("qwen_local")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """What a run trains on, what it is evaluated on, and how both came about."""
+    """Training rows, evaluation rows and the report about them."""
 
     train: StoredRows
-    """Of every source as often as its weight says."""
+    """Rows of every source, repeated by its weight."""
     eval: StoredRows | None
     report: DataReport
     train_places: Sequence[str]
-    """Where each training row stands: `train.jsonl:17`."""
+    """Place of each training row: `train.jsonl:17`."""
     eval_places: Sequence[str]
-    """The same of the evaluation rows; empty without."""
+    """Place of each evaluation row; empty without any."""
 
 
 def prepare(
@@ -64,24 +64,24 @@ def prepare(
     """Read, check and tokenize all rows.
 
     Args:
-        tokenizer: of the model to be trained.
+        tokenizer: tokenizer of the model to be trained.
         train: files, folders or hub ids.
-        eval: the same; none takes the evaluation splits beside those of `train` or, failing that,
-            a part of its rows.
-        eval_fraction: that part.
-        max_length: tokens of a row, counted up to the last one that is trained.
+        eval: the same; if empty, the evaluation splits beside those of `train` or, without any,
+            a fraction of the training rows.
+        eval_fraction: that fraction.
+        max_length: longest row in tokens, counted up to the last supervised one.
         overlong: what to do with longer ones: `cut` keeps the first `max_length` tokens.
         train_on: every assistant turn, or the last one alone.
-        seed: of the choice of evaluation rows.
-        thinking: what becomes of the assistant's reasoning.
+        seed: seed for the choice of evaluation rows.
+        thinking: how the assistant's reasoning is treated.
         quiet: show no progress.
 
     Raises:
-        DatasetError: every fault of all sources, or that a source has no usable row.
-        JobError: the chat template cannot do what `thinking` asks for.
+        DatasetError: every fault of all sources, or a source without a usable row.
+        JobError: the chat template does not support `thinking`.
     """
     tokenizer.check_thinking(thinking)
-    making = Making(
+    config = TokenizeConfig(
         tokenizer=tokenizer,
         max_length=max_length,
         overlong=overlong,
@@ -89,24 +89,28 @@ def prepare(
         thinking=thinking,
     )
     train_sources, eval_sources = locate(train, eval)
-    parts = [read_source(source, making, quiet=quiet) for source in [*train_sources, *eval_sources]]
-    if faults := [fault for part in parts for fault in part.made.faults]:
+    parts = [read_source(source, config, quiet=quiet) for source in [*train_sources, *eval_sources]]
+    if faults := [fault for part in parts for fault in part.outcome.faults]:
         raise DatasetError(faults)
-    learned = [StoredRows.of(part.table) for part in parts[: len(train_sources)]]
-    held_out = [StoredRows.of(part.table) for part in parts[len(train_sources) :]]
+    train_parts = [StoredRows.of(part.table) for part in parts[: len(train_sources)]]
+    eval_parts = [StoredRows.of(part.table) for part in parts[len(train_sources) :]]
     split = None
-    if not held_out:
-        contents = [rows.content_R for rows in learned]
+    if not eval_parts:
+        contents = [rows.content_R for rows in train_parts]
         chosen = evaluation_parts(contents, fraction=eval_fraction, seed=seed)
         if any(marks.any() for marks in chosen):
             split = eval_fraction
-            held_out = [rows.where(marks) for rows, marks in zip(learned, chosen, strict=True)]
-            learned = [rows.where(~marks) for rows, marks in zip(learned, chosen, strict=True)]
+            eval_parts = [
+                rows.where(marks) for rows, marks in zip(train_parts, chosen, strict=True)
+            ]
+            train_parts = [
+                rows.where(~marks) for rows, marks in zip(train_parts, chosen, strict=True)
+            ]
     train_rows = StoredRows.joined(
         rows.where(repeated(rows.content_R, weight=source.weight, seed=seed))
-        for rows, source in zip(learned, train_sources, strict=True)
+        for rows, source in zip(train_parts, train_sources, strict=True)
     )
-    eval_rows = StoredRows.joined(held_out)
+    eval_rows = StoredRows.joined(eval_parts)
     report = DataReport(
         sources=[part.report() for part in parts],
         train=SetReport.of(train_rows),
@@ -130,7 +134,7 @@ def prepare(
 
 
 def _commonest_opening(parts: Sequence[SourceRows]) -> str:
-    openings = sum((part.made.openings for part in parts), Counter[str]())
+    openings = sum((part.outcome.openings for part in parts), Counter[str]())
     return max(openings, key=lambda opening: (openings[opening], opening), default="")
 
 
@@ -139,41 +143,41 @@ def _commonest_opening(parts: Sequence[SourceRows]) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceRows:
-    """The rows of one source, and what became of its records."""
+    """The rows of one source, and the outcome of its records."""
 
     source: Source
     table: Table
-    made: Made
+    outcome: Outcome
 
     def report(self) -> SourceReport:
-        """What data.json says of it."""
-        rows, made = StoredRows.of(self.table), self.made
+        """Return its entry in data.json."""
+        rows, outcome = StoredRows.of(self.table), self.outcome
         return SourceReport(
             name=self.source.name,
             sha256=self.source.sha256,
             commit=self.source.commit,
-            format=made.format,
-            records=made.records,
+            format=outcome.format,
+            records=outcome.records,
             usable=SetReport.of(rows),
-            dropped=dict(made.dropped),
-            cut=made.cut,
-            longest=made.longest,
-            lengths=made.histogram,
-            ignored_keys=dict(made.ignored),
-            notes=dict(made.notes),
-            duplicates=made.usable - len(np.unique(rows.content_R)),
+            dropped=dict(outcome.dropped),
+            cut=outcome.cut,
+            longest=outcome.longest,
+            lengths=outcome.histogram,
+            ignored_keys=dict(outcome.ignored),
+            notes=dict(outcome.notes),
+            duplicates=outcome.usable - len(np.unique(rows.content_R)),
             weight=self.source.weight,
             limit=self.source.limit,
         )
 
 
-def read_source(source: Source, making: Making, *, quiet: bool) -> SourceRows:
-    """All rows of a source, from the cache or for it; or all of its faults."""
+def read_source(source: Source, config: TokenizeConfig, *, quiet: bool) -> SourceRows:
+    """Return all rows of a source, cached or newly tokenized; or all of its faults."""
     cache = None
-    if (source.sha256 or source.commit) and not making.tokenizer.tells_time:
+    if (source.sha256 or source.commit) and not config.tokenizer.tells_time:
         key = cache_key(
-            making,
-            # A file may be moved; of a data set on the hub, every split has the same commit.
+            config,
+            # A file may be moved; on the Hub all splits of a data set have the same commit.
             source=source.sha256 or [source.commit, source.name],
             kind=kind_of_file(Path(source.name)) if source.sha256 else None,
             format=source.format,
@@ -183,72 +187,72 @@ def read_source(source: Source, making: Making, *, quiet: bool) -> SourceRows:
         )
         cache = Cache(cache_folder() / key)
     parts = [] if cache is None else list(cache.parts())
-    total, batches = Made(), [batch for _, batch in parts]
-    for made, _ in parts:
-        total.merge(made)
+    total, batches = Outcome(), [batch for _, batch in parts]
+    for outcome, _ in parts:
+        total.merge(outcome)
     if cache is None or not cache.is_complete(len(parts)):
-        total, batches = _make(source, making, cache, total, batches, quiet=quiet)
+        total, batches = _tokenize(source, config, cache, total, batches, quiet=quiet)
     if not any(batch.rows.num_rows for batch in batches) and not total.faults:
         total.faults.append(_without_rows(source, total))
-    return SourceRows(source=source, table=Table(source.name, batches), made=total)
+    return SourceRows(source=source, table=Table(source.name, batches), outcome=total)
 
 
-def _make(
+def _tokenize(
     source: Source,
-    making: Making,
+    config: TokenizeConfig,
     cache: Cache | None,
-    total: Made,
+    total: Outcome,
     batches: list[Batch],
     *,
     quiet: bool,
-) -> tuple[Made, list[Batch]]:
-    """The rows of a source, from behind those that are there already.
+) -> tuple[Outcome, list[Batch]]:
+    """Tokenize the records of a source that are not cached yet.
 
     Args:
-        source: where the records are read.
-        making: how they become rows.
-        cache: where parts are kept, if they can be.
-        total: what became of the records whose rows are there.
-        batches: these rows.
+        source: source of the records.
+        config: how they are tokenized.
+        cache: cache to write parts to, if any.
+        total: outcome of the records that are cached.
+        batches: their rows.
         quiet: show no progress.
     """
     parts = len(batches)
-    begun = Made()  # the part that is not written yet
+    unwritten = Outcome()  # the part that is not written yet
     pending: list[pa.RecordBatch] = []
     records = islice(source.examples(), total.records, None)
     with Progress(source.name, total.records, quiet=quiet) as progress:
-        for made, batch in in_order(partial(make, making), blocks(records)):
-            begun.merge(made)
-            progress.add(made.records)
-            if begun.faults:  # nobody will ask for the rows
+        for outcome, batch in in_order(partial(tokenize_block, config), blocks(records)):
+            unwritten.merge(outcome)
+            progress.add(outcome.records)
+            if unwritten.faults:  # the rows will not be used
                 cache, pending = None, []
-                if len(begun.faults) > FAULTS_KEPT:
+                if len(unwritten.faults) > FAULTS_KEPT:
                     problem = f"reading stopped after {FAULTS_KEPT} faults"
                     hint = f"qwen-local data check {source.name} shows all of them by kind"
-                    begun.faults[FAULTS_KEPT:] = [Fault(source.name, problem, hint, ends=True)]
+                    unwritten.faults[FAULTS_KEPT:] = [Fault(source.name, problem, hint, ends=True)]
                     break
                 continue
             pending.append(batch)
             if cache is not None and _is_part(pending):
                 source.check_unchanged()
-                kept = _kept(cache, parts, begun, pending)
-                if kept is None:
+                written = _write_part(cache, parts, unwritten, pending)
+                if written is None:
                     cache = None
                     continue
                 parts += 1
-                batches.append(kept)
-                total.merge(begun)
-                begun, pending = Made(), []
+                batches.append(written)
+                total.merge(unwritten)
+                unwritten, pending = Outcome(), []
     source.check_unchanged()
     if cache is not None and parts:
-        kept = _kept(cache, parts, begun, pending) if pending else None
-        if kept is not None:
+        written = _write_part(cache, parts, unwritten, pending) if pending else None
+        if written is not None:
             parts, pending = parts + 1, []
-            batches.append(kept)
-        if kept is not None or not pending:
-            with suppress(OSError):  # what is there is gone on with the next time
+            batches.append(written)
+        if written is not None or not pending:
+            with suppress(OSError):  # the next run resumes from the parts that are there
                 cache.complete(parts)
-    total.merge(begun)
+    total.merge(unwritten)
     return total, batches + [Batch(rows) for rows in pending]
 
 
@@ -256,24 +260,26 @@ def _is_part(batches: Sequence[pa.RecordBatch]) -> bool:
     return len(batches) >= PART or sum(batch.nbytes for batch in batches) >= PART_BYTES
 
 
-def _kept(cache: Cache, index: int, made: Made, batches: Sequence[pa.RecordBatch]) -> Batch | None:
-    """A part of the cache as it is paged in, or None where it cannot be written.
+def _write_part(
+    cache: Cache, index: int, outcome: Outcome, batches: Sequence[pa.RecordBatch]
+) -> Batch | None:
+    """Write a part of the cache and map it back; None if it cannot be written.
 
-    It only saves time.
+    A run works without it: the cache only saves time.
     """
     try:
-        return cache.add(index, made, batches)[1]
+        return cache.add(index, outcome, batches)[1]
     except (OSError, ValueError, DiskFullError) as error:
-        log.warning("rows are not kept for the next time: %s", str(error).partition("\n")[0])
+        log.warning("rows are not cached: %s", str(error).partition("\n")[0])
         return None
 
 
-def _without_rows(source: Source, made: Made) -> Fault:
-    if made.records == 0:
+def _without_rows(source: Source, outcome: Outcome) -> Fault:
+    if outcome.records == 0:
         return Fault(source.name, "expected at least one record; found none")
-    reasons = ", ".join(f"{count} {reason}" for reason, count in made.dropped.items())
+    reasons = ", ".join(f"{count} {reason}" for reason, count in outcome.dropped.items())
     problem = f"expected at least one row to train on; dropped: {reasons}"
     hint = None
-    if made.longest:
-        hint = f"raise data.max_length (the longest conversation has {made.longest} tokens)"
+    if outcome.longest:
+        hint = f"raise data.max_length (the longest conversation has {outcome.longest} tokens)"
     return Fault(source.name, problem, hint)

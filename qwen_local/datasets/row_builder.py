@@ -1,4 +1,4 @@
-"""A block of records to rows: what every core does with its share of the data."""
+"""Tokenize blocks of examples into rows: the work that each core does on its share of the data."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from qwen_local.datasets.formats import Example
 from qwen_local.datasets.record_files import Faults
 from qwen_local.datasets.report import Histogram
-from qwen_local.datasets.row_store import RowsMade
+from qwen_local.datasets.row_store import BatchBuilder
 from qwen_local.datasets.tokenizer import ChatTokenizer, Draft, Thinking, Tokenized, TrainOn
 from qwen_local.datasets.trim import Overlong, overlong_fault, trim
 from qwen_local.errors import DatasetError, Fault
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Making:
-    """How records become rows."""
+class TokenizeConfig:
+    """Everything that the rows of an example depend on."""
 
     tokenizer: ChatTokenizer
     max_length: int
@@ -32,29 +32,29 @@ class Making:
 
 
 @dataclass(kw_only=True, slots=True)
-class Made:
-    """What has become of the records so far, beside the rows."""
+class Outcome:
+    """Counts and faults of the records that were read, beside their rows."""
 
     records: int = 0
     usable: int = 0
-    """Records that gave at least one row."""
+    """Number of records with at least one row."""
     format: str = "auto"
-    """Of the records, once one was read."""
+    """Format of the records, once one was read."""
     cut: int = 0
-    """Rows that were shortened."""
+    """Number of rows that were cut."""
     longest: int = 0
-    """Tokens of the longest row, dropped or not."""
+    """Length of the longest row in tokens, dropped or not."""
     lengths: Counter[int] = field(default_factory=Counter)
-    """Rows by the upper edge of their bin in a histogram, dropped or not."""
+    """Number of rows by the upper edge of their histogram bin, dropped or not."""
     dropped: Counter[str] = field(default_factory=Counter)
     ignored: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     openings: Counter[str] = field(default_factory=Counter)
-    """Rows by what a generation prompt holds of their last turn."""
+    """Number of rows by the opening of their last turn that a generation prompt contains."""
     faults: list[Fault] = field(default_factory=list)
 
-    def merge(self, other: Made) -> None:
-        """Take in what became of the records that come next."""
+    def merge(self, other: Outcome) -> None:
+        """Add the outcome of the records that come next."""
         self.records += other.records
         self.usable += other.usable
         self.format = other.format if self.format == "auto" else self.format
@@ -68,33 +68,33 @@ class Made:
         self.faults += other.faults
 
     def to_json(self) -> dict[str, Any]:
-        """In JSON's types; only what has no fault is written down."""
+        """Return plain JSON types; only an outcome without faults is written."""
         assert not self.faults
         return {name: getattr(self, name) for name in self.__slots__ if name != "faults"}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """What `to_json` wrote."""
+        """Read what `to_json` returned."""
         lengths = {int(edge): count for edge, count in values.pop("lengths").items()}
-        made = cls(**values, lengths=Counter(lengths))
+        outcome = cls(**values, lengths=Counter(lengths))
         for name in ("dropped", "ignored", "notes", "openings"):
-            setattr(made, name, Counter(getattr(made, name)))
-        return made
+            setattr(outcome, name, Counter(getattr(outcome, name)))
+        return outcome
 
     @property
     def histogram(self) -> Histogram:
-        """How long the rows are."""
+        """Histogram of row lengths."""
         return Histogram.from_bins(self.lengths)
 
 
 Block = Sequence[Example | Faults]
 
 BLOCK, BLOCK_SIZE = 1_000, 4 * 2**20
-"""Records that a process works on at a time, or characters, whichever is reached first."""
+"""Size of a block in records, or in characters, whichever is reached first."""
 
 
 def blocks(examples: Iterable[Example | Faults]) -> Iterator[Block]:
-    """All records of a source, in blocks."""
+    """Yield all records of a source in blocks."""
     block: list[Example | Faults] = []
     size = 0
     for example in examples:
@@ -113,21 +113,21 @@ def _size(example: Example) -> int:
     return sum(len(message["content"]) for message in example.content)
 
 
-def drafts_of(making: Making, example: Example) -> list[Draft]:
-    """The rows of an example before they are encoded.
+def draft_rows(config: TokenizeConfig, example: Example) -> list[Draft]:
+    """Return the rows of an example before they are encoded.
 
     Raises:
         DatasetError: with the place of the example and the field in it.
     """
     try:
         if isinstance(example.content, str):
-            return [making.tokenizer.draft_text(example.content)]
-        return making.tokenizer.draft_conversation(
+            return [config.tokenizer.draft_text(example.content)]
+        return config.tokenizer.draft_conversation(
             example.content,
             tools=example.tools,
             untrained=example.untrained,
-            train_on=making.train_on,
-            thinking=making.thinking,
+            train_on=config.train_on,
+            thinking=config.thinking,
         )
     except DatasetError as error:
         raise DatasetError(
@@ -135,61 +135,61 @@ def drafts_of(making: Making, example: Example) -> list[Draft]:
         ) from None
 
 
-def make(making: Making, block: Block) -> tuple[Made, pa.RecordBatch]:
-    """The rows of a block of records, and what became of all of them."""
-    made, rows = Made(), RowsMade.empty()
-    for example, tokenized in tokenized_block(making, block):
-        made.records += 1
+def tokenize_block(config: TokenizeConfig, block: Block) -> tuple[Outcome, pa.RecordBatch]:
+    """Return the outcome of a block of records, and its rows."""
+    outcome, rows = Outcome(), BatchBuilder.empty()
+    for example, tokenized in tokenize_examples(config, block):
+        outcome.records += 1
         if isinstance(example, tuple):
-            made.faults += example
+            outcome.faults += example
             continue
-        if made.format == "auto":
-            made.format = example.format
-        made.ignored.update(example.ignored)
-        made.notes.update(example.notes)
+        if outcome.format == "auto":
+            outcome.format = example.format
+        outcome.ignored.update(example.ignored)
+        outcome.notes.update(example.notes)
         if example.says_nothing:
-            made.dropped["empty_answer"] += 1
+            outcome.dropped["empty_answer"] += 1
             continue
         if not tokenized:
-            made.dropped["nothing_trained"] += 1
-        made.notes.update(noted(tokenized))
+            outcome.dropped["nothing_trained"] += 1
+        outcome.notes.update(noted(tokenized))
         before = len(rows.number)
         content = content_digest(example)
         for row in tokenized:
-            _add(made, rows, example.where, content, row, making)
-        made.usable += len(rows.number) > before
-    return made, rows.batch()
+            _add(outcome, rows, example.where, content, row, config)
+        outcome.usable += len(rows.number) > before
+    return outcome, rows.batch()
 
 
-def tokenized_block(
-    making: Making, block: Block
+def tokenize_examples(
+    config: TokenizeConfig, block: Block
 ) -> list[tuple[Example | Faults, Sequence[Tokenized]]]:
-    """Every record of a block with its rows in tokens, however long; or what is wrong with it."""
+    """Return each record of a block with its tokenized rows of any length, or its faults."""
     found: list[tuple[Example | Faults, int]] = []
     drafts: list[Draft] = []
     for example in block:
         before = len(drafts)
         if not isinstance(example, tuple) and not example.says_nothing:
             try:
-                drafts += drafts_of(making, example)
+                drafts += draft_rows(config, example)
             except DatasetError as error:
                 example = error.faults
         found.append((example, len(drafts) - before))
-    rows = iter(making.tokenizer.encode(drafts))
+    rows = iter(config.tokenizer.encode(drafts))
     return [(example, [next(rows) for _ in range(count)]) for example, count in found]
 
 
 def content_digest(example: Example) -> int:
-    """64 bits of what a record says, whatever its format: equal records have equal digests."""
-    said: Any = example.content
+    """Return a 64-bit hash of an example's content, the same in every format."""
+    content: Any = example.content
     if example.tools or example.untrained:
-        said = [example.content, example.tools, sorted(example.untrained)]
-    canonical = json.dumps(said, sort_keys=True, separators=(",", ":"))
+        content = [example.content, example.tools, sorted(example.untrained)]
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:8])
 
 
 def noted(tokenized: Sequence[Tokenized]) -> list[str]:
-    """What is worth a word about the rows of a record."""
+    """Return the notes about the rows of a record."""
     notes = [
         ("control_text", any(row.literals for row in tokenized)),
         ("reasoning_left_out", any(row.reasoning_left_out for row in tokenized)),
@@ -199,20 +199,24 @@ def noted(tokenized: Sequence[Tokenized]) -> list[str]:
 
 
 def _add(
-    made: Made, rows: RowsMade, where: str, content: int, row: Tokenized, making: Making
+    outcome: Outcome,
+    rows: BatchBuilder,
+    where: str,
+    content: int,
+    row: Tokenized,
+    config: TokenizeConfig,
 ) -> None:
-    """Takes a row in, or counts why it is dropped."""
-    kept = trim(row.trained, max_length=making.max_length, overlong=making.overlong)
-    made.lengths[Histogram.edge(kept.whole)] += 1
-    made.longest = max(made.longest, kept.whole)
+    """Add a row, or count why it is dropped."""
+    kept = trim(row.supervised, max_length=config.max_length, overlong=config.overlong)
+    outcome.lengths[Histogram.edge(kept.whole)] += 1
+    outcome.longest = max(outcome.longest, kept.whole)
     if kept.dropped:
-        if kept.dropped == "overlong" and making.overlong == "error":
-            made.faults.append(overlong_fault(where, kept.whole, making.max_length))
+        if kept.dropped == "overlong" and config.overlong == "error":
+            outcome.faults.append(overlong_fault(where, kept.whole, config.max_length))
         else:
-            made.dropped[kept.dropped] += 1
+            outcome.dropped[kept.dropped] += 1
         return
-    made.cut += kept.cut
-    made.openings[row.opening] += 1
+    outcome.cut += kept.cut
+    outcome.openings[row.opening] += 1
     number = int(where.rpartition(":")[2])
-    ids, trained = row.ids[: kept.kept], row.trained[: kept.kept]
-    rows.add(ids, trained, content, number)
+    rows.add(row.ids[: kept.kept], row.supervised[: kept.kept], content, number)

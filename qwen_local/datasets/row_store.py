@@ -1,6 +1,8 @@
 """Rows in an Arrow table: in memory, or in files that the system pages in as they are read.
 
-Shapes: R = rows, C = conversations' tokens in one row (its positions and the token after the last).
+Hard targets need no column of their own: they are the row's own tokens at its supervised spans.
+
+Shapes: R = rows, C = tokens of one row (its positions and the token after the last).
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ from typing import NamedTuple, overload
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 
-from qwen_local.rows.rows import IGNORE, Rows
+from qwen_local.rows.rows import Rows
+from qwen_local.rows.targets import Targets, shift_labels
 
 SCHEMA = pa.schema(
     [
         ("ids", pa.list_(pa.int32())),  # [C]
-        ("spans", pa.list_(pa.int32())),  # [2 x n]: positions start..stop whose next is trained
-        ("content", pa.uint64()),  # hash of what the row's record says
+        ("spans", pa.list_(pa.int32())),  # [2 x n]: supervised positions, start..stop each
+        ("content", pa.uint64()),  # hash of the record's content
         ("tokens", pa.binary(16)),  # hash of ids and spans
         ("number", pa.int64()),  # line or record of the source
     ]
@@ -30,8 +33,8 @@ SCHEMA = pa.schema(
 
 
 @dataclass(slots=True)
-class RowsMade:
-    """Rows on their way into a table."""
+class BatchBuilder:
+    """Columns of the rows that the next record batch will hold."""
 
     ids: list[np.ndarray]
     spans: list[np.ndarray]
@@ -40,23 +43,25 @@ class RowsMade:
     number: list[int]
 
     @classmethod
-    def empty(cls) -> RowsMade:
-        """None yet."""
+    def empty(cls) -> BatchBuilder:
+        """A builder without rows."""
         return cls([], [], [], [], [])
 
-    def add(self, ids: Sequence[int], trained: Sequence[bool], content: int, number: int) -> None:
-        """Take a row in.
+    def add(
+        self, ids: Sequence[int], supervised: Sequence[bool], content: int, number: int
+    ) -> None:
+        """Add a row.
 
         Args:
-            ids: tokens, shape [C]; the last of them is trained.
-            trained: shape [C].
-            content: hash of what the record says.
+            ids: tokens, shape [C]; the last of them is supervised.
+            supervised: True where the token counts in the loss, shape [C].
+            content: hash of the record's content.
             number: its line.
         """
         ids_C = np.asarray(ids, np.int32)
-        # Where trained turns to untrained and back, among the positions: token t + 1 is the target
+        # Where supervised stretches start and stop, among the positions: token t + 1 is the target
         # of position t.
-        edges = np.flatnonzero(np.diff(np.asarray(trained, np.int8)[1:], prepend=0, append=0))
+        edges = np.flatnonzero(np.diff(np.asarray(supervised, np.int8)[1:], prepend=0, append=0))
         spans = edges.astype(np.int32)
         digest = hashlib.blake2b(ids_C.astype("<i4").data, digest_size=16)
         digest.update(spans.astype("<i4").data)
@@ -67,7 +72,7 @@ class RowsMade:
         self.number.append(number)
 
     def batch(self) -> pa.RecordBatch:
-        """The rows as Arrow holds them."""
+        """Return the rows as an Arrow record batch."""
         arrays = [
             _lists(self.ids),
             _lists(self.spans),
@@ -97,14 +102,14 @@ def _values(array: pa.Array, kind: type | str) -> np.ndarray:
 
 
 class Batch(NamedTuple):
-    """Rows as Arrow holds them, and the whole file that is paged in where they lie in one."""
+    """An Arrow record batch, and the memory-mapped file that it lies in, if any."""
 
     rows: pa.RecordBatch
     file: pa.Buffer | None = None
 
 
 MADVISE = ctypes.CDLL(None).madvise if hasattr(mmap, "MADV_DONTNEED") else None
-"""The C library's; None on Windows. `mmap.mmap` has it, too, but keeps a file open for each."""
+"""The C library's function; None on Windows. That of `mmap.mmap` keeps a file open for each map."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,44 +128,44 @@ class _Chunk:
         return cls(batch, *_view(batch.rows.column("ids")), *_view(batch.rows.column("spans")))
 
     def lengths(self) -> np.ndarray:
-        """int64 [rows]: positions of each."""
+        """Count the positions of each row: int64 [rows]."""
         return (np.diff(self.ids_at) - 1).astype(np.int64)
 
     def supervised(self) -> np.ndarray:
-        """int64 [rows]: positions of each that are trained."""
+        """Count the supervised positions of each row: int64 [rows]."""
         signed = self.spans.astype(np.int64)
         signed[::2] *= -1  # each span counts stop - start; every row has at least one
         return np.add.reduceat(signed, self.spans_at[:-1])
 
     def content(self) -> np.ndarray:
-        """uint64 [rows]: hash of what the record says."""
+        """Return the content hash of each row's record: uint64 [rows]."""
         return _values(self.batch.rows.column("content"), np.uint64)
 
     def tokens(self) -> np.ndarray:
-        """S16 [rows]: hash of ids and spans."""
+        """Return the hash of each row's ids and spans: S16 [rows]."""
         return _values(self.batch.rows.column("tokens"), "S16")
 
-    def row(self, r: int) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, targets) of row r, each int32 [positions]."""
+    def row(self, r: int) -> tuple[np.ndarray, Targets]:
+        """Return (ids int32 [positions], targets) of row r, copied out of the file."""
         ids_C = self.ids[self.ids_at[r] : self.ids_at[r + 1]].copy()
-        targets = np.full(len(ids_C) - 1, IGNORE, np.int32)
+        supervised_C = np.zeros(len(ids_C), bool)
         spans = self.spans[self.spans_at[r] : self.spans_at[r + 1]]
         for start, stop in spans.reshape(-1, 2).tolist():
-            targets[start:stop] = ids_C[start + 1 : stop + 1]
-        self.let_go()
-        return ids_C[:-1], targets
+            supervised_C[start + 1 : stop + 1] = True
+        self.release_pages()
+        return ids_C[:-1], shift_labels(ids_C, supervised_C)
 
     def number(self, r: int) -> int:
-        """Line or record of row r."""
+        """Return the line or record number of row r."""
         found = int(_values(self.batch.rows.column("number"), np.int64)[r])
-        self.let_go()
+        self.release_pages()
         return found
 
-    def let_go(self) -> None:
-        """Count the pages that were read as the system's again, which may keep them at hand.
+    def release_pages(self) -> None:
+        """Stop counting the file's pages as memory of this process; the system may cache them.
 
-        They would add up to the whole file, and the memory of a process that is allowed only so
-        much is full of them. Linux does so at once; macOS takes it as advice.
+        Otherwise the pages that were read add up to the whole file, which fills the memory of a
+        process under a limit. Linux releases them at once; macOS takes it as advice.
         """
         if self.batch.file is not None and MADVISE is not None:
             where = ctypes.c_void_p(self.batch.file.address)
@@ -177,7 +182,7 @@ class Table:
         """Wrap record batches of `SCHEMA`.
 
         Args:
-            name: of the source, as it stands in places: `train.jsonl`.
+            name: of the source, as places show it: `train.jsonl`.
             batches: in order.
         """
         self.name = name
@@ -189,20 +194,20 @@ class Table:
         return int(self._starts[-1])
 
     def column(self, of: Column, kind: type | str) -> np.ndarray:
-        """What is said of every row, [rows of the table] in this dtype."""
+        """Return a column for all rows, [rows of the table], in this dtype."""
         parts = []
         for chunk in self._chunks:
-            parts.append(of(chunk).copy())  # a view would be paged in once more
-            chunk.let_go()
+            parts.append(of(chunk).copy())  # a view would be paged in again
+            chunk.release_pages()
         return np.concatenate([np.zeros(0, kind), *parts])
 
-    def row(self, r: int) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, targets) of row r, each int32 [positions]."""
+    def row(self, r: int) -> tuple[np.ndarray, Targets]:
+        """Return (ids int32 [positions], targets) of row r."""
         chunk, r = self._find(r)
         return chunk.row(r)
 
     def place(self, r: int) -> str:
-        """Where row r stands: `train.jsonl:17`."""
+        """Return the place of row r: `train.jsonl:17`."""
         chunk, r = self._find(r)
         return f"{self.name}:{chunk.number(r)}"
 
@@ -222,9 +227,9 @@ class StoredRows:
         """Choose rows.
 
         Args:
-            tables: where they lie.
+            tables: the tables to choose from.
             table_R: int32 [R]: the table of each row.
-            row_R: int64 [R]: its place in there.
+            row_R: int64 [R]: its index in that table.
         """
         self._tables, self._table_R, self._row_R = tables, table_R, row_R
 
@@ -247,11 +252,11 @@ class StoredRows:
         )
 
     def where(self, chosen_R: np.ndarray) -> StoredRows:
-        """The rows that are marked, or named by their index."""
+        """The rows that a mask marks, or that indices name."""
         return StoredRows(self._tables, self._table_R[chosen_R], self._row_R[chosen_R])
 
     def _column(self, of: Column, kind: type | str) -> np.ndarray:
-        """A column of the tables, for the rows chosen here."""
+        """Return a column of the tables for the rows chosen here."""
         found = np.zeros(len(self), kind)
         for index, table in enumerate(self._tables):
             here = self._table_R == index
@@ -268,26 +273,26 @@ class StoredRows:
 
     @property
     def content_R(self) -> np.ndarray:
-        """uint64 [R]: hash of what the record of each row says."""
+        """uint64 [R]: content hash of each row's record."""
         return self._column(_Chunk.content, np.uint64)
 
     @cached_property
     def tokens(self) -> int:
-        """Input positions of all rows."""
+        """Number of input positions of all rows."""
         return int(self.lengths_R.sum())
 
     @cached_property
     def supervised(self) -> int:
-        """Positions of all rows that are trained."""
+        """Number of positions of all rows that count in the loss."""
         return int(self._column(_Chunk.supervised, np.int64).sum())
 
     @cached_property
     def sha256(self) -> str:
-        """Of all that is in them, in hex; the same on every machine."""
+        """Hex digest of the content of all rows; the same on every machine."""
         return hashlib.sha256(self._column(_Chunk.tokens, "S16").tobytes()).hexdigest()
 
-    def row(self, r: int) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, targets) of row r, each int32 [length of the row]."""
+    def row(self, r: int) -> tuple[np.ndarray, Targets]:
+        """Return (ids int32 [length of the row], targets) of row r."""
         return self._tables[int(self._table_R[r])].row(int(self._row_R[r]))
 
     def take(self, order: Iterable[int]) -> Rows:
@@ -295,17 +300,17 @@ class StoredRows:
         return Rows.from_pairs(self.row(int(r)) for r in order)
 
     def place(self, r: int) -> str:
-        """Where row r comes from: `train.jsonl:17`."""
+        """Return the place that row r comes from: `train.jsonl:17`."""
         return self._tables[int(self._table_R[r])].place(int(self._row_R[r]))
 
     @property
     def places(self) -> Sequence[str]:
-        """Where every row comes from."""
+        """The place that each row comes from."""
         return _Places(self)
 
 
 class _Places(Sequence[str]):
-    """Places that are only written when they are asked for."""
+    """Places of rows, each formatted only when it is read."""
 
     def __init__(self, rows: StoredRows) -> None:
         self._rows = rows

@@ -1,5 +1,5 @@
-"""Where rows come from: files, folders with train and valid files, data sets on the hub, entries of
-a dataset_info.json."""
+"""Sources of records: files, folders with train and valid files, data sets on the Hub, entries of a
+dataset_info.json."""
 
 from __future__ import annotations
 
@@ -36,56 +36,56 @@ from qwen_local.errors import DatasetError, Fault
 from qwen_local.files import expanded
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?::([\w.+-]+))?(?:\[([\w.+-]+)\])?")
-"""`owner/name`, perhaps with `:subset` and `[split]` after it."""
+"""`owner/name`, optionally with `:subset` and `[split]` after it."""
 
 Split = tuple[str, ...]
-"""The names that a split may have."""
+"""Names that a split may have."""
 TRAIN: Split = ("train",)
 EVAL: Split = ("valid", "validation", "eval")
-"""The first is mlx-lm's. A test split is no business of training."""
+"""The first is mlx-lm's. Training does not use a test split."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
-    """A source as the user names it, and how it is to be read."""
+    """A source as the user names it, with its options."""
 
     name: str
     """A file, a folder, a hub id or an entry of a list: `data/dataset_info.json#poems`."""
     weight: float = 1.0
-    """How many times its rows count in an epoch; of evaluation data always 1."""
+    """Number of times that its rows count in an epoch; always 1 for evaluation data."""
     format: FormatName = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
     """The column for each key of the format that has another name in the data."""
     limit: int | None = None
-    """Read only so many records, the first ones."""
+    """Most records to read, from the first on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """A source that was found."""
+    """A source that exists."""
 
     name: str
     """The path, or the hub id with the split: `owner/name[train]`."""
     records: Callable[[], Records]
-    """Reads all of it, from the beginning each time."""
+    """Reads all records, from the start on each call."""
     sha256: str | None
-    """Of the file as it lies, compressed or not; None for a source on the hub."""
+    """Digest of the file as stored, compressed or not; None for a source on the Hub."""
     commit: str | None
-    """Of the data set on the hub; None for a file."""
+    """Commit of the data set on the Hub; None for a file."""
     weight: float = 1.0
     format: FormatName = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
     turns: Turns | None = None
-    """How its conversations are written, where a list of data sets says so."""
+    """Keys and roles of its conversations, if a dataset_info.json names them."""
     limit: int | None = None
     state: tuple[int, int] | None = None
-    """Size and time of change of the file when it was hashed."""
+    """Size and modification time of the file when it was hashed."""
 
     def check_unchanged(self) -> None:
-        """Refuse a file that is no longer what was hashed.
+        """Refuse a file that changed after it was hashed.
 
         Raises:
-            DatasetError: it has changed, or is gone.
+            DatasetError: it has changed, or no longer exists.
         """
         with contextlib.suppress(OSError):
             if self.state is None or _state(Path(self.name)) == self.state:
@@ -94,9 +94,9 @@ class Source:
         raise DatasetError.at(self.name, problem, "run the command again when it is complete")
 
     def read(self) -> Iterator[Record | Faults]:
-        """The records, at most `limit` of them, and the faults among them.
+        """Yield the records, at most `limit` of them, and the faults among them.
 
-        At their end come the columns that were named for an optional key and are in no record.
+        A column for an optional key that no record has is a fault after the last record.
         """
         keys = {column: key for key, column in self.columns.items()}
         required = KEYS[self.format].required if self.format != "auto" else ()
@@ -113,20 +113,20 @@ class Source:
             yield (missing_column(first.where, first.value, keys[column], column),)
 
     def examples(self) -> Iterator[Example | Faults]:
-        """Every record that is read, in its format, or what is wrong with it."""
+        """Yield each record as an example, or its faults."""
         return examples(self.read(), self.format, columns=self.columns, turns=self.turns)
 
 
 def locate(
     train: Sequence[Wanted], eval: Sequence[Wanted] = ()
 ) -> tuple[list[Source], list[Source]]:
-    """The sources of the training rows and those of the evaluation rows.
+    """Find the sources of the training rows and of the evaluation rows.
 
-    A folder or a data set on the hub gives both, unless `eval` names others. What exists here is
-    never looked up on the hub, nor is what `looks_local`.
+    A folder or a data set on the Hub gives both, unless `eval` names others. A name that exists
+    here, or that `looks_local`, is never looked up on the Hub.
 
     Raises:
-        DatasetError: sources that are not there, or cannot be read; all of them.
+        DatasetError: sources that are missing or cannot be read; all faults at once.
     """
     faults: list[Fault] = []
     found_train: list[Source] = []
@@ -149,7 +149,7 @@ def locate(
 
 
 def _source(wanted: Wanted, name: str, records: Callable[[], Records], **of: Any) -> Source:
-    """A source that is read as it was wanted; an evaluation split too has no weight but 1."""
+    """Build a source with the options that the user gave it, unless `of` replaces them."""
     how = {"weight": wanted.weight, "format": wanted.format, "columns": wanted.columns}
     return Source(name=name, records=records, **{**how, "limit": wanted.limit, **of})
 
@@ -157,12 +157,12 @@ def _source(wanted: Wanted, name: str, records: Callable[[], Records], **of: Any
 def _find(
     wanted: Wanted, split: Split, beside: Split | None = None
 ) -> tuple[Source, Source | None]:
-    """The source of a split, and that of another one which may be in the same place.
+    """Find the source of a split, and of a second split that may be in the same place.
 
     Args:
-        wanted: by the user.
-        split: must be there. A file that is named directly is any split.
-        beside: may be there.
+        wanted: the source as the user names it.
+        split: required split. A file that is named directly serves as any split.
+        beside: optional split.
     """
     name = wanted.name
     path = expanded(name)
@@ -186,7 +186,7 @@ def _find(
 
 
 def looks_local(path: Path) -> bool:
-    """Whether a path that is not there was meant as one: its folder is there, or it has a suffix.
+    """Return True if a missing path was meant as one: its folder exists, or it has a known suffix.
 
     >>> looks_local(Path("data/train.jsonl")), looks_local(Path("somebody/poems"))
     (True, False)
@@ -209,7 +209,7 @@ def _missing(name: str, path: Path) -> Fault:
     return Fault(name, problem, hint)
 
 
-# --- here ---
+# --- local ---
 
 
 def _file(wanted: Wanted, path: Path, **how: Any) -> Source:
@@ -254,7 +254,7 @@ def _in_folder(
 
 
 def _in_list(wanted: Wanted, place: Path, name: str) -> Source:
-    """The source that an entry of a dataset_info.json describes."""
+    """Find the source that an entry of a dataset_info.json describes."""
     file = place / dataset_info.FILE if place.is_dir() else place
     if not file.is_file():
         hint = f"name a {dataset_info.FILE}, or the folder that holds it, before the #"
@@ -273,7 +273,7 @@ def _in_list(wanted: Wanted, place: Path, name: str) -> Source:
     return _on_hub(wanted, entry.hub, entry.subset, (entry.split,), None, **how)[0]
 
 
-# --- on the hub ---
+# --- on the Hub ---
 
 
 def _on_hub(
@@ -293,9 +293,9 @@ def _on_hub(
         if wanted.limit is None:
             builder.download_and_prepare()
             splits = builder.as_dataset()
-        else:  # of a data set of any size only the beginning is fetched
+        else:  # only the start of a data set is fetched, whatever its size
             splits = builder.as_streaming_dataset()
-    except Exception as error:  # of many kinds, from several libraries
+    except Exception as error:  # several libraries raise many kinds
         asked = wanted.name if hub in wanted.name else f"{wanted.name}: {hub}"
         raise DatasetError([_unreachable(asked, hub, error, offline=offline)]) from None
     place = f"{hub}:{subset}" if subset else hub
@@ -330,7 +330,9 @@ def _unreachable(name: str, hub: str, error: Exception, *, offline: bool) -> Fau
         hint = "download the data set, and name its file or folder"
         return Fault(name, f"cannot be loaded from the hub: {said}", hint)
     if offline:
-        problem = "not here, not in the cache, and HF_HUB_OFFLINE forbids to ask the hub"
+        problem = (
+            "not here, not in the cache, and HF_HUB_OFFLINE is set, so the Hub was not contacted"
+        )
         return Fault(name, problem, "unset HF_HUB_OFFLINE once, or name a local file")
     problem = "not here, not in the cache, and the hub cannot be reached"
     hint = (

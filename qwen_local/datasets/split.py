@@ -1,4 +1,4 @@
-"""Which rows are kept for evaluation, and how often the others count. Decided by content alone."""
+"""Choice of evaluation rows, and repetition of training rows. Decided by content alone."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Sequence
 import numpy as np
 
 FEWEST_ROWS = 20
-"""With fewer rows there is no split: each is worth more in training."""
+"""Fewest rows that are split: below, each row is worth more in training."""
 
 
 def evaluation_rows(content_R: np.ndarray, *, fraction: float, seed: int) -> np.ndarray:
-    """Chooses rows by their content alone.
+    """Choose evaluation rows by their content alone.
 
-    A row's side depends neither on the order of the rows nor on the other rows, and equal rows
-    fall on the same side. The share is therefore met on average only; but where a split is made,
-    neither side is empty.
+    The choice of a row depends neither on the order of the rows nor on the other rows, and equal
+    rows are chosen together. The share is therefore met on average only; but if a split is made,
+    neither set is empty.
 
     Args:
         content_R: uint64 [R], the hash of each row's content.
-        fraction: share of the different contents to be chosen, 0 <= fraction < 1.
+        fraction: share of the different contents to choose, 0 <= fraction < 1.
         seed: another seed chooses other rows.
 
     Returns:
-        bool [R]: whether a row is kept for evaluation. None is where no split is made:
-        `fraction` is 0, there are fewer than `FEWEST_ROWS` rows, or all of them are equal.
+        bool [R]: True for evaluation rows. All False if no split is made: `fraction` is 0, there
+        are fewer than `FEWEST_ROWS` rows, or all of them are equal.
 
     >>> rows = np.arange(100, dtype=np.uint64)
     >>> chosen = evaluation_rows(rows, fraction=0.05, seed=0)
@@ -45,15 +45,15 @@ def evaluation_rows(content_R: np.ndarray, *, fraction: float, seed: int) -> np.
 
 
 def repeated(content_R: np.ndarray, *, weight: float, seed: int) -> np.ndarray:
-    """Rows as often as their source counts in an epoch.
+    """Repeat rows as often as their source counts in an epoch.
 
     Args:
         content_R: uint64 [R], the hash of each row's content.
         weight: 2 takes every row twice, 0.5 half of the rows, 1.5 all of them and half again.
-        seed: of the choice of that half.
+        seed: seed for the choice of that half.
 
     Returns:
-        int64: indices into the rows, in their order, copy after copy; one at least.
+        int64: indices into the rows, in their order, copy after copy; at least one.
 
     >>> rows = np.arange(4, dtype=np.uint64)
     >>> repeated(rows, weight=2, seed=0).tolist(), len(repeated(rows, weight=1.5, seed=0))
@@ -64,7 +64,7 @@ def repeated(content_R: np.ndarray, *, weight: float, seed: int) -> np.ndarray:
     draws = _draws(content_R, "weight", seed)
     count = round(part * len(whole))
     if not full and len(whole):
-        count = max(1, count)  # a source is never left out altogether
+        count = max(1, count)  # a source is never left out entirely
     some = np.sort(np.argsort(draws, kind="stable")[:count])
     return np.concatenate([np.tile(whole, int(full)), some])
 
@@ -72,12 +72,12 @@ def repeated(content_R: np.ndarray, *, weight: float, seed: int) -> np.ndarray:
 def evaluation_parts(
     parts: Sequence[np.ndarray], *, fraction: float, seed: int
 ) -> list[np.ndarray]:
-    """`evaluation_rows` of several sources, decided over all of them together.
+    """Apply `evaluation_rows` to several sources together.
 
     Args:
-        parts: uint64 [R] of each source.
-        fraction: as there.
-        seed: as there.
+        parts: content hashes of each source, uint64 [R].
+        fraction: see `evaluation_rows`.
+        seed: see `evaluation_rows`.
 
     Returns:
         bool [R] for each source.
@@ -87,13 +87,11 @@ def evaluation_parts(
 
 
 def mixed(numbers: np.ndarray, start: int) -> np.ndarray:
-    """Numbers that look random, different ones for different ones: each step can be undone.
-
-    The mixing is that of SplitMix64 (Steele, Lea and Flood, 2014).
+    """Hash integers one to one, by the mixing steps of SplitMix64 (Steele, Lea and Flood, 2014).
 
     Args:
-        numbers: of any integer type, shape [N].
-        start: is added first, modulo 2^64.
+        numbers: integers of any type, shape [N].
+        start: added first, modulo 2^64.
 
     Returns:
         uint64 [N].
@@ -109,6 +107,6 @@ def mixed(numbers: np.ndarray, start: int) -> np.ndarray:
 
 
 def _draws(content_R: np.ndarray, purpose: str, seed: int) -> np.ndarray:
-    """Numbers in [0, 1) that belong to these contents, this purpose and this seed."""
+    """Draw a number in [0, 1) for each content, by purpose and seed."""
     start = int.from_bytes(hashlib.sha256(f"{purpose} {seed}".encode()).digest()[:8])
     return (mixed(content_R, start) >> np.uint64(11)).astype(np.float64) / 2.0**53

@@ -62,12 +62,12 @@ CHATML_HINT = "use a model whose template writes ChatML, as those of Qwen do"
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """One row: its tokens and which of them are trained, from one call so that they fit."""
+    """One row: its tokens and which of them count in the loss, from one call so that they fit."""
 
     ids: list[int]
     """Shape [T]."""
-    trained: list[bool]
-    """Shape [T]: True where the token is to be learned."""
+    supervised: list[bool]
+    """Shape [T]: True where the token counts in the loss."""
     literals: int = 0
     """How often the data hold the text of a control token; it was encoded as plain text."""
     reasoning_left_out: int = 0
@@ -357,15 +357,15 @@ class ChatTokenizer:
         rows = []
         for draft in drafts:
             ids: list[int] = []
-            trained: list[bool] = []
+            supervised: list[bool] = []
             for index, piece in enumerate(draft.pieces):
                 found = self._short.get(piece.text)
                 ids += ids_of[piece.text] if found is None else found
                 if piece.control:
                     ids.append(self._special[piece.control])
-                trained += [index in draft.trained] * (len(ids) - len(trained))
+                supervised += [index in draft.trained] * (len(ids) - len(supervised))
             rows.append(
-                Tokenized(ids, trained, draft.literals, draft.reasoning_left_out, draft.opening)
+                Tokenized(ids, supervised, draft.literals, draft.reasoning_left_out, draft.opening)
             )
         return rows
 

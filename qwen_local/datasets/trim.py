@@ -1,4 +1,4 @@
-"""What of a tokenized row is kept, given the longest length allowed."""
+"""Cut or drop tokenized rows that are longer than the longest allowed."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ Overlong = Literal["drop", "cut", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Trim:
-    """How long a row is and how much of it is used."""
+    """Length of a row, and how much of it is used."""
 
     whole: int
-    """Tokens up to the last one that is trained: what follows teaches nothing."""
+    """Number of tokens up to the last supervised one: what follows changes no loss."""
     kept: int
-    """The first so many tokens are the row; 0 where there is none."""
+    """Number of tokens that become the row, from the first on; 0 if it is dropped."""
     dropped: str | None = None
-    """Why there is none: `overlong` or `nothing_trained`."""
+    """Reason why it is dropped: `overlong` or `nothing_trained`."""
 
     @property
     def cut(self) -> bool:
-        """Whether a part of the row is missing that would have been learned."""
+        """True if supervised tokens were cut off."""
         return 0 < self.kept < self.whole
 
 
-def trim(trained: Sequence[bool], *, max_length: int, overlong: Overlong) -> Trim:
-    """What of a row is kept.
+def trim(supervised: Sequence[bool], *, max_length: int, overlong: Overlong) -> Trim:
+    """Decide how much of a row is used.
 
     Args:
-        trained: shape [T], whether each token is to be learned.
+        supervised: True where a token counts in the loss, shape [T].
         max_length: tokens of the longest row allowed.
-        overlong: what becomes of longer ones. Where that is `error` they are dropped, too: it is
-            for the caller to refuse them, with `overlong_fault`.
+        overlong: treatment of longer rows. `error` drops them as well: the caller refuses them with
+            `overlong_fault`.
 
     >>> trim([False, True, True, False], max_length=8, overlong="drop")
     Trim(whole=3, kept=3, dropped=None)
@@ -44,26 +44,26 @@ def trim(trained: Sequence[bool], *, max_length: int, overlong: Overlong) -> Tri
     >>> trim([False, True, True], max_length=2, overlong="drop")
     Trim(whole=3, kept=0, dropped='overlong')
     """
-    whole = useful(trained)
+    whole = useful(supervised)
     if whole > max_length and overlong != "cut":
         return Trim(whole, 0, "overlong")
-    kept = whole if whole <= max_length else useful(trained[:max_length])
+    kept = whole if whole <= max_length else useful(supervised[:max_length])
     return Trim(whole, kept, None if kept else "nothing_trained")
 
 
-def useful(trained: Sequence[bool]) -> int:
-    """How many tokens it takes to hold the last trained one that has a token before it.
+def useful(supervised: Sequence[bool]) -> int:
+    """Count the tokens up to the last supervised one that has a token before it.
 
-    What follows teaches nothing, so leaving it out changes no loss.
+    Leaving out what follows changes no loss.
 
     >>> useful([False, True, True, False]), useful([True]), useful([])
     (3, 0, 0)
     """
-    return next((t + 1 for t in range(len(trained) - 1, 0, -1) if trained[t]), 0)
+    return next((t + 1 for t in range(len(supervised) - 1, 0, -1) if supervised[t]), 0)
 
 
 def overlong_fault(where: str, length: int, max_length: int) -> Fault:
-    """The fault of a row that is too long where `data.overlong` is `error`."""
+    """Return the fault of a row that is too long if `data.overlong` is `error`."""
     problem = f"expected at most {max_length} tokens (data.max_length); found {length}"
     hint = "raise data.max_length, shorten the row, or set data.overlong to drop or cut"
     return Fault(where, problem, hint)

@@ -1,4 +1,4 @@
-"""A rendered conversation cut at its control tokens, and the assistant's turns in it."""
+"""Rendered conversations split at control tokens, and the assistant's turns in them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 START, END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 HEADER = "assistant\n"
-"""What follows START where an assistant turn begins."""
+"""Text after START at the start of an assistant turn."""
 EMPTY_THINK = "<think>\n\n</think>\n\n"
 
 
@@ -17,9 +17,9 @@ class Piece(NamedTuple):
 
     text: str
     control: str
-    """The empty string where none follows."""
+    """Empty if none follows."""
     answer: bool
-    """Whether the assistant wrote it, and ended it with this control token."""
+    """True if the assistant wrote it and ended it with this control token."""
 
 
 Cut = Callable[[str], list[Piece]]
@@ -28,13 +28,13 @@ Cut = Callable[[str], list[Piece]]
 def make_cut(
     control: re.Pattern[str], openings: Sequence[str], restore: Callable[[str], str], *, bare: bool
 ) -> Cut:
-    r"""A function that cuts rendered text.
+    r"""Return a function that splits rendered text.
 
     Args:
         control: matches the control tokens, in one group.
-        openings: every way in which a generation prompt begins the assistant's turn, the longest
-            first; each starts with HEADER. They are pieces of their own, before the answer.
-        restore: puts the data's own text of control tokens back.
+        openings: every text with which a generation prompt starts the assistant's turn, the longest
+            first; each starts with HEADER. An opening is a piece of its own, before the answer.
+        restore: puts control-token text of the data back.
         bare: leave an empty think block out of the opening.
 
     >>> cut = make_cut(re.compile(r"(<\|\w+\|>)"), [HEADER], str, bare=False)
@@ -67,5 +67,5 @@ def make_cut(
 
 
 def answers(pieces: Sequence[Piece]) -> list[int]:
-    """Which pieces the assistant wrote."""
+    """Return the indices of the pieces that the assistant wrote."""
     return [index for index, piece in enumerate(pieces) if piece.answer]

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from qwen_local.backends.base import Backend, RowTooLargeError, Scores
+from qwen_local.backends.base import Backend, RowTooLargeError
 from qwen_local.errors import OutOfMemoryError
 from qwen_local.rows.rows import AnyRows
+from qwen_local.rows.scores import Scores
 
 ROWS_PER_CALL = 1024
 """Rows in memory at one time, and the most that are repeated if memory runs out."""

@@ -21,7 +21,6 @@ from qwen_local.backends.select import Choice
 from qwen_local.export.blocks import Source, Voice, head_pieces, normed, through_all_blocks
 from qwen_local.export.merge import ExportError
 from qwen_local.export.samples import Samples
-from qwen_local.rows.rows import IGNORE
 
 FLOAT32_ERROR = 1e-4
 """Allowed difference of float32 logits; where they exceed 1, as a share of the largest."""
@@ -148,11 +147,11 @@ def measure(voices: Mapping[str, Voice], samples: Samples, choice: Choice, scrat
     rows = samples.rows
     sequences = [rows.row(r)[0].astype(np.int64) for r in range(len(rows))]
     hidden = through_all_blocks(voices, sequences, choice, scratch)
-    supervised_T = rows.targets_T != IGNORE
-    targets_N = rows.targets_T[supervised_T].astype(np.int64)
+    supervised_N = rows.targets.supervised_N
+    targets_N = rows.targets.ids_T[supervised_N].astype(np.int64)
     heard = {
         name: _Heard.nothing(
-            voice.source, normed(voice.source, np.concatenate(hidden.pop(name))[supervised_T])
+            voice.source, normed(voice.source, np.concatenate(hidden.pop(name))[supervised_N])
         )
         for name, voice in voices.items()
     }
@@ -160,7 +159,7 @@ def measure(voices: Mapping[str, Voice], samples: Samples, choice: Choice, scrat
     pairs |= {(name, LIVE): _Difference() for name in (MERGE,) if name in voices}
     pairs |= {(name, BARE): _Difference() for name in (FLOATS,) if name in voices}
     largest = _listen(heard, pairs, targets_N)
-    row_N = np.repeat(np.arange(len(rows)), rows.lengths_R)[supervised_T]
+    row_N = np.repeat(np.arange(len(rows)), rows.lengths_R)[supervised_N]
     over_N = row_N >= samples.fixed if samples.of_run else row_N >= 0
     between = pairs.get((FLOATS, BARE))
     merge = pairs.get((MERGE, LIVE))

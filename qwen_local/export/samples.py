@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import InputError
-from qwen_local.rows.rows import IGNORE, Rows
+from qwen_local.rows.rows import Rows
+from qwen_local.rows.targets import shift_labels
 from qwen_local.runs.run import Run
 from qwen_local.training.preparation import prepare_data
 
@@ -71,13 +74,11 @@ def make_samples(tokenizer: ChatTokenizer, adapter: Path) -> Samples:
             {"role": "assistant", "content": answer},
         ]
         for row in tokenizer.encode_conversation(messages):
-            trained = zip(row.ids[1:], row.trained[1:], strict=True)
-            pairs.append((row.ids[:-1], [id_ if said else IGNORE for id_, said in trained]))
-    fixed = Rows.from_pairs(pairs)
-    more = _rows_of_run(adapter, tokenizer)
-    own = [] if more is None else [more.row(r) for r in _few(more)]
-    rows = Rows.from_pairs([*(fixed.row(r) for r in range(len(fixed))), *own])
-    return Samples(rows, len(fixed))
+            pairs.append((np.array(row.ids[:-1]), shift_labels(row.ids, row.supervised)))
+    fixed = len(pairs)
+    if (more := _rows_of_run(adapter, tokenizer)) is not None:
+        pairs += [more.row(r) for r in _few(more)]
+    return Samples(Rows.from_pairs(pairs), fixed)
 
 
 def _few(rows: Rows) -> Iterator[int]:

@@ -138,7 +138,7 @@ def _mismatch(line: bytes, question: Sequence[Question]) -> str | None:
     expected = {"id": asked.id, **asked.asked}
     if _line({key: row[key] for key in row if key not in ANSWERED}) == _line(expected):
         return None
-    return f"expected the answer to {asked.where}; found that to another question"
+    return f"expected the answer to {asked.example.where}; found that to another question"
 
 
 def _another(key: str, before: Any, now: Any) -> str:

@@ -181,10 +181,10 @@ class _Work:
         for question in questions:
             try:
                 messages = question.behind(self._system)
-                prompts.append(self._model.prompt(messages, question.tools))
+                prompts.append(self._model.prompt(messages, question.example.tools))
             except DatasetError as error:
                 faults += [
-                    Fault(f"{question.where}: {fault.where}", fault.problem, fault.hint)
+                    Fault(f"{question.example.where}: {fault.where}", fault.problem, fault.hint)
                     for fault in error.faults
                 ]
         if faults:

@@ -14,7 +14,13 @@ from typing import Self
 
 from qwen_local.datasets.formats import Example
 from qwen_local.datasets.record_files import Faults
-from qwen_local.datasets.row_builder import Block, Making, content_digest, noted, tokenized_block
+from qwen_local.datasets.row_builder import (
+    Block,
+    TokenizeConfig,
+    content_digest,
+    noted,
+    tokenize_examples,
+)
 from qwen_local.datasets.tokenizer import Tokenized
 from qwen_local.datasets.trim import Overlong, Trim, overlong_fault, trim
 from qwen_local.errors import Fault
@@ -92,7 +98,7 @@ class Findings:
     """Of the usable records."""
 
     @classmethod
-    def begin(cls, making: Making) -> Self:
+    def begin(cls, making: TokenizeConfig) -> Self:
         """Nothing found yet in data that become rows in this way."""
         return cls(
             max_length=making.max_length,
@@ -159,14 +165,14 @@ class Findings:
             self.secrets.add(kind, Secret(example.where, begins))
 
     def _measure(self, row: Tokenized, place: str) -> Trim:
-        kept = trim(row.trained, max_length=self.max_length, overlong=self.overlong)
+        kept = trim(row.supervised, max_length=self.max_length, overlong=self.overlong)
         self.lengths.append(kept.whole)
         self._keep_longest([(kept.whole, place)])
         if kept.kept:
             self.rows += 1
             self.cut += kept.cut
             self.tokens += kept.kept - 1
-            self.supervised += sum(row.trained[1 : kept.kept])
+            self.supervised += sum(row.supervised[1 : kept.kept])
             self.ended += row.ids[kept.kept - 1] in self.ends
         return kept
 
@@ -193,10 +199,10 @@ class Findings:
             self.labels = None
 
 
-def look(making: Making, block: Block) -> Findings:
+def look(making: TokenizeConfig, block: Block) -> Findings:
     """What is found in a block of records."""
     found = Findings.begin(making)
-    for example, rows in tokenized_block(making, block):
+    for example, rows in tokenize_examples(making, block):
         if isinstance(example, tuple):
             found.refuse(example)
         else:

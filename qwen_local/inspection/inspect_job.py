@@ -15,7 +15,7 @@ from qwen_local.datasets.formats import Example, FormatName, examples
 from qwen_local.datasets.pool import in_order
 from qwen_local.datasets.progress_bar import Progress
 from qwen_local.datasets.record_files import Faults, Record
-from qwen_local.datasets.row_builder import Making, blocks, drafts_of
+from qwen_local.datasets.row_builder import TokenizeConfig, blocks, draft_rows
 from qwen_local.datasets.sources import Source, locate
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import DatasetError
@@ -28,7 +28,7 @@ from qwen_local.models.source import fetch_tokenizer, find_model
 from qwen_local.training.preparation import data_sources
 
 
-def read_making(job: Job) -> Making:
+def read_making(job: Job) -> TokenizeConfig:
     """How the records of a job become rows.
 
     Raises:
@@ -37,7 +37,7 @@ def read_making(job: Job) -> Making:
     """
     tokenizer = ChatTokenizer.load(fetch_tokenizer(find_model(job.model.name, job.model.revision)))
     tokenizer.check_thinking(job.data.thinking)
-    return Making(
+    return TokenizeConfig(
         tokenizer=tokenizer,
         max_length=job.data.max_length,
         overlong=job.data.overlong,
@@ -46,7 +46,7 @@ def read_making(job: Job) -> Making:
     )
 
 
-def check_job(job: Job, making: Making, *, quiet: bool) -> Check:
+def check_job(job: Job, making: TokenizeConfig, *, quiet: bool) -> Check:
     """Everything there is to say about the data of a job.
 
     Args:
@@ -65,7 +65,9 @@ def check_job(job: Job, making: Making, *, quiet: bool) -> Check:
     )
 
 
-def show_job(job: Job, making: Making, *, row: int | None = None, line: int | None = None) -> Shown:
+def show_job(
+    job: Job, making: TokenizeConfig, *, row: int | None = None, line: int | None = None
+) -> Shown:
     """One training record of a job.
 
     Args:
@@ -78,12 +80,12 @@ def show_job(job: Job, making: Making, *, row: int | None = None, line: int | No
         DatasetError: no such record, or it has faults.
     """
     example = pick(_only_source(job).examples(), row=row, line=line)
-    rows = making.tokenizer.encode(drafts_of(making, example))
+    rows = making.tokenizer.encode(draft_rows(making, example))
     decode = partial(making.tokenizer.decode, skip_special_tokens=False)
     return show(example, rows, decode, max_length=making.max_length, overlong=making.overlong)
 
 
-def fix_job(job: Job, making: Making, output: Path) -> Fixed:
+def fix_job(job: Job, making: TokenizeConfig, output: Path) -> Fixed:
     """A repaired copy of the training data of a job.
 
     Raises:
@@ -97,7 +99,7 @@ def fix_job(job: Job, making: Making, output: Path) -> Fixed:
 class _Reader:
     """Reads records one by one as training reads them all: the first settles the format."""
 
-    def __init__(self, source: Source, making: Making) -> None:
+    def __init__(self, source: Source, making: TokenizeConfig) -> None:
         self._source, self._making = source, making
 
     def __call__(self, record: Record) -> Example | Faults:
@@ -126,7 +128,7 @@ def _only_source(job: Job) -> Source:
     return sources[0]
 
 
-def _check(making: Making, sources: Sequence[Source], *, quiet: bool) -> SetCheck:
+def _check(making: TokenizeConfig, sources: Sequence[Source], *, quiet: bool) -> SetCheck:
     found = Findings.begin(making)
     without_rows: list[str] = []
     for source in sources:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from qwen_local.datasets.formats import Example
+from qwen_local.datasets.formats import Example, Meta
 from qwen_local.datasets.record_files import Faults
 from qwen_local.datasets.tokenizer import Tokenized
 from qwen_local.datasets.trim import Overlong, trim
@@ -57,13 +57,20 @@ class Shown:
 
     place: str
     format: str
+    meta: Meta
     rows: tuple[ShownRow, ...]
     max_length: int
 
     def to_json(self, *, ids: bool) -> dict[str, Any]:
         """The record in JSON's types."""
         rows = [row.to_json(ids=ids) for row in self.rows]
-        return {"place": self.place, "format": self.format, "rows": rows}
+        return {
+            "place": self.place,
+            "format": self.format,
+            "id": self.meta.id,
+            "category": self.meta.category,
+            "rows": rows,
+        }
 
     def describe(self, canvas: Canvas, *, ids: bool) -> str:
         """The record for a person, safe for a terminal.
@@ -74,8 +81,14 @@ class Shown:
         """
         if not self.rows:
             said = "nothing of it is learned (every answer has weight 0)"
-            return visible(f"{self.place} ({self.format}): {said}")
+            return visible(f"{self.place} ({self._about}): {said}")
         return "\n\n".join("\n".join(self._row(number, canvas, ids)) for number in self._numbers)
+
+    @property
+    def _about(self) -> str:
+        """Format, id and category."""
+        labels = (("id", self.meta.id), ("category", self.meta.category))
+        return ", ".join([self.format, *(f"{n} {v}" for n, v in labels if v is not None)])
 
     @property
     def _numbers(self) -> range:
@@ -87,7 +100,7 @@ class Shown:
         counts = [f"{len(row.ids_T):,} tokens", f"{row.parts_T.count('trained'):,} trained"]
         if cut := row.parts_T.count("cut"):
             counts.append(f"{cut:,} cut off")
-        yield visible(f"{self.place} ({self.format}{which}): {', '.join(counts)}")
+        yield visible(f"{self.place} ({self._about}{which}): {', '.join(counts)}")
         if row.dropped is not None:
             yield f"dropped: {reason(row.dropped, self.max_length)}"
         if row.literals:
@@ -118,7 +131,13 @@ def show(
     shown = tuple(
         _show_row(row, decode, max_length, overlong, empty=example.says_nothing) for row in rows
     )
-    return Shown(place=example.where, format=example.format, rows=shown, max_length=max_length)
+    return Shown(
+        place=example.where,
+        format=example.format,
+        meta=example.meta,
+        rows=shown,
+        max_length=max_length,
+    )
 
 
 def pick(
@@ -164,7 +183,7 @@ def _number(where: str) -> int | None:
 def _show_row(
     row: Tokenized, decode: Decode, max_length: int, overlong: Overlong, *, empty: bool
 ) -> ShownRow:
-    kept = trim(row.trained, max_length=max_length, overlong=overlong)
+    kept = trim(row.supervised, max_length=max_length, overlong=overlong)
     dropped = "empty_answer" if empty else kept.dropped
     # A row that is dropped as a whole is shown as what it would have been. What stands behind the
     # last trained token is no loss, either: it is context that teaches nothing.
@@ -173,7 +192,7 @@ def _show_row(
         limit = kept.kept
     elif kept.dropped == "nothing_trained":
         limit = max_length
-    parts = [_part(at, trained, limit) for at, trained in enumerate(row.trained)]
+    parts = [_part(at, trained, limit) for at, trained in enumerate(row.supervised)]
     stretches = [
         (part, [id for _, id in group])
         for part, group in groupby(zip(parts, row.ids, strict=True), key=lambda pair: pair[0])

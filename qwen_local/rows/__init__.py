@@ -1,1 +1,1 @@
-"""Token rows and the plan of micro-batches: what crosses the seam to an engine."""
+"""Token rows, their targets and the plan of micro-batches: what crosses the seam to an engine."""

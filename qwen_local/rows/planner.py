@@ -1,21 +1,18 @@
-"""Which rows an engine works on together, and in which order. Pure; the same for both engines.
+"""The plan of micro-batches: which rows an engine computes together, and in which order.
 
-Shapes: B = rows of one micro-batch, W = their common width.
+Pure, and the same for both engines.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
-from qwen_local.rows.rows import IGNORE, Rows
-
 
 def epoch_order(n: int, *, seed: int, epoch: int) -> np.ndarray:
-    """The order of n rows in an epoch: int64 [n], from seed and epoch alone.
+    """Return the order of n rows in an epoch: int64 [n], from seed and epoch alone.
 
     >>> epoch_order(5, seed=0, epoch=1).tolist()
     [1, 4, 3, 0, 2]
@@ -24,27 +21,27 @@ def epoch_order(n: int, *, seed: int, epoch: int) -> np.ndarray:
 
 
 MOST = 8
-"""Micro-batches of a step that padding may be saved with, where memory would hold them in fewer."""
+"""Most micro-batches that a step is cut into to save padding, if memory would hold it in fewer."""
 ONE_MORE = 64
-"""A micro-batch more costs as much as so many positions; less padding than that is not worth it."""
+"""Cost of one more micro-batch, in positions; saving less padding than that is not worth it."""
 LARGE = 256
-"""More rows than these are cut into full groups: sorted, they have hardly any padding."""
+"""Above this number of rows, groups are filled: sorted rows then have hardly any padding."""
 SIZES = tuple(sorted(m * 2**n for n in range(20) for m in (1, 3) if m * 2**n > 2 or m == 1))
-"""Rows of a group where few shapes are wanted: 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
+"""Allowed numbers of rows in a group where shapes must be few: 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the rows of a micro-batch lie together."""
+    """The arrangement of the rows of a micro-batch."""
 
     widths: tuple[int, ...] = ()
-    """Which a rectangle may have, rising, and then of `SIZES` rows; none for any width and any
-    number of rows. A row beyond the widest has its own."""
+    """Allowed widths of a rectangle, rising; its rows are then one of `SIZES`. Empty allows any
+    width and any number of rows. A row longer than the widest has a width of its own."""
     packed: bool = False
-    """One behind the other without padding, instead of side by side in a rectangle."""
+    """True: rows one behind the other without padding, instead of side by side in a rectangle."""
 
     def positions(self, lengths_R: np.ndarray) -> int:
-        """What a micro-batch of rows of these lengths (int64 [R], at least one) computes."""
+        """Count the positions of a micro-batch of these lengths (int64 [R], at least one)."""
         if self.packed:
             return int(lengths_R.sum())
         return len(lengths_R) * int(widths_of(lengths_R, self.widths).max())
@@ -56,10 +53,10 @@ PADDED, PACKED = Layout(), Layout(packed=True)
 def micro_batches(
     lengths: Sequence[int], *, budget: int, layout: Layout = PADDED, most: int = MOST
 ) -> list[list[int]]:
-    """The rows of one optimizer step in groups that fit into memory together.
+    """Group the rows of one optimizer step so that each group fits into memory.
 
-    Sorted by length, the rows are cut where it leaves the least padding, into no more groups than
-    `most` or than memory asks for. The longest come first, so that a budget which is too large
+    Sorted by length, the rows are cut where that leaves the least padding, into no more groups than
+    `most` or than memory requires. The longest come first, so that a budget that is too large
     fails at once; rows of one length keep their order. Packed rows have no padding, and are cut
     where the budget is full.
 
@@ -67,8 +64,8 @@ def micro_batches(
         lengths: tokens of each row, at least one.
         budget: positions of a group, padding included. A row that is larger by itself makes a group
             of its own.
-        layout: of a group.
-        most: groups, where memory would hold the rows in fewer.
+        layout: arrangement of a group.
+        most: groups at most, if memory would hold the rows in fewer.
 
     Returns:
         Indices into `lengths`, every one of them once.
@@ -94,7 +91,7 @@ def micro_batches(
 
 
 def widths_of(lengths_R: np.ndarray, widths: Sequence[int]) -> np.ndarray:
-    """int64 [R]: the smallest of the widths that holds each row, or its own length.
+    """Return the smallest width that holds each row, or its own length: int64 [R].
 
     >>> widths_of(np.array([3, 16, 17, 99]), [16, 32]).tolist()
     [16, 16, 32, 99]
@@ -107,7 +104,7 @@ def widths_of(lengths_R: np.ndarray, widths: Sequence[int]) -> np.ndarray:
 
 
 def _full(length_R: np.ndarray, budget: int) -> list[int]:
-    """Rows of each group where every group takes what fits behind each other."""
+    """Return the rows of each group if every group is packed full."""
     counts: list[int] = []
     room = 0
     for length in length_R.tolist():
@@ -121,7 +118,7 @@ def _full(length_R: np.ndarray, budget: int) -> list[int]:
 
 
 def _filled(width_R: np.ndarray, budget: int, *, few: bool) -> list[int]:
-    """Rows of each group where every group takes as many as fit."""
+    """Return the rows of each group if every rectangle is filled."""
     counts: list[int] = []
     start = 0
     while start < len(width_R):
@@ -134,8 +131,8 @@ def _filled(width_R: np.ndarray, budget: int, *, few: bool) -> list[int]:
 
 
 def _best(width_R: np.ndarray, budget: int, *, most: int, few: bool) -> list[int]:
-    """Rows of each group where all groups together cost least: padded positions, and `ONE_MORE`
-    for each group.
+    """Return the rows of each group for the least total cost: padded positions, and `ONE_MORE` for
+    each group.
 
     The shortest way from the first row to behind the last, by dynamic programming over the number
     of groups: cost[j] is the least cost of the first j rows.
@@ -168,11 +165,11 @@ def _best(width_R: np.ndarray, budget: int, *, most: int, few: bool) -> list[int
 
 MOST_WIDTHS = 16
 FINEST = 1024
-"""Different lengths that are told apart where widths are chosen."""
+"""Different lengths that the choice of widths distinguishes."""
 
 
 def choose_widths(lengths_R: np.ndarray) -> tuple[int, ...]:
-    """The `MOST_WIDTHS` widths that rows of these lengths are padded to with the least padding.
+    """Choose up to `MOST_WIDTHS` widths that pad rows of these lengths the least.
 
     Args:
         lengths_R: int64 [R], at least one.
@@ -201,33 +198,3 @@ def choose_widths(lengths_R: np.ndarray) -> tuple[int, ...]:
         chosen.append(int(width_S[end - 1]))
         end = int(origins[end - 1])
     return tuple(reversed(chosen))
-
-
-class Padded(NamedTuple):
-    """A micro-batch as a rectangle, filled up on the right."""
-
-    ids_BW: np.ndarray
-    """int32 [B, W], 0 beyond the end of a row."""
-    lengths_B: np.ndarray
-    """int32 [B]."""
-    targets_BW: np.ndarray
-    """int32 [B, W], IGNORE beyond the end of a row."""
-
-
-def padded(rows: Rows, indices: Sequence[int], *, widths: Sequence[int] = ()) -> Padded:
-    """These rows side by side; the width is the longest, or the next of `widths`.
-
-    >>> rows = Rows.from_pairs([([1, 2, 3], [2, -100, 4]), ([5], [6])])
-    >>> ids, lengths, targets = padded(rows, [0, 1], widths=[4])
-    >>> ids.tolist(), lengths.tolist()
-    ([[1, 2, 3, 0], [5, 0, 0, 0]], [3, 1])
-    >>> targets.tolist()
-    [[2, -100, 4, -100], [6, -100, -100, -100]]
-    """
-    lengths_B = rows.lengths_R[list(indices)].astype(np.int32)
-    shape = len(indices), int(widths_of(lengths_B.astype(np.int64), widths).max(initial=0))
-    ids_BW, targets_BW = np.zeros(shape, np.int32), np.full(shape, IGNORE, np.int32)
-    for b, index in enumerate(indices):
-        ids, targets = rows.row(index)
-        ids_BW[b, : len(ids)], targets_BW[b, : len(ids)] = ids, targets
-    return Padded(ids_BW, lengths_B, targets_BW)

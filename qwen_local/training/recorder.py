@@ -13,8 +13,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Protocol, Self
 
-from qwen_local.backends.base import Scores
 from qwen_local.files import room_for
+from qwen_local.rows.scores import Scores
 from qwen_local.runs.eval_rows import EvalRowsWriter
 from qwen_local.runs.events import (
     EvalEvent,

@@ -17,7 +17,8 @@ from qwen_local.backends.base import Setup
 from qwen_local.backends.select import Choice, Engine, open_backend
 from qwen_local.embedded import tiny_model_path
 from qwen_local.models.source import fetch, find_model
-from qwen_local.rows.rows import IGNORE, Rows
+from qwen_local.rows.rows import Rows
+from qwen_local.rows.targets import IGNORE, Targets
 
 ADAPTERS = Path(__file__).resolve().parents[2] / "adapters"
 IDS = [5, 17, 200, 3, 44, 91, 120, 7]
@@ -33,7 +34,7 @@ def test_an_adapter_of_another_tool_gives_the_probabilities_that_it_gives_there(
     setup = Setup(model=model, lora=adapter.lora, device="cpu", dtype="float32")
     backend = open_backend(Choice(engine, "cpu", "a test"), setup)
     untouched = [*[IGNORE] * (len(IDS) - 1)]
-    rows = Rows.from_pairs((IDS, [*untouched, target]) for target in TARGETS)
+    rows = Rows.from_pairs((IDS, Targets.of([*untouched, target])) for target in TARGETS)
     bare = backend.score(rows).nll_R
     backend.load_adapter(adapter.arrays)
     logits = load_file(ADAPTERS / writer / "expected.safetensors")["logits"].astype(np.float64)

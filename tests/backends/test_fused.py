@@ -26,7 +26,8 @@ from qwen_local.backends.cuda.forward import hidden_states
 from qwen_local.backends.cuda.fused import AdaptedLinear, GatedSilu, Norm, Rotary
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import ModelFiles
-from qwen_local.rows.rows import IGNORE, Rows
+from qwen_local.rows.rows import Rows
+from qwen_local.rows.targets import IGNORE
 
 MakeModel = Callable[[str, bool], ModelFiles]
 MakeRows = Callable[..., Rows]
@@ -238,7 +239,7 @@ def test_layers_without_an_adapter_are_passed_through(
     ids = [torch.from_numpy(rows.row(r)[0].astype(np.int64))[None] for r in range(len(rows))]
     with torch.no_grad():
         heads = [backend._model(input_ids=i, use_cache=False).logits[0] for i in ids]
-    targets_T = torch.from_numpy(rows.targets_T.astype(np.int64))
+    targets_T = torch.from_numpy(rows.targets.ids_T.astype(np.int64))
     wanted = F.cross_entropy(torch.cat(heads), targets_T, ignore_index=IGNORE, reduction="sum")
     far = 1e-5 if quantization != "8bit" else 2e-2  # it rounds to the largest of all rows
     assert backend.score(rows).nll_R.sum() == pytest.approx(wanted.item(), rel=far)

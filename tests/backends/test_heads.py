@@ -76,7 +76,7 @@ def solve(engine: Engine, p: Problem, chunk: int) -> Solution:
             mx.array(p.hidden_ND),
             lambda hidden_CD: hidden_CD @ weight_VD.T,
             lambda gradient_CV: gradient_CV @ weight_VD,
-            mx.array(p.targets_N.astype(np.int32)),
+            {"ids": mx.array(p.targets_N.astype(np.int32))},
             chunk,
         )
         return Solution(np.array(nll_N), np.array(gradient_ND))
@@ -85,7 +85,10 @@ def solve(engine: Engine, p: Problem, chunk: int) -> Solution:
     from qwen_local.backends.cuda.head import SupervisedLoss, score_rows
 
     hidden_ND = torch.from_numpy(p.hidden_ND).clone().requires_grad_()
-    head, targets_N = torch.from_numpy(p.weight_VD), torch.from_numpy(p.targets_N)
+    head, targets_N = (
+        torch.from_numpy(p.weight_VD),
+        {"ids": torch.from_numpy(p.targets_N.astype(np.int32))},
+    )
     SupervisedLoss.apply(hidden_ND, head, targets_N, chunk).backward()
     with torch.no_grad():
         scored_N = score_rows(hidden_ND, head, targets_N, chunk)
@@ -100,7 +103,7 @@ def nll(engine: Engine, logits_NV: np.ndarray, targets_N: np.ndarray) -> tuple[n
 
         from qwen_local.backends.mlx import head as mlx_head
 
-        targets = mx.array(targets_N.astype(np.int32))
+        targets = {"ids": mx.array(targets_N.astype(np.int32))}
         nll_N, gradient_NV, total_N1 = mlx_head.nll(mx.array(logits_NV), targets)
         return np.array(nll_N), np.array(gradient_NV / total_N1)
     import torch
@@ -108,7 +111,9 @@ def nll(engine: Engine, logits_NV: np.ndarray, targets_N: np.ndarray) -> tuple[n
     from qwen_local.backends.cuda import head as torch_head
 
     left_NV = torch.from_numpy(logits_NV.copy())
-    losses_N, rest_N1, all_N1 = torch_head.nll_in_place(left_NV, torch.from_numpy(targets_N))
+    losses_N, rest_N1, all_N1 = torch_head.nll_in_place(
+        left_NV, {"ids": torch.from_numpy(targets_N.astype(np.int32))}
+    )
     left_NV[np.arange(len(targets_N)), targets_N] = -rest_N1.squeeze(1)
     return losses_N.numpy(), (left_NV / all_N1).numpy()
 
@@ -146,7 +151,10 @@ def test_the_torch_head_hands_on_the_scale_of_what_follows_it() -> None:
     p = problem()
     hidden_ND = torch.from_numpy(p.hidden_ND).requires_grad_()
     loss = SupervisedLoss.apply(
-        hidden_ND, torch.from_numpy(p.weight_VD), torch.from_numpy(p.targets_N), 4
+        hidden_ND,
+        torch.from_numpy(p.weight_VD),
+        {"ids": torch.from_numpy(p.targets_N.astype(np.int32))},
+        4,
     )
     assert loss.item() == pytest.approx(truth(p).nll_N.sum(), rel=1e-6)
     (loss * 0.5).backward()
@@ -162,7 +170,7 @@ def test_the_mlx_surrogate_has_the_gradient_of_the_loss() -> None:
     from qwen_local.backends.mlx.head import loss_and_gradient
 
     p = problem()
-    weight_VD, targets_N = mx.array(p.weight_VD), mx.array(p.targets_N.astype(np.int32))
+    weight_VD, targets_N = mx.array(p.weight_VD), {"ids": mx.array(p.targets_N.astype(np.int32))}
 
     def surrogate(hidden_ND: mx.array) -> mx.array:
         _, gradient_ND = loss_and_gradient(
@@ -197,7 +205,7 @@ def test_padding_of_the_mlx_head_counts_nothing_and_moves_nothing() -> None:
     scored_N = losses(
         mx.array(padded.hidden_ND),
         lambda h: h @ weight_VD.T,
-        mx.array(padded.targets_N.astype(np.int32)),
+        {"ids": mx.array(padded.targets_N.astype(np.int32))},
         4,
     )
     np.testing.assert_array_equal(np.array(scored_N), found.nll_N)
@@ -250,5 +258,7 @@ def test_no_position_gives_no_score() -> None:
 
     from qwen_local.backends.cuda.head import score_rows
 
-    nothing = score_rows(torch.zeros(0, 4), torch.zeros(9, 4), torch.zeros(0, dtype=torch.long), 4)
+    nothing = score_rows(
+        torch.zeros(0, 4), torch.zeros(9, 4), {"ids": torch.zeros(0, dtype=torch.int32)}, 4
+    )
     assert nothing.shape == (0,)

@@ -14,6 +14,7 @@ from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import fetch, find_model
 from qwen_local.rows.micro_batch import cut
 from qwen_local.rows.rows import Rows
+from qwen_local.rows.targets import Targets
 from qwen_local.training.memory import Workload, estimate_memory
 
 
@@ -22,7 +23,7 @@ def kept_bytes(setup: Setup) -> int:
     backend = TorchBackend(setup)
     backend._model.train()
     ids = np.arange(256)
-    rows = Rows.from_pairs([(ids, ids)] * 8)
+    rows = Rows.from_pairs([(ids, Targets.of(ids))] * 8)
     batch = next(cut(rows, budget=setup.micro_batch_tokens, layout=backend.layout))
     kept: dict[int, torch.Tensor] = {}
 

@@ -19,6 +19,7 @@ from qwen_local.backends.mlx.head import _exp, loss_and_gradient
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import ModelFiles
 from qwen_local.rows.rows import Rows
+from qwen_local.rows.targets import IGNORE, Targets
 from qwen_local.runs.curves import largest_difference
 
 
@@ -81,11 +82,11 @@ def test_few_shapes_are_few_and_say_the_same() -> None:
         rows, width = int(generator.integers(1, 9)), int(generator.lognormal(5, 0.6)) + 2
         ids = generator.integers(1, 9, (rows, width)).astype(np.int32)
         positions = np.sort(generator.choice(rows * width, rows, replace=False))
-        padded, moved, targets = with_few_shapes(ids, positions, np.arange(rows))
+        padded, moved, targets = with_few_shapes(ids, positions, Targets.of(np.arange(rows)))
         shapes.add((padded.shape, moved.shape))
         np.testing.assert_array_equal(padded[:rows, :width], ids)
         np.testing.assert_array_equal(padded.ravel()[moved[:rows]], ids.ravel()[positions])
-        assert targets.tolist() == [*range(rows), *[-1] * (len(targets) - rows)]
+        assert targets.ids_T.tolist() == [*range(rows), *[IGNORE] * (len(targets) - rows)]
         assert padded.shape[1] <= max(32, 1.25 * width)
     assert len(shapes) <= 120
 
@@ -97,7 +98,7 @@ def test_supervised_positions_are_padded_to_few_counts_with_little_waste() -> No
     counts = []
     for count in answers.tolist():
         ids = np.ones((1, count), np.int32)
-        _, positions, targets = with_few_shapes(ids, np.arange(count), np.arange(count))
+        _, positions, targets = with_few_shapes(ids, np.arange(count), Targets.of(np.arange(count)))
         assert len(positions) == len(targets)
         counts.append(len(targets))
     assert len(set(counts)) <= 16
@@ -125,7 +126,7 @@ def test_half_precision_gradients_hold_a_vocabulary_of_equal_odds(dtype: str) ->
     weight = mx.zeros((151_936, 2), half).at[3].add(1)
     nll, gradient = loss_and_gradient(
         mx.zeros((1, 2), half), lambda h: h @ weight.T, lambda g: g.astype(half) @ weight,
-        mx.array([3]), 64,
+        {"ids": mx.array([3])}, 64,
     )  # fmt: skip
     assert nll.item() == pytest.approx(np.log(151_936), rel=1e-5)
     assert gradient.tolist() == [[-1.0, -1.0]]
@@ -144,7 +145,7 @@ def test_the_exponential_of_either_processor_is_that_of_float64(
 def test_the_head_holds_the_logits_of_a_few_chunks_however_many_there_are() -> None:
     def peak(chunks: int) -> int:
         hidden, weight = mx.ones((chunks * 32, 8)), mx.ones((4096, 8))
-        targets = mx.zeros(chunks * 32, mx.int32)
+        targets = {"ids": mx.zeros(chunks * 32, mx.int32)}
         mx.eval(hidden, weight, targets)
         mx.reset_peak_memory()
         before = mx.get_active_memory()

@@ -31,6 +31,7 @@ from qwen_local.models.source import ModelFiles
 from qwen_local.rows.micro_batch import cut
 from qwen_local.rows.planner import PADDED, Layout
 from qwen_local.rows.rows import Rows
+from qwen_local.rows.targets import Targets
 
 BUDGET = 100
 RATE = 1e-3
@@ -424,7 +425,7 @@ def test_an_allocation_that_no_machine_grants_counts_as_out_of_memory() -> None:
 
 
 def of_lengths(*lengths: int) -> Rows:
-    return Rows.from_pairs(([1] * n, [1] * n) for n in lengths)
+    return Rows.from_pairs(([1] * n, Targets.of([1] * n)) for n in lengths)
 
 
 @pytest.mark.parametrize(
@@ -479,10 +480,11 @@ from qwen_local.backends.select import Choice, open_backend
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import fetch, find_model
 from qwen_local.rows.rows import Rows
+from qwen_local.rows.targets import Targets
 
 torch.set_num_threads(1)  # those that come later could not get a stack
 ids = np.load(sys.argv[2])
-rows = Rows.from_pairs((row[:-1], row[1:]) for row in ids)
+rows = Rows.from_pairs((row[:-1], Targets.of(row[1:])) for row in ids)
 engine = open_backend(
     Choice("cuda", "cpu", "a test"),
     Setup(
@@ -517,7 +519,7 @@ def test_a_true_limit_of_memory_is_lived_with(
         check=True,
     )
     budget, *found = map(float, ran.stdout.split())
-    rows = Rows.from_pairs((row[:-1], row[1:]) for row in ids)
+    rows = Rows.from_pairs((row[:-1], Targets.of(row[1:])) for row in ids)
     plain = open_engine("cuda", micro_batch_tokens=16_000)
     assert budget < 16_000
     assert found == pytest.approx([*step(plain, rows), plain.score(rows).mean], rel=ROUNDING)

@@ -85,7 +85,8 @@ def test_the_first_step_is_that_of_transformers_own_loss(
     )
     total = torch.zeros(())
     for r in range(len(rows)):
-        ids, targets = (torch.from_numpy(a).long() for a in rows.row(r))
+        row = rows.take([r])
+        ids, targets = (torch.from_numpy(a).long() for a in (row.ids_T, row.targets.ids_T))
         logits = plain(input_ids=ids[None]).logits[0]
         total = total + torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
     (total / rows.supervised).backward()

@@ -11,8 +11,9 @@ import torch
 from benchmarks import agreement
 from benchmarks.agreement import Place
 from benchmarks.gpu import cuda_path, heads
-from qwen_local.backends.base import Backend, Scores
+from qwen_local.backends.base import Backend
 from qwen_local.backends.cuda import attention, forward
+from qwen_local.rows.scores import Scores
 
 HERE = Place(engine="cuda", device="cpu")
 

@@ -80,7 +80,7 @@ def test_a_share_is_the_step_s_rate_to_that_of_the_products_around_it() -> None:
 def test_rows_have_the_lengths_of_their_workload(workload: str) -> None:
     rows = made_rows(workload, 300, np.random.default_rng(0), vocabulary=100)
     assert rows.ids_T.min() >= 2 and rows.ids_T.max() < 100
-    supervised = [int((rows.row(r)[1] >= 0).sum()) for r in range(len(rows))]
+    supervised = [rows.row(r)[1].supervised for r in range(len(rows))]
     prompts = rows.lengths_R - supervised
     if workload == "code-alpaca":
         assert min(supervised) >= 9 and max(supervised) <= 301

@@ -279,7 +279,8 @@ def test_data_on_the_hub_while_offline_are_refused_by_a_process_of_its_own(tmp_p
     home = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     done = process("train", "--data", "owner/name", cwd=tmp_path / "work", **home)
     assert done.stderr == (
-        "owner/name: not here, not in the cache, and HF_HUB_OFFLINE forbids to ask the hub\n\n"
+        "owner/name: not here, not in the cache, and HF_HUB_OFFLINE is set, so the Hub was not "
+        "contacted\n\n"
         "hint: unset HF_HUB_OFFLINE once, or name a local file\n"
     )
     assert (done.returncode, done.stdout) == (2, "")

@@ -449,6 +449,15 @@ def test_a_row_in_json_has_its_parts_and_ids(cli: Cli) -> None:
     assert (row["trained"], row["cut"], row["dropped"]) == (2, 0, None)
 
 
+def test_a_row_is_shown_with_its_id_and_category(cli: Cli) -> None:
+    row = lines('{"prompt": "Hi", "completion": "Yes", "id": 7, "category": "po\\u001bems"}')
+    said = cli("data", "show", row)
+    first = "a.jsonl:1 (prompt, id 7, category po␛ems): 12 tokens, 2 trained"
+    assert said.out.splitlines()[0] == first
+    shown = json.loads(cli("data", "show", row, "--json").out)
+    assert (shown["id"], shown["category"]) == (7, "po\x1bems")
+
+
 def test_data_cannot_drive_the_terminal(cli: Cli) -> None:
     wild = messages(("user", "\x1b]0;owned\x07"), ("assistant", "\x9b31m\x08"))
     lines(wild, '{"messages": [], "\\u001b": 1}')

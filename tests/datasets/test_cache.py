@@ -20,7 +20,7 @@ import pytest
 from qwen_local.datasets import pool, row_builder
 from qwen_local.datasets import prepare as module
 from qwen_local.datasets.cache import COMPLETE, cache_folder
-from qwen_local.datasets.formats import Example
+from qwen_local.datasets.formats import Example, Meta
 from qwen_local.datasets.pool import in_order
 from qwen_local.datasets.prepare import Prepared, prepare
 from qwen_local.datasets.record_files import Record
@@ -68,21 +68,22 @@ def assert_the_same(a: Prepared, b: Prepared) -> None:
     assert list(a.eval_places) == list(b.eval_places)
     assert a.train.sha256 == b.train.sha256
     for r in range(len(a.train)):
-        for mine, theirs in zip(a.train.row(r), b.train.row(r), strict=True):
-            np.testing.assert_array_equal(mine, theirs)
+        (mine, my_targets), (theirs, their_targets) = a.train.row(r), b.train.row(r)
+        np.testing.assert_array_equal(mine, theirs)
+        np.testing.assert_array_equal(my_targets.ids_T, their_targets.ids_T)
 
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The records of every block that was made from here on."""
     blocks: list[int] = []
-    make = row_builder.make
+    make = row_builder.tokenize_block
 
-    def counted(how: row_builder.Making, block: row_builder.Block) -> Any:
+    def counted(how: row_builder.TokenizeConfig, block: row_builder.Block) -> Any:
         blocks.append(len(block))
         return make(how, block)
 
-    monkeypatch.setattr(module, "make", counted)
+    monkeypatch.setattr(module, "tokenize_block", counted)
     monkeypatch.setattr(pool, "ALONE", 10**6)
     return blocks
 
@@ -108,17 +109,17 @@ def test_rows_are_the_same_without_a_cache(
 def test_what_was_interrupted_is_gone_on_with(
     tiny: ChatTokenizer, made: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted = vars(module)["make"]
+    counted = vars(module)["tokenize_block"]
 
-    def killed(how: row_builder.Making, block: row_builder.Block) -> Any:
+    def killed(how: row_builder.TokenizeConfig, block: row_builder.Block) -> Any:
         if len(made) == 2 * PART + 1:
             raise KeyboardInterrupt
         return counted(how, block)
 
-    monkeypatch.setattr(module, "make", killed)
+    monkeypatch.setattr(module, "tokenize_block", killed)
     with pytest.raises(KeyboardInterrupt):
         run(tiny)
-    monkeypatch.setattr(module, "make", counted)
+    monkeypatch.setattr(module, "tokenize_block", counted)
     made.clear()
     again = run(tiny)
     assert sum(made) == RECORDS - 2 * FIRST_PART
@@ -315,8 +316,8 @@ def test_a_process_that_is_killed_is_told(several: Callable[..., Any]) -> None:
     with pytest.raises(QwenLocalError) as caught:
         list(several(functools.partial(_killed_unless, os.getpid()), range(9)))
     assert str(caught.value) == (
-        "a process that prepared the data has ended; the memory may have been full (or a program "
-        'of your own begins its work outside of `if __name__ == "__main__":`)'
+        "a process that prepared the data has ended; memory may have run out (or a program "
+        'of your own starts its work outside of `if __name__ == "__main__":`)'
     )
 
 
@@ -335,15 +336,15 @@ def test_two_splits_of_one_commit_have_their_own_rows(tiny: ChatTokenizer) -> No
                 yield Record(f"o/n[{split}]:{n + 1}", {"prompt": f"{n}?", "completion": split})
 
         source = Source(name=f"o/n[{split}]", records=records, sha256=None, commit="abc")
-        made = module.read_source(source, how(tiny), quiet=True)
-        return [tiny.decode(made.table.row(0)[0].tolist())]
+        source_rows = module.read_source(source, how(tiny), quiet=True)
+        return [tiny.decode(source_rows.table.row(0)[0].tolist())]
 
     assert rows("train") != rows("validation")
     assert len(list(cache_folder().glob(f"*/{COMPLETE}"))) == 2
 
 
-def how(tokenizer: ChatTokenizer) -> row_builder.Making:
-    return row_builder.Making(
+def how(tokenizer: ChatTokenizer) -> row_builder.TokenizeConfig:
+    return row_builder.TokenizeConfig(
         tokenizer=tokenizer,
         max_length=64,
         overlong="drop",
@@ -361,19 +362,19 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
     with caplog.at_level("WARNING"):
         assert_the_same(run(tiny), kept)
     [said] = [record.message for record in caplog.records]
-    assert said.startswith("rows are not kept for the next time: ")
+    assert said.startswith("rows are not cached: ")
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused_and_not_kept(
     tiny: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = row_builder.make
+    make = row_builder.tokenize_block
 
-    def changing(making: row_builder.Making, block: row_builder.Block) -> Any:
+    def changing(making: row_builder.TokenizeConfig, block: row_builder.Block) -> Any:
         write(RECORDS + 1)
         return make(making, block)
 
-    monkeypatch.setattr(module, "make", changing)
+    monkeypatch.setattr(module, "tokenize_block", changing)
     monkeypatch.setattr(pool, "ALONE", 10**6)
     with pytest.raises(DatasetError) as caught:
         run(tiny)
@@ -396,6 +397,7 @@ def test_a_block_ends_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch
     examples = [
         Example(
             where=f"a:{n}",
+            meta=Meta(id=None, category=None),
             format="text",
             content="x" * 10,
             tools=(),

@@ -121,7 +121,7 @@ def test_tags_of_the_sharegpt_format() -> None:
     assert isinstance(bad, tuple)
     assert [str(fault) for fault in bad] == [
         "data/poems.json:1: talk[0].who: expected me, you, seen, do or rules; found 'human'"
-        "\n\nhint: say who speaks"
+        "\n\nhint: name the role"
     ]
 
 

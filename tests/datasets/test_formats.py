@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from qwen_local.datasets.formats import Example, FormatName, examples
+from qwen_local.datasets.formats import Example, FormatName, Meta, examples
 from qwen_local.datasets.record_files import Record
 from qwen_local.errors import DatasetError
 
@@ -112,16 +112,31 @@ def test_keys_without_a_meaning_are_ignored_and_named() -> None:
         turn("user", "1?", name="Ada", reasoning_content="x", weight=1),
         turn("assistant", "2.", refusal="No.", audio=None),
     ]
-    [example] = read({"messages": named, "id": 7, "prompt": "x", "empty": None})
+    [example] = read({"messages": named, "uuid": 7, "prompt": "x", "empty": None})
     assert example.content == PAIR
     assert example.ignored == (
-        "id",
+        "uuid",
         "prompt",
         "messages[].name",
         "messages[].reasoning_content",
         "messages[].weight",
         "messages[].refusal",
     )
+
+
+def test_id_and_category_stay_with_the_example() -> None:
+    record = {"messages": PAIR, "id": "q7", "category": 3}
+    [example] = read(record)
+    assert (example.meta, example.ignored) == (Meta(id="q7", category=3), ())
+    [bare] = read({"messages": PAIR, "id": None})
+    assert (bare.meta, bare.ignored) == (Meta(id=None, category=None), ())
+
+
+@pytest.mark.parametrize("value", [True, 1.5, ["a"], {"a": 1}])
+def test_an_id_or_category_that_is_neither_text_nor_a_whole_number_is_ignored(value: Any) -> None:
+    [example] = read({"messages": PAIR, "id": value, "category": value})
+    assert example.meta == Meta(id=None, category=None)
+    assert example.ignored == ("id", "category")
 
 
 @pytest.mark.parametrize(
@@ -158,7 +173,7 @@ def test_unusual_turns_are_allowed_and_noted(roles: str, notes: tuple[str, ...])
         (
             {"messages": [SYSTEM, *PAIR[:1]]},
             "train.jsonl:1: messages: expected at least one assistant message; found system, user"
-            "\n\nhint: add the answer that is to be learned, or remove the row",
+            "\n\nhint: add the answer to train on, or remove the row",
         ),
         (
             {"messages": [*PAIR, turn("bot", "x")]},
@@ -171,7 +186,7 @@ def test_unusual_turns_are_allowed_and_noted(roles: str, notes: tuple[str, ...])
         ),
         (
             {"messages": [turn("narrator", "x"), PAIR[1]]},
-            f"train.jsonl:1: messages[0].role: {ROLES} 'narrator'\n\nhint: say who speaks",
+            f"train.jsonl:1: messages[0].role: {ROLES} 'narrator'\n\nhint: name the role",
         ),
         (
             {"messages": [*PAIR, turn("tool", "x")]},
@@ -185,7 +200,7 @@ def test_unusual_turns_are_allowed_and_noted(roles: str, notes: tuple[str, ...])
         ),
         (
             {"messages": [{"content": "x"}, PAIR[1]]},
-            f"train.jsonl:1: messages[0].role: {ROLES} nothing\n\nhint: say who speaks",
+            f"train.jsonl:1: messages[0].role: {ROLES} nothing\n\nhint: name the role",
         ),
         (
             {"messages": [*PAIR, SYSTEM]},
@@ -218,7 +233,7 @@ def test_unusual_turns_are_allowed_and_noted(roles: str, notes: tuple[str, ...])
         (
             {"messages": [PAIR[0], turn("assistant", "2.", weight=0.5)]},
             "train.jsonl:1: messages[1].weight: expected 0 or 1; found 0.5\n\n"
-            "hint: 0 leaves the message out of what is learned",
+            "hint: 0 leaves the message out of training",
         ),
         (
             {"messages": [{"role": "user", "contents": "1?"}, PAIR[1]]},
@@ -252,7 +267,7 @@ def test_unusual_turns_are_allowed_and_noted(roles: str, notes: tuple[str, ...])
             "train.jsonl:1: conversations[0].from: expected a message that calls a tool before its "
             "result\n\nhint: add the call, or remove the row\n\n"
             "train.jsonl:1: conversations: expected at least one assistant message; found tool\n\n"
-            "hint: add the answer that is to be learned, or remove the row",
+            "hint: add the answer to train on, or remove the row",
         ),
         (
             {"conversations": [{"from": "bot", "value": "1?"}]},

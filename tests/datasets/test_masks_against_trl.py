@@ -89,7 +89,7 @@ def think_blocks(oracle: PreTrainedTokenizerFast, ids: list[int]) -> set[int]:
 
 def as_we_train(oracle: PreTrainedTokenizerFast, theirs: Tokenized, name: str) -> Tokenized:
     """TRL's mask without the three things that it trains and we do not."""
-    ids, trained = theirs.ids, list(theirs.trained)
+    ids, trained = theirs.ids, list(theirs.supervised)
     header, end = ids_of(oracle, START + "assistant\n"), ids_of(oracle, END)
     for t in range(len(ids)):
         if ids[:t][-len(end) :] == end or ids[: t + 1][-len(header) :] == header:
@@ -120,8 +120,8 @@ def test_ids_and_masks_are_those_of_trl_under_its_training_template(
     [ours] = qwen[f"{name}_training"].encode_conversation(messages, train_on="assistant")
     upto = len(ours.ids)  # what follows the last answer teaches nothing, and is not in our row
     assert ours.ids == theirs.ids[:upto]
-    assert ours.trained == theirs.trained[:upto]
-    assert not any(theirs.trained[upto:])
+    assert ours.supervised == theirs.supervised[:upto]
+    assert not any(theirs.supervised[upto:])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -142,4 +142,4 @@ def test_the_stock_template_trains_the_same_tokens(
 
 
 def learned(row: Tokenized) -> list[int]:
-    return [id for id, trained in zip(row.ids, row.trained, strict=True) if trained]
+    return [id for id, trained in zip(row.ids, row.supervised, strict=True) if trained]

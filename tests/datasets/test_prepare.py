@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qwen_local.datasets import prepare as module
@@ -18,7 +19,7 @@ from qwen_local.datasets.sources import Wanted
 from qwen_local.datasets.template import compile_template
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import DatasetError
-from qwen_local.rows.rows import IGNORE
+from qwen_local.rows.targets import IGNORE
 
 
 @pytest.fixture(autouse=True)
@@ -58,9 +59,15 @@ def message_of(tokenizer: ChatTokenizer, train: str, **changes: Any) -> str:
     return str(caught.value)
 
 
+def columns(rows: Any, r: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, target ids) of row r."""
+    ids, targets = rows.row(r)
+    return ids, targets.ids_T
+
+
 def learned(tokenizer: ChatTokenizer, rows: Any) -> list[str]:
     """The text that each row trains."""
-    targets = (rows.row(r)[1] for r in range(len(rows)))
+    targets = (columns(rows, r)[1] for r in range(len(rows)))
     return [tokenizer.decode(t[t != IGNORE], skip_special_tokens=False) for t in targets]
 
 
@@ -74,7 +81,7 @@ def test_a_row_is_the_conversation_up_to_its_last_trained_token(tiny: ChatTokeni
         {"role": "user", "content": "And then?"},
     ]
     prepared = run(tiny, put("a.jsonl", {"messages": messages}))
-    ids, targets = prepared.train.row(0)
+    ids, targets = columns(prepared.train, 0)
     text = "<|im_start|>user\n1?<|im_end|>\n<|im_start|>assistant\n2."
     assert tiny.decode(ids.tolist(), skip_special_tokens=False) == text
     assert targets[targets != IGNORE].tolist() == [*ids[-2:].tolist(), tiny.end_of_turn]
@@ -91,7 +98,7 @@ def test_train_on_last_is_honored(tiny: ChatTokenizer) -> None:
 
 def test_every_token_of_a_text_but_the_first_is_a_target(tiny: ChatTokenizer) -> None:
     prepared = run(tiny, put("a.jsonl", {"text": "The sky is blue."}))
-    ids, targets = prepared.train.row(0)
+    ids, targets = columns(prepared.train, 0)
     assert [*ids.tolist(), tiny.end_of_text] == tiny.encode_text("The sky is blue.").ids
     assert targets.tolist() == [*ids[1:].tolist(), tiny.end_of_text]
 
@@ -139,7 +146,7 @@ def test_overlong_rows_are_cut_on_demand_but_never_to_nothing(tiny: ChatTokenize
     [source] = prepared.report.sources
     assert (source.usable.rows, source.dropped, source.cut) == (2, {"nothing_trained": 1}, 1)
     whole = run(tiny, "a.jsonl", max_length=1000).train
-    for part, all_of_it in zip(prepared.train.row(1), whole.row(1), strict=True):
+    for part, all_of_it in zip(columns(prepared.train, 1), columns(whole, 1), strict=True):
         assert part.tolist() == all_of_it[:63].tolist()  # 64 tokens, the last a target alone
     assert learned(tiny, prepared.train)[1].startswith("No, No, ")
 
@@ -205,7 +212,7 @@ def test_the_report_says_what_became_of_the_data(tiny: ChatTokenizer) -> None:
             {"role": "assistant", "content": "Yes.", "reasoning_content": "Hm."},
             {"role": "user", "content": "Well?"},
         ],
-        "id": 1,
+        "source": "x",
     }
     plain = {
         "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "No."}]
@@ -226,7 +233,7 @@ def test_the_report_says_what_became_of_the_data(tiny: ChatTokenizer) -> None:
         "cut": 0,
         "longest": lengths[1] + 1,
         "lengths": {"edges": [0, 32, 64], "counts": [2, 1]},
-        "ignored_keys": {"id": 1},
+        "ignored_keys": {"source": 1},
         "notes": {
             "roles_not_alternating": 1,
             "ends_without_answer": 1,
@@ -293,7 +300,7 @@ def test_all_faults_of_all_sources_are_told_at_once(tiny: ChatTokenizer) -> None
         "train.jsonl:3: messages[1].role: expected system, user, assistant or tool; found 'bot'\n\n"
         'hint: change "bot" to "assistant"\n\n'
         "train.jsonl:4: messages: expected at least one assistant message; found user\n\n"
-        "hint: add the answer that is to be learned, or remove the row\n\n"
+        "hint: add the answer to train on, or remove the row\n\n"
         "train.jsonl:5: expected the messages format, as train.jsonl:1 has it; "
         "found the prompt format\n\n"
         "hint: keep one format in a file\n\n"

@@ -244,7 +244,8 @@ def test_offline_the_hub_is_not_asked(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True
     )
     assert done.stderr.split("DatasetError: ")[1] == (
-        "owner/name: not here, not in the cache, and HF_HUB_OFFLINE forbids to ask the hub\n\n"
+        "owner/name: not here, not in the cache, and HF_HUB_OFFLINE is set, so the Hub was not "
+        "contacted\n\n"
         "hint: unset HF_HUB_OFFLINE once, or name a local file\n"
     )
 
@@ -372,7 +373,7 @@ def test_columns_stand_for_the_keys_of_a_format() -> None:
         {"role": "user", "content": "1?"},
         {"role": "assistant", "content": "2."},
     ]
-    assert example.ignored == ("id", "prompt")
+    assert (example.meta.id, example.ignored) == ("1", ("prompt",))
     Path("a.jsonl").write_text('{"chat": [{"role": "assistant", "content": 5}], "text": "x"}\n')
     assert contents(find("a.jsonl", columns={"messages": "chat"}, format="messages")[0]) == [
         ["a.jsonl:1: chat[0].content: expected a string; found 5\n\nhint: write a string in quotes"]

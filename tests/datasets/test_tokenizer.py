@@ -33,7 +33,7 @@ def marked(tokenizer: ChatTokenizer, row: Tokenized) -> str:
     said, inside = "", False
     start = 0
     for t in range(len(row.ids) + 1):
-        if t == len(row.ids) or row.trained[t] != inside:
+        if t == len(row.ids) or row.supervised[t] != inside:
             part = tokenizer.decode(row.ids[start:t], skip_special_tokens=False)
             said += f"«{part}»" if inside else part
             start, inside = t, not inside
@@ -125,7 +125,7 @@ def test_answers_begin_in_training_where_they_begin_in_generation(
     thinking = qwen[name].thinking_as_trained()
     assert thinking is (False if name == "qwen3" else None)
     prompt = qwen[name].encode_prompt(messages[:-1], enable_thinking=thinking)
-    assert row.ids[: row.trained.index(True)] == prompt
+    assert row.ids[: row.supervised.index(True)] == prompt
 
 
 def test_text_rows_train_every_token_and_the_end_of_text(tiny: ChatTokenizer) -> None:
@@ -168,7 +168,7 @@ def test_what_is_trained_is_exactly_what_the_assistant_wrote(
     trained = [
         token
         for row in rows
-        for token, is_trained in zip(row.ids, row.trained, strict=True)
+        for token, is_trained in zip(row.ids, row.supervised, strict=True)
         if is_trained
     ]
     decoded = qwen[name].decode(trained, skip_special_tokens=False)

@@ -48,9 +48,9 @@ def marked(tokenizer: ChatTokenizer, row: Tokenized) -> str:
     """The row as text, with what is trained in «guillemets»."""
     said, start = "", 0
     for t in range(1, len(row.ids) + 1):
-        if t == len(row.ids) or row.trained[t] != row.trained[start]:
+        if t == len(row.ids) or row.supervised[t] != row.supervised[start]:
             part = tokenizer.decode(row.ids[start:t], skip_special_tokens=False)
-            said += f"«{part}»" if row.trained[start] else part
+            said += f"«{part}»" if row.supervised[start] else part
             start = t
     return said
 
@@ -310,8 +310,8 @@ def test_context_is_the_generation_prompt_and_the_rest_is_what_the_assistant_wro
         (row, start, stop)
         for row in rows
         for start in range(len(row.ids))
-        if row.trained[start] and not row.trained[start - 1]
-        for stop in [start + ([*row.trained[start:], False]).index(False)]
+        if row.supervised[start] and not row.supervised[start - 1]
+        for stop in [start + ([*row.supervised[start:], False]).index(False)]
     ]
     assert len(turns) == len(said)
     for index, (row, start, stop) in zip(said, turns, strict=True):

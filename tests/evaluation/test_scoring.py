@@ -8,10 +8,12 @@ from typing import cast
 import numpy as np
 import pytest
 
-from qwen_local.backends.base import Backend, RowTooLargeError, Scores
+from qwen_local.backends.base import Backend, RowTooLargeError
 from qwen_local.errors import OutOfMemoryError
 from qwen_local.evaluation.scoring import ROWS_PER_CALL, score, watching_budget
 from qwen_local.rows.rows import Rows
+from qwen_local.rows.scores import Scores
+from qwen_local.rows.targets import Targets
 
 
 class Squares:
@@ -23,7 +25,7 @@ class Squares:
 
     def score(self, rows: Rows) -> Scores:
         self.calls.append(len(rows))
-        return Scores(rows.targets_T.astype(np.float64) ** 2, rows.lengths_R)
+        return Scores(rows.targets.ids_T.astype(np.float64) ** 2, rows.lengths_R)
 
 
 class Full(Squares):
@@ -32,13 +34,13 @@ class Full(Squares):
     TARGET = ROWS_PER_CALL + 7
 
     def score(self, rows: Rows) -> Scores:
-        if self.TARGET in rows.targets_T:
-            raise RowTooLargeError(rows.targets_T.tolist().index(self.TARGET), 99)
+        if self.TARGET in rows.targets.ids_T:
+            raise RowTooLargeError(rows.targets.ids_T.tolist().index(self.TARGET), 99)
         return super().score(rows)
 
 
 def rows(count: int) -> Rows:
-    return Rows.from_pairs(([1], [y]) for y in range(count))
+    return Rows.from_pairs(([1], Targets.of([y])) for y in range(count))
 
 
 def test_all_rows_are_scored_and_only_some_are_in_memory_at_a_time() -> None:

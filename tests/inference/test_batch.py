@@ -228,7 +228,7 @@ def test_rows_without_text_and_ids_that_stand_twice_are_refused(cli: Cli, tmp_pa
     assert (said.code, said.err) == (
         2,
         "q.jsonl:1: prompt: expected text to answer; it is empty\n\n"
-        "q.jsonl:3: id: 7 is that of q.jsonl:2, too\n",
+        "q.jsonl:3: id: 7 is also the id of q.jsonl:2\n",
     )
 
 

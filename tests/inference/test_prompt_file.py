@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from qwen_local.datasets.formats import Meta
 from qwen_local.errors import DatasetError
 from qwen_local.inference.prompt_file import Question, read_questions
 
@@ -43,6 +44,7 @@ def read_one(folder: Path, row: Any) -> Question:
         ({"prompt": "Hi", "completion": None}, [user("Hi")]),
         ({"prompt": "Hi", "system": "S"}, [SYSTEM, user("Hi")]),
         ({"prompt": "Hi", "system": None}, [user("Hi")]),
+        ({"prompt": "Hi", "system": ""}, [{"role": "system", "content": ""}, user("Hi")]),
         ({"messages": [user("Hi")]}, [user("Hi")]),
         ({"messages": [user("Hi"), assistant("Hello.")]}, [user("Hi")]),
         ({"messages": [user("Hi")], "system": "S"}, [SYSTEM, user("Hi")]),
@@ -78,10 +80,48 @@ def test_a_call_at_the_end_is_the_answer_and_its_result_is_a_question(tmp_path: 
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     asked = read_one(tmp_path, {"messages": [user("Hi"), called], "tools": tools})
     assert asked.messages == [user("Hi")]
-    assert [tool["function"]["name"] for tool in asked.tools] == ["f"]
+    assert [tool["function"]["name"] for tool in asked.example.tools] == ["f"]
     result = {"role": "tool", "content": "1"}
     asked = read_one(tmp_path, {"messages": [user("Hi"), called, result], "tools": tools})
     assert [message["role"] for message in asked.messages] == ["user", "assistant", "tool"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi", "completion": "Hello."},
+        {"messages": [user("Hi"), assistant("Hello.")], "system": "S"},
+        {"instruction": "Hi", "output": "Hello."},
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]},
+    ],
+    ids=str,
+)
+def test_the_reference_answer_and_what_describes_the_row_stay_with_it(
+    row: Any, tmp_path: Path
+) -> None:
+    asked = read_one(tmp_path, row | {"id": "q7", "category": "greetings"})
+    assert asked.example.meta == Meta(id="q7", category="greetings")
+    assert asked.example.content == [*asked.messages, assistant("Hello.")]
+    assert asked.example.ignored == ()
+
+
+def test_a_row_without_an_answer_has_no_reference(tmp_path: Path) -> None:
+    for row in (
+        {"prompt": "Hi"},
+        {"instruction": "Hi", "output": None},
+        {"messages": [user("Hi")]},
+    ):
+        asked = read_one(tmp_path, row)
+        assert asked.example.content == asked.messages == [user("Hi")]
+
+
+def test_an_answer_is_read_as_training_reads_it(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError) as error:
+        read_one(tmp_path, {"prompt": "Hi", "completion": 3})
+    assert str(error.value) == (
+        f"{tmp_path / 'q.jsonl'}:1: completion: expected a string; found 3\n\n"
+        "hint: write a string in quotes"
+    )
 
 
 def test_the_row_of_answers_repeats_the_question_as_it_was_given(tmp_path: Path) -> None:
@@ -138,7 +178,7 @@ def test_all_faults_are_told_at_once_each_with_its_place(tmp_path: Path) -> None
     with pytest.raises(DatasetError) as error:
         read_questions(path)
     known = "expected the key prompt, messages, instruction or conversations; found"
-    mend = 'hint: write the question so: {"prompt": "What colour is the sky?"}'
+    mend = 'hint: write the question so: {"prompt": "What color is the sky?"}'
     assert str(error.value).replace(str(path), "q").split("\n\n") == [
         f"q:1: {known} question",
         mend,
@@ -148,6 +188,7 @@ def test_all_faults_are_told_at_once_each_with_its_place(tmp_path: Path) -> None
         "hint: join the parts into one string",
         "q:4: id: expected a string or a whole number; found a list",
         "q:4: system: expected a string; found 3",
+        "hint: write a string in quotes",
         "q:5: messages[0].role: expected system, user, assistant or tool; found 'bot'",
         'hint: change "bot" to "assistant"',
         "q:6: messages: expected a message of the user that is to be answered",

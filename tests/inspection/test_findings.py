@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from qwen_local.datasets.formats import Example, examples
 from qwen_local.datasets.record_files import Faults, Record
-from qwen_local.datasets.row_builder import Making
+from qwen_local.datasets.row_builder import TokenizeConfig
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.embedded import tiny_model_path
 from qwen_local.errors import Fault
@@ -30,8 +30,10 @@ from qwen_local.inspection.tally import FIRST, KINDS, Places, Tally
 TINY = ChatTokenizer.load(tiny_model_path())
 
 
-def making(max_length: int = 64, overlong: Any = "drop", train_on: Any = "assistant") -> Making:
-    return Making(
+def making(
+    max_length: int = 64, overlong: Any = "drop", train_on: Any = "assistant"
+) -> TokenizeConfig:
+    return TokenizeConfig(
         tokenizer=TINY,
         max_length=max_length,
         overlong=overlong,
@@ -267,8 +269,8 @@ def test_turns_that_do_not_alternate_and_ends_without_answer_are_noted() -> None
 
 
 def test_keys_without_a_meaning_are_counted() -> None:
-    report = found(asked("Hi", "Yes", id=1), asked("Hi", "No", id=2))
-    assert report.ignored.first == {"id": ["a.jsonl:1", "a.jsonl:2"]}
+    report = found(asked("Hi", "Yes", idx=1), asked("Hi", "No", idx=2))
+    assert report.ignored.first == {"idx": ["a.jsonl:1", "a.jsonl:2"]}
 
 
 # --- labels ---

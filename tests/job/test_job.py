@@ -192,7 +192,7 @@ def test_columns_may_settle_the_format_or_belong_to_one() -> None:
     assert job_of(with_format).data == DataSpec(format="sharegpt", columns={"system": "rules"})
     assert message("data: {format: sharegpt, columns: {prompt: q}}") == (
         "job.yaml:1: data.columns: expected a key of the sharegpt format; found 'prompt'\n\n"
-        "hint: the keys are conversations, functions, system, tools"
+        "hint: the keys are category, conversations, functions, id, system, tools"
     )
 
 
@@ -601,9 +601,9 @@ REPORT_TO = "hint: write [tensorboard], or [] for metrics.jsonl alone"
         (
             "data.columns",
             "{zzz: q}",
-            "expected a key of a format; found 'zzz'\n\nhint: the keys are completion, "
-            "conversations, functions, history, input, instruction, messages, output, prompt, "
-            "system, text, tools",
+            "expected a key of a format; found 'zzz'\n\nhint: the keys are category, "
+            "completion, conversations, functions, history, id, input, instruction, messages, "
+            "output, prompt, system, text, tools",
         ),
         (
             "data.columns",

@@ -16,10 +16,8 @@ from qwen_local.rows.planner import (
     choose_widths,
     epoch_order,
     micro_batches,
-    padded,
     widths_of,
 )
-from qwen_local.rows.rows import IGNORE, Rows
 
 lengths = st.lists(st.integers(1, 300), max_size=60)
 budgets = st.integers(1, 1000)
@@ -128,24 +126,6 @@ def test_the_widths_chosen_are_few_and_hold_every_row(lengths: list[int]) -> Non
 
 def test_a_row_beyond_the_budget_is_alone() -> None:
     assert micro_batches([2, 50, 2], budget=4) == [[1], [0, 2]]
-
-
-@given(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9), min_size=1), several_widths)
-def test_padding_adds_nothing_that_is_trained(
-    rows: list[list[int]], widths: tuple[int, ...]
-) -> None:
-    ragged = Rows.from_pairs((ids, [i + 1 for i in ids]) for ids in rows)
-    order = list(range(len(rows)))[::-1]
-    ids, lengths, targets = padded(ragged, order, widths=widths)
-    assert ids.dtype == lengths.dtype == targets.dtype == np.int32
-    assert ids.shape == targets.shape
-    assert ids.shape[1] == widths_of(np.array([max(map(len, rows))]), widths).item()
-    for b, index in enumerate(order):
-        length = lengths[b]
-        assert ids[b, :length].tolist() == rows[index]
-        assert targets[b, :length].tolist() == [i + 1 for i in rows[index]]
-        assert not ids[b, length:].any()
-        assert (targets[b, length:] == IGNORE).all()
 
 
 def test_an_epoch_is_a_permutation_from_seed_and_epoch_alone() -> None:

@@ -10,6 +10,7 @@ from pytest import approx
 from qwen_local.job.schema import TrainSpec
 from qwen_local.rows.planner import PADDED
 from qwen_local.rows.rows import Rows
+from qwen_local.rows.targets import Targets
 from qwen_local.training.forecast import Forecast, describe, describe_error, forecast
 from qwen_local.training.loop import Data
 from qwen_local.training.schedule import make_schedule
@@ -17,7 +18,7 @@ from qwen_local.training.warm_up import WarmUp
 
 
 def rows_of(*lengths: int) -> Rows:
-    return Rows.from_pairs([([1] * n, [1] * n) for n in lengths])
+    return Rows.from_pairs([([1] * n, Targets.of([1] * n)) for n in lengths])
 
 
 def estimated(train: Rows, evaluation: Rows | None, spec: TrainSpec, **given: int) -> Forecast:

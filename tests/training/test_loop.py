@@ -19,7 +19,6 @@ from qwen_local.backends.base import (
     Arrays,
     Completion,
     RowTooLargeError,
-    Scores,
     Session,
     State,
     StepResult,
@@ -29,6 +28,8 @@ from qwen_local.errors import OutOfMemoryError
 from qwen_local.job.schema import TrainSpec
 from qwen_local.rows.planner import PADDED, Layout
 from qwen_local.rows.rows import Rows
+from qwen_local.rows.scores import Scores
+from qwen_local.rows.targets import Targets
 from qwen_local.runs.eval_rows import EvalRowsWriter, read_eval_rows
 from qwen_local.runs.events import EvalEvent, EventWriter, read_events
 from qwen_local.runs.state import TrainState
@@ -53,7 +54,7 @@ class ScalarBackend:
     layout: Layout = PADDED
 
     def step(self, rows: Rows, *, lr: float, tokens: int) -> StepResult:
-        y = rows.targets_T
+        y = rows.targets.ids_T
         self.trained.append(y.tolist())
         gradient = 2 * float(np.sum(self.weight - y)) / tokens
         loss_sum = float(np.sum((self.weight - y) ** 2))
@@ -64,8 +65,8 @@ class ScalarBackend:
         return StepResult(loss_sum, abs(gradient), applied, finite, rows.tokens)
 
     def score(self, rows: Rows) -> Scores:
-        self.scored.append(rows.targets_T.tolist())
-        return Scores((self.weight - rows.targets_T.astype(np.float64)) ** 2, rows.lengths_R)
+        self.scored.append(rows.targets.ids_T.tolist())
+        return Scores((self.weight - rows.targets.ids_T.astype(np.float64)) ** 2, rows.lengths_R)
 
     def adapter(self) -> Arrays:
         return {"w": np.array([self.weight], np.float32)}
@@ -110,7 +111,7 @@ class Diverging(ScalarBackend):
 
 
 def targets(*values: int) -> Rows:
-    return Rows.from_pairs(([1], [y]) for y in values)
+    return Rows.from_pairs(([1], Targets.of([y])) for y in values)
 
 
 @dataclass(frozen=True)
@@ -604,7 +605,7 @@ def test_a_smaller_budget_is_an_event_of_its_step(tmp_path: Path) -> None:
 
 class Full(ScalarBackend):
     def step(self, rows: Rows, *, lr: float, tokens: int) -> StepResult:
-        raise RowTooLargeError(rows.targets_T.tolist().index(3), 1234)
+        raise RowTooLargeError(rows.targets.ids_T.tolist().index(3), 1234)
 
 
 def test_a_row_that_memory_does_not_hold_is_named_with_its_length(tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_local.backends.base import Backend, RowTooLargeError, Scores
+from qwen_local.backends.base import Backend, RowTooLargeError
 from qwen_local.errors import OutOfMemoryError
 from qwen_local.rows.planner import PACKED, PADDED, Layout, micro_batches
 from qwen_local.rows.rows import Rows
+from qwen_local.rows.scores import Scores
+from qwen_local.rows.targets import Targets
 from qwen_local.runs.eval_rows import EvalRowsWriter
 from qwen_local.runs.events import EventWriter, MemoryEvent, read_events
 from qwen_local.training.checkpoint_writer import CheckpointWriter
@@ -55,7 +57,7 @@ class Notes:
 
 
 def rows(*lengths: int) -> Rows:
-    return Rows.from_pairs(([1] * length, [1] * length) for length in lengths)
+    return Rows.from_pairs(([1] * length, Targets.of([1] * length)) for length in lengths)
 
 
 def run(folder: Path, engine: Notes, train: Rows, evaluation: Rows | None = None) -> WarmUp:

@@ -28,7 +28,6 @@ from qwen_local.backends.base import (
     HEAD_CHUNK_GPU,
     Arrays,
     Completion,
-    Scores,
     Setup,
     State,
     StepResult,
@@ -38,13 +37,14 @@ from qwen_local.backends.base import (
 from qwen_local.backends.cuda import vector_math
 from qwen_local.backends.cuda.attention import Borders
 from qwen_local.backends.cuda.forward import hidden_states
-from qwen_local.backends.cuda.head import SupervisedLoss, score_rows
+from qwen_local.backends.cuda.head import Columns, SupervisedLoss, score_rows
 from qwen_local.backends.cuda.quantized import load
 from qwen_local.backends.cuda.session import TorchSession
 from qwen_local.backends.oom_retry import Budget
-from qwen_local.rows.micro_batch import MicroBatch, scores
+from qwen_local.rows.micro_batch import MicroBatch
 from qwen_local.rows.planner import MOST, PACKED, Layout
 from qwen_local.rows.rows import Rows
+from qwen_local.rows.scores import Scores, scores
 
 T = TypeVar("T")
 
@@ -333,8 +333,9 @@ class TorchBackend:
             drops=self._setup.lora is not None and self._setup.lora.dropout > 0,
         )
 
-    def _targets(self, batch: MicroBatch) -> tuple[Tensor, int]:
-        return self._to_device(batch.targets_N), self._chunk
+    def _targets(self, batch: MicroBatch) -> tuple[Columns, int]:
+        columns = batch.targets.columns
+        return {name: self._to_device(column) for name, column in columns.items()}, self._chunk
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         """The same on the device, without waiting for it."""

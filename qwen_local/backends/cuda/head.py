@@ -4,33 +4,39 @@ The head is frozen, so the gradient with respect to its input can be formed in t
 forms the loss: chunk by chunk, one chunk's logits exist at a time and none are kept for the
 backward pass. (The idea of Cut Cross-Entropy, arXiv:2411.09009, in plain PyTorch.)
 
+Only `nll_in_place` and `_nll_and_gradient` know what is in the columns of targets.
+
 Shapes: N = supervised positions, C = positions of a chunk, D = hidden size, V = vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+Columns = Mapping[str, Tensor]
+"""The columns of `rows.targets.Targets` as tensors, [N] or [C] each."""
 
-def nll_in_place(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Negative log-likelihood of the targets; the logits become what their gradient is made of.
+
+def nll_in_place(logits_CV: Tensor, targets_C: Columns) -> tuple[Tensor, Tensor, Tensor]:
+    """Negative log-likelihood of hard targets; the logits become what their gradient is made of.
 
     For a confident row the probability of the target is 1 up to rounding and log(sum) loses the
     loss; the mass of all the *other* entries keeps it: nll = log1p(rest / exp(target)).
 
     Args:
         logits_CV: float32. Afterwards exp(logit - the largest of the row), and 0 at the target.
-        targets_C: int64.
+        targets_C: `ids`, int32.
 
     Returns:
         (nll float32 [C], rest float32 [C, 1]: the sum of what is left in the row, total float32
         [C, 1]: the same with the target's). The gradient with respect to the logits is what is left
         / total, and -rest / total at the target.
     """
-    at = targets_C.unsqueeze(1)
+    at = targets_C["ids"].long().unsqueeze(1)
     largest_C1 = logits_CV.amax(1, keepdim=True)
     shifted_C1 = logits_CV.gather(1, at) - largest_C1
     others_CV = logits_CV.sub_(largest_C1).exp_().scatter_(1, at, 0.0)
@@ -63,28 +69,50 @@ def room(positions: int, weight_VD: Tensor, chunk: int) -> Tensor:
     return torch.empty(size, dtype=torch.float32, device=weight_VD.device)
 
 
+def _nll_and_gradient(
+    logits_CV: Tensor, weight_VD: Tensor, targets_C: Columns
+) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of hard targets, and its gradient behind the head.
+
+    Args:
+        logits_CV: float32; overwritten.
+        weight_VD: the head.
+        targets_C: see `nll_in_place`.
+
+    Returns:
+        (nll float32 [C], gradient with respect to the hidden states float32 [C, D]).
+    """
+    nll_C, rest_C1, total_C1 = nll_in_place(logits_CV, targets_C)
+    if weight_VD.dtype == torch.float16:  # which does not hold every total
+        logits_CV.div_(total_C1)
+        rest_C1, total_C1 = rest_C1 / total_C1, torch.ones_like(total_C1)
+    # The division and the target's own entry are put behind the product: [C, D] is small.
+    others_CD = (logits_CV.to(weight_VD.dtype) @ weight_VD).float()
+    own_CD = rest_C1 * weight_VD[targets_C["ids"].long()]
+    return nll_C, others_CD.sub_(own_CD).div_(total_C1)
+
+
+def _part(targets_N: Columns, part: slice) -> Columns:
+    return {name: column[part] for name, column in targets_N.items()}
+
+
 class SupervisedLoss(torch.autograd.Function):
     """sum(nll) of hidden states under a frozen head, its gradient formed in the forward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Columns, chunk: int
     ) -> Tensor:
         """The summed loss in nats, a float32 scalar."""
         gradient_ND = torch.empty_like(hidden_ND)
-        losses_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_ND.device)
-        room_CV = room(len(targets_N), weight_VD, chunk)
-        for start in range(0, len(targets_N), chunk):
+        losses_N = torch.empty(len(hidden_ND), dtype=torch.float32, device=hidden_ND.device)
+        room_CV = room(len(hidden_ND), weight_VD, chunk)
+        for start in range(0, len(hidden_ND), chunk):
             part = slice(start, start + chunk)
             logits_CV = logits_in(room_CV, hidden_ND[part], weight_VD)
-            losses_N[part], rest_C1, total_C1 = nll_in_place(logits_CV, targets_N[part])
-            if weight_VD.dtype == torch.float16:  # which does not hold every total
-                logits_CV.div_(total_C1)
-                rest_C1, total_C1 = rest_C1 / total_C1, torch.ones_like(total_C1)
-            # The division and the target's own entry are put behind the product: [C, D] is small.
-            others_CD = (logits_CV.to(weight_VD.dtype) @ weight_VD).float()
-            own_CD = rest_C1 * weight_VD[targets_N[part]]
-            gradient_ND[part] = others_CD.sub_(own_CD).div_(total_C1)
+            losses_N[part], gradient_ND[part] = _nll_and_gradient(
+                logits_CV, weight_VD, _part(targets_N, part)
+            )
         ctx.save_for_backward(gradient_ND)
         return losses_N.sum()
 
@@ -95,12 +123,12 @@ class SupervisedLoss(torch.autograd.Function):
         return gradient_ND * grad_outputs[0].to(gradient_ND.dtype), None, None, None
 
 
-def score_rows(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int) -> Tensor:
+def score_rows(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Columns, chunk: int) -> Tensor:
     """Negative log-likelihood of each position, float32 [N]; no gradient."""
-    losses_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_ND.device)
-    room_CV = room(len(targets_N), weight_VD, chunk)
-    for start in range(0, len(targets_N), chunk):
+    losses_N = torch.empty(len(hidden_ND), dtype=torch.float32, device=hidden_ND.device)
+    room_CV = room(len(hidden_ND), weight_VD, chunk)
+    for start in range(0, len(hidden_ND), chunk):
         part = slice(start, start + chunk)
         logits_CV = logits_in(room_CV, hidden_ND[part], weight_VD)
-        losses_N[part] = nll_in_place(logits_CV, targets_N[part])[0]
+        losses_N[part] = nll_in_place(logits_CV, _part(targets_N, part))[0]
     return losses_N

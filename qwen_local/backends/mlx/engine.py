@@ -32,7 +32,6 @@ from qwen_local.backends.base import (
     MLX_CACHE_BYTES,
     Arrays,
     Completion,
-    Scores,
     Setup,
     State,
     StepResult,
@@ -40,15 +39,17 @@ from qwen_local.backends.base import (
     peak_resident_bytes,
 )
 from qwen_local.backends.mlx.dropout import DropoutKeys, checkpoint_blocks, put_dropout
-from qwen_local.backends.mlx.head import loss_and_gradient, losses
+from qwen_local.backends.mlx.head import Columns, loss_and_gradient, losses
 from qwen_local.backends.mlx.quantized import back, quantize
 from qwen_local.backends.mlx.session import MlxSession
 from qwen_local.backends.oom_retry import Budget
 from qwen_local.models.architecture import block_path
 from qwen_local.models.config import engine_config
-from qwen_local.rows.micro_batch import MicroBatch, scores
+from qwen_local.rows.micro_batch import MicroBatch
 from qwen_local.rows.planner import MOST, PADDED, SIZES, Layout
 from qwen_local.rows.rows import Rows
+from qwen_local.rows.scores import Scores, scores
+from qwen_local.rows.targets import Targets
 
 SMALLEST_SHAPE = 32
 """Widths and counts of supervised positions are padded at least to this where the step is compiled;
@@ -317,7 +318,7 @@ class MlxBackend:
         key: mx.array,
         ids: mx.array,
         positions: mx.array,
-        targets: mx.array,
+        targets: Columns,
     ) -> tuple[mx.array, mx.array]:
         """(a scalar whose gradient is that of the summed loss, the summed loss itself)."""
         self._use_adapter(adapter)
@@ -364,9 +365,9 @@ class MlxBackend:
         tied = self._setup.model.architecture.tied
         return back(self._model.model.embed_tokens if tied else self._model.lm_head, gradient_CV)
 
-    def _arrays(self, batch: MicroBatch) -> tuple[mx.array, mx.array, mx.array]:
-        """(ids [B, W], positions [N], targets [N]); N padded with target -1."""
-        ids, positions, targets = batch.ids_BW, batch.positions_N, batch.targets_N
+    def _arrays(self, batch: MicroBatch) -> tuple[mx.array, mx.array, Columns]:
+        """(ids [B, W], positions [N], targets [N]); the last of N may be padding."""
+        ids, positions, targets = batch.ids_BW, batch.positions_N, batch.targets
         if self._few_shapes:
             ids, positions, targets = with_few_shapes(
                 ids, positions, targets, widths=self._setup.widths
@@ -374,7 +375,7 @@ class MlxBackend:
         return (
             mx.array(ids),
             mx.array(positions.astype(np.int32)),
-            mx.array(targets.astype(np.int32)),
+            {name: mx.array(column) for name, column in targets.columns.items()},
         )
 
 
@@ -406,15 +407,15 @@ def _let_go() -> None:
 def with_few_shapes(
     ids_BW: np.ndarray,
     positions_N: np.ndarray,
-    targets_N: np.ndarray,
+    targets: Targets,
     *,
     widths: Sequence[int] = (),
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, Targets]:
     """The same micro-batch, padded to one of few shapes.
 
     Supervised positions go up to a multiple of 64, rows to one of two sizes an octave and widths,
     but for those that were chosen, to one of four (at most a fourth more). Padded rows hold token 0
-    and nothing to predict, padded positions the target -1.
+    and nothing to predict, padded positions a target that counts nothing.
 
     2,000 code-alpaca-like rows in steps of four are 112 shapes. A new shape costs 0.14 s on a model
     of 28 blocks (most of it Python's, measured on a CPU): 16 s, once. Half as many shapes would
@@ -422,15 +423,14 @@ def with_few_shapes(
     """
     rows, width = ids_BW.shape
     wide = width if width in widths else _among(width, smallest=SMALLEST_SHAPE, an_octave=4)
-    many = _supervised(len(targets_N))
+    many = _supervised(len(targets))
     row_N, column_N = np.divmod(positions_N, width)
-    pad = (0, many - len(targets_N))
     return (
         np.pad(
             ids_BW, ((0, next(size for size in SIZES if size >= rows) - rows), (0, wide - width))
         ),
-        np.pad(row_N * wide + column_N, pad),
-        np.pad(targets_N, pad, constant_values=-1),
+        np.pad(row_N * wide + column_N, (0, many - len(targets))),
+        targets.padded(many),
     )
 
 

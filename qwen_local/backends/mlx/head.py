@@ -4,6 +4,8 @@ The head is frozen, so the gradient with respect to its input is formed in the s
 the loss: chunk by chunk over the positions, never the whole [N, V] of logits. The step then
 differentiates the surrogate sum(stop_gradient(gradient) * hidden), whose gradient that is.
 
+Only `nll` and `counted` know what is in the columns of targets.
+
 Shapes: N = supervised positions, C = positions of a chunk, D = hidden size, V = vocabulary.
 """
 
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import mlx.core as mx
 
@@ -25,8 +27,12 @@ Head = Callable[[mx.array], mx.array]
 """[C, D] -> [C, V]; the way back is [C, V] -> [C, D], a product with the head's weight [V, D]."""
 
 
-def nll(logits_CV: mx.array, targets_C: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """Negative log-likelihood of the targets, and its gradient with respect to the logits.
+Columns = Mapping[str, mx.array]
+"""The columns of `rows.targets.Targets` as MLX arrays, [N] or [C] each."""
+
+
+def nll(logits_CV: mx.array, targets_C: Columns) -> tuple[mx.array, mx.array, mx.array]:
+    """Negative log-likelihood of hard targets, and its gradient with respect to the logits.
 
     The formula is that of the PyTorch engine: for a confident row, log1p(rest / exp(target)).
     The gradient is left without its divisor, so that a product with the head may come before the
@@ -34,13 +40,13 @@ def nll(logits_CV: mx.array, targets_C: mx.array) -> tuple[mx.array, mx.array, m
 
     Args:
         logits_CV: float32.
-        targets_C: int32.
+        targets_C: `ids`, int32; what comes of padding (a negative id) has no meaning.
 
     Returns:
         (nll float32 [C], total x d nll / d logits float32 [C, V], total float32 [C, 1]); total is
         the sum of the exponentials, the greatest of which is 1.
     """
-    at = targets_C[:, None]
+    at = mx.maximum(targets_C["ids"], 0)[:, None]
     max_C1 = _in_blocks(logits_CV, -math.inf).max(1).max(1, keepdims=True)
     target_C1 = mx.take_along_axis(logits_CV, at, 1) - max_C1
     others_CV = mx.put_along_axis(_exp(logits_CV - max_C1), at, mx.array(0.0), 1)
@@ -49,6 +55,11 @@ def nll(logits_CV: mx.array, targets_C: mx.array) -> tuple[mx.array, mx.array, m
     total_C1 = rest_C1 + exp_C1
     nll_C1 = mx.where(exp_C1 > rest_C1, mx.log1p(rest_C1 / exp_C1), mx.log(total_C1) - target_C1)
     return nll_C1.squeeze(1), mx.put_along_axis(others_CV, at, -rest_C1, 1), total_C1
+
+
+def counted(targets_C: Columns) -> mx.array:
+    """Return True where a position counts in the loss, and False where it is padding: [C]."""
+    return targets_C["ids"] >= 0
 
 
 def _in_blocks(values_CV: mx.array, fill: float) -> mx.array:
@@ -77,8 +88,12 @@ def _after(chunk_CD: mx.array, before: list[mx.array]) -> mx.array:
     return mx.depends([chunk_CD], before)[0] if before else chunk_CD
 
 
+def _part(targets_N: Columns, part: slice) -> Columns:
+    return {name: column[part] for name, column in targets_N.items()}
+
+
 def loss_and_gradient(
-    hidden_ND: mx.array, head: Head, back: Head, targets_N: mx.array, chunk: int
+    hidden_ND: mx.array, head: Head, back: Head, targets_N: Columns, chunk: int
 ) -> tuple[mx.array, mx.array]:
     """Loss at each position and the gradient of their sum with respect to the hidden states.
 
@@ -86,7 +101,7 @@ def loss_and_gradient(
         hidden_ND: any float dtype.
         head: the frozen head.
         back: takes the gradient of the logits to that of the hidden states.
-        targets_N: int32; a negative one is padding and counts nothing.
+        targets_N: see `nll`; padding counts nothing.
         chunk: positions whose logits exist at one time.
 
     Returns:
@@ -96,10 +111,11 @@ def loss_and_gradient(
     gradients: list[mx.array] = []
     for start in range(0, hidden_ND.shape[0], chunk):
         part = slice(start, start + chunk)
-        real_C = (targets_N[part] >= 0).astype(mx.float32)
+        targets_C = _part(targets_N, part)
+        real_C = counted(targets_C).astype(mx.float32)
         hidden_CD = _after(hidden_ND[part], gradients[-1:] + losses[-1:])
         logits_CV = head(hidden_CD).astype(mx.float32)
-        nll_C, gradient_CV, total_C1 = nll(logits_CV, mx.maximum(targets_N[part], 0))
+        nll_C, gradient_CV, total_C1 = nll(logits_CV, targets_C)
         losses.append(nll_C * real_C)
         real_C1 = real_C[:, None] / total_C1
         if hidden_ND.dtype == mx.float32:
@@ -109,12 +125,13 @@ def loss_and_gradient(
     return mx.concatenate(losses), mx.concatenate(gradients)
 
 
-def losses(hidden_ND: mx.array, head: Head, targets_N: mx.array, chunk: int) -> mx.array:
-    """Loss at each position, float32 [N]; padding (a negative target) gives zero."""
+def losses(hidden_ND: mx.array, head: Head, targets_N: Columns, chunk: int) -> mx.array:
+    """Loss at each position, float32 [N]; padding gives zero."""
     parts: list[mx.array] = []
     for start in range(0, hidden_ND.shape[0], chunk):
         part = slice(start, start + chunk)
+        targets_C = _part(targets_N, part)
         logits_CV = head(_after(hidden_ND[part], parts[-1:])).astype(mx.float32)
-        nll_C, _, _ = nll(logits_CV, mx.maximum(targets_N[part], 0))
-        parts.append(mx.where(targets_N[part] >= 0, nll_C, 0.0))
+        nll_C, _, _ = nll(logits_CV, targets_C)
+        parts.append(mx.where(counted(targets_C), nll_C, 0.0))
     return mx.concatenate(parts)
