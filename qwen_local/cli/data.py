@@ -72,7 +72,7 @@ def check(output: Path | None, quiet: bool, as_json: bool, **options: Any) -> in
     FILE is anything that `train` takes. Exit code 2 where training would refuse it; with --fix,
     where no repaired copy could be written.
     """
-    from qwen_local.inference.text import visible
+    from qwen_local.console.visible import visible
     from qwen_local.inspection.check_page import describe
     from qwen_local.inspection.fix import check_free
     from qwen_local.inspection.inspect_job import check_job, fix_job, read_making

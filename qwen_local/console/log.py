@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from qwen_local.inference.text import visible
+from qwen_local.console.visible import visible
 
 log = logging.getLogger("qwen_local")
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from qwen_local.console.visible import visible
 from qwen_local.datasets.formats import Example
 from qwen_local.datasets.record_files import Faults
 from qwen_local.datasets.tokenizer import Tokenized
 from qwen_local.datasets.trim import Overlong, trim
 from qwen_local.errors import DatasetError
-from qwen_local.inference.text import visible
 from qwen_local.inspection.check_page import reason
 from qwen_local.inspection.draw import Canvas, Part, marked
 

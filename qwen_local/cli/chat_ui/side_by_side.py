@@ -11,7 +11,7 @@ from prompt_toolkit.utils import get_cwidth
 
 from qwen_local.cli.chat_ui.stage import InTurn, Page
 from qwen_local.cli.chat_ui.terminal import DUMB, Screen
-from qwen_local.inference.text import visible
+from qwen_local.console.visible import visible
 
 NARROWEST = 36
 """Cells of a column below which lines are too short to read."""

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import BinaryIO
 
+from qwen_local.console.visible import visible
 from qwen_local.datasets.faults import unusable
 from qwen_local.errors import InputError
-from qwen_local.inference.text import visible
 
 DUMB = "dumb"
 """TERM of a terminal that only takes text: an editor's window, a log."""
