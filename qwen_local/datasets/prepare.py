@@ -17,7 +17,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from qwen_local.datasets.cache import Cache, cache_folder, cache_key
 from qwen_local.datasets.faults import FAULTS_KEPT
 from qwen_local.datasets.pool import in_order
-from qwen_local.datasets.progress_bar import Progress
+from qwen_local.datasets.progress_bar import RecordProgress
 from qwen_local.datasets.record_files import kind_of_file
 from qwen_local.datasets.report import DataReport, SetReport, SourceReport
 from qwen_local.datasets.row_builder import Made, Making, blocks, make
@@ -216,7 +216,7 @@ def _make(
     begun = Made()  # the part that is not written yet
     pending: list[pa.RecordBatch] = []
     records = islice(source.examples(), total.records, None)
-    with Progress(source.name, total.records, quiet=quiet) as progress:
+    with RecordProgress(source.name, total.records, quiet=quiet) as progress:
         for made, batch in in_order(partial(make, making), blocks(records)):
             begun.merge(made)
             progress.add(made.records)

@@ -11,7 +11,7 @@ LATER = 2.0
 """Seconds until anything is shown: most data are ready before."""
 
 
-class Progress:
+class RecordProgress:
     """A bar on a terminal; elsewhere, and with `quiet`, nothing."""
 
     def __init__(self, name: str, done: int, *, quiet: bool) -> None:

@@ -48,7 +48,7 @@ def test_movielens_is_built_and_summed_up(cli: Cli, films: Path) -> None:
     assert said.err == f"{films}: 120 ratings, 12 titles\n"
 
 
-def test_what_the_data_could_not_give_is_said_on_stderr(cli: Cli, films: Path) -> None:
+def test_a_shortfall_is_reported_on_stderr(cli: Cli, films: Path) -> None:
     flags = ["--train", "100", "--eval", "0", "--json"]
     said = cli("data", "build", "movielens", films, "--output", "rows", *flags)
     assert json.loads(said.out) == {
@@ -63,7 +63,7 @@ def test_what_the_data_could_not_give_is_said_on_stderr(cli: Cli, films: Path) -
             "not_drawn": 0,
         },
         "notes": [
-            "train.jsonl has 70 rows, not 100: its users gave no more ratings with history enough"
+            "train.jsonl has 70 rows, not 100: its users have no more ratings with enough history"
         ],
     }
     assert said.err.splitlines()[1:] == json.loads(said.out)["notes"]
@@ -147,19 +147,21 @@ def test_every_fault_of_both_films_and_ratings_comes_in_one_message(cli: Cli, fi
 def test_a_sample_of_all_rows_is_a_contradiction(cli: Cli) -> None:
     said = cli("data", "build", "code-alpaca", "alpaca.json", "--sample", "--output", "rows")
     assert said.code == 2
-    assert said.err.splitlines()[-1] == "Error: --sample draws --rows of them: say how many."
+    assert (
+        said.err.splitlines()[-1] == "Error: --sample needs --rows: the number of rows to sample."
+    )
 
 
 @pytest.mark.parametrize(
-    ("command", "wishes"),
+    ("command", "options"),
     [
-        ("movielens", movielens.Wishes()),
-        ("code-alpaca", code_alpaca.Wishes()),
-        ("classification", classification.Wishes()),
+        ("movielens", movielens.MovieLensOptions()),
+        ("code-alpaca", code_alpaca.CodeAlpacaOptions()),
+        ("classification", classification.ClassificationOptions()),
     ],
 )
-def test_the_defaults_of_the_flags_are_those_of_the_recipe(command: str, wishes: Any) -> None:
+def test_the_defaults_of_the_flags_are_those_of_the_recipe(command: str, options: Any) -> None:
     given = build.commands[command].make_context(command, ["source", "--output", "rows"]).params
-    wished = {field.name: getattr(wishes, field.name) for field in fields(wishes)}
-    wished.pop("instruction", None)  # left to the recipe: it is long
-    assert wished.items() <= given.items()
+    defaults = {field.name: getattr(options, field.name) for field in fields(options)}
+    defaults.pop("instruction", None)  # left to the recipe: it is long
+    assert defaults.items() <= given.items()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qwen_local.errors import JobError
-from qwen_local.recipes.output import Row, Summary, balance, check_output, write_rows
+from qwen_local.recipes.output import RecipeSummary, Row, balance, check_output, write_rows
 
 ROW: Row = {"prompt": "Größe?", "completion": "Yes"}
 LINE = '{"prompt": "Größe?", "completion": "Yes"}\n'
@@ -112,7 +112,7 @@ def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
 
 def test_a_summary_counts_labels_one_by_one_where_they_are_few() -> None:
     many = {f"label {n}": n for n in range(1, 31)}
-    summary = Summary(
+    summary = RecipeSummary(
         output=Path("out"),
         rows={"train.jsonl": 465, "valid.jsonl": 1_002},
         labels={"train.jsonl": many, "valid.jsonl": balance(["No", *["Yes"] * 1_001])},
