@@ -170,7 +170,7 @@ class SourceRows:
 def read_source(source: Source, making: Making, *, quiet: bool) -> SourceRows:
     """All rows of a source, from the cache or for it; or all of its faults."""
     cache = None
-    if (source.sha256 or source.commit) and not making.tokenizer.tells_time:
+    if (source.sha256 or source.commit) and not making.tokenizer.depends_on_date:
         key = cache_key(
             making,
             # A file may be moved; of a data set on the hub, every split has the same commit.

@@ -15,7 +15,7 @@ from qwen_local.datasets.formats import Example
 from qwen_local.datasets.record_files import Faults
 from qwen_local.datasets.report import Histogram
 from qwen_local.datasets.row_store import RowsMade
-from qwen_local.datasets.tokenizer import ChatTokenizer, Draft, Thinking, Tokenized, TrainOn
+from qwen_local.datasets.tokenizer import ChatTokenizer, RowDraft, Thinking, Tokenized, TrainOn
 from qwen_local.datasets.trim import Overlong, overlong_fault, trim
 from qwen_local.errors import DatasetError, Fault
 
@@ -113,7 +113,7 @@ def _size(example: Example) -> int:
     return sum(len(message["content"]) for message in example.content)
 
 
-def drafts_of(making: Making, example: Example) -> list[Draft]:
+def drafts_of(making: Making, example: Example) -> list[RowDraft]:
     """The rows of an example before they are encoded.
 
     Raises:
@@ -166,7 +166,7 @@ def tokenized_block(
 ) -> list[tuple[Example | Faults, Sequence[Tokenized]]]:
     """Every record of a block with its rows in tokens, however long; or what is wrong with it."""
     found: list[tuple[Example | Faults, int]] = []
-    drafts: list[Draft] = []
+    drafts: list[RowDraft] = []
     for example in block:
         before = len(drafts)
         if not isinstance(example, tuple) and not example.says_nothing:

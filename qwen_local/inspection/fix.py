@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from qwen_local.datasets.formats import Example
-from qwen_local.datasets.record_files import LONGEST_LINE, MARK, Faults, Record, checked
+from qwen_local.datasets.record_files import (
+    BYTE_ORDER_MARK,
+    MAX_LINE_BYTES,
+    Faults,
+    Record,
+    checked,
+)
 from qwen_local.datasets.row_builder import content_digest
 from qwen_local.errors import DatasetError
 from qwen_local.files import sync_folder
@@ -30,7 +36,7 @@ from qwen_local.inspection.tally import Tally
 ReadRecord = Callable[[Record], Example | Faults]
 """Converts a record to an example, or returns its faults (of format or tokens)."""
 
-BYTE_ORDER_MARK = "byte order mark removed"
+BOM_REMOVED = "byte order mark removed"
 WINDOWS_LINE_ENDS = "Windows line endings removed"
 NUL_REMOVED = "NUL characters removed"
 LONE_SURROGATES = "halves of surrogate pairs removed"
@@ -159,8 +165,8 @@ class _Repair:
 
     def _file_marks(self, path: Path) -> None:
         with path.open("rb") as file:
-            if file.read(3) == MARK.encode():
-                self.repaired.add(BYTE_ORDER_MARK, str(path))
+            if file.read(3) == BYTE_ORDER_MARK.encode():
+                self.repaired.add(BOM_REMOVED, str(path))
             file.seek(0)
             lines = _Lines(file)
             while line := lines.next():
@@ -217,10 +223,10 @@ class _Lines:
 
     def next(self) -> bytes:
         """Return the next line (truncated if too long); empty at the end of the file."""
-        line = piece = self._file.readline(LONGEST_LINE + 1)
+        line = piece = self._file.readline(MAX_LINE_BYTES + 1)
         self.number += 1
-        while len(piece) > LONGEST_LINE and not piece.endswith(b"\n"):
-            piece = self._file.readline(LONGEST_LINE + 1)
+        while len(piece) > MAX_LINE_BYTES and not piece.endswith(b"\n"):
+            piece = self._file.readline(MAX_LINE_BYTES + 1)
         return line
 
     def value(self, number: int) -> Any | None:
@@ -229,7 +235,9 @@ class _Lines:
         while self.number < number:
             line = self.next()
         try:
-            return json.loads(line.decode().removeprefix(MARK), object_pairs_hook=_object)
+            return json.loads(
+                line.decode().removeprefix(BYTE_ORDER_MARK), object_pairs_hook=_object
+            )
         except (ValueError, RecursionError):
             return None
 

@@ -36,7 +36,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from qwen_local.datasets.column_map import FormatName, settle
+from qwen_local.datasets.column_map import FormatName, resolve_format
 from qwen_local.embedded import SAMPLE_DATA, TINY_MODEL
 from qwen_local.errors import DatasetError, Fault, JobError
 from qwen_local.job.faults import explain
@@ -626,7 +626,7 @@ def _columns(columns: object, format: FormatName) -> object:
         if not isinstance(column, str) or not column:
             raise _fault(f"{key}: expected a column name; found {show(column)}", hint)
     try:
-        settle(columns, format)
+        resolve_format(columns, format)
     except DatasetError as error:
         [fault] = error.faults
         raise _fault(fault.problem, fault.hint or hint) from None

@@ -174,7 +174,7 @@ BAD_INPUT = {
         {"rows.jsonl": '{"text": "fine"}\n{"text": \n'},
         ("--data", "rows.jsonl"),
         "rows.jsonl:2: not valid JSON: Expecting value at column 9; found the end\n\n"
-        'hint: write one object a line, such as {"prompt": "Hi", "completion": "Hello."}',
+        'hint: write one object per line, such as {"prompt": "Hi", "completion": "Hello."}',
     ),
     "an unknown role": (
         {"rows.jsonl": '{"messages": [{"role": "bot", "content": "Hi."}]}\n'},

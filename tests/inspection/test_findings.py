@@ -125,7 +125,7 @@ def test_dividing_the_data_into_blocks_never_changes_the_report(
     block = read(asked("What?", "This."), *values)
     whole = inspect_block(making(), block)
     edges = [0, *sorted(cuts), len(block)]
-    merged = SetFindings.begin(making())
+    merged = SetFindings.empty(making())
     for start, stop in pairwise(edges):
         merged.merge(copy.deepcopy(inspect_block(making(), block[start:stop])))
     assert merged == whole

@@ -192,7 +192,7 @@ def test_columns_decide_the_format_or_belong_to_it() -> None:
     assert job_of(with_format).data == DataSpec(format="sharegpt", columns={"system": "rules"})
     assert message("data: {format: sharegpt, columns: {prompt: q}}") == (
         "job.yaml:1: data.columns: expected a key of the sharegpt format; found 'prompt'\n\n"
-        "hint: the keys are conversations, functions, system, tools"
+        "hint: valid keys: conversations, functions, system, tools"
     )
 
 
@@ -589,7 +589,7 @@ REPORT_TO = "hint: write [tensorboard], or [] for metrics.jsonl only"
         (
             "data.columns",
             "{zzz: q}",
-            "expected a key of a format; found 'zzz'\n\nhint: the keys are completion, "
+            "expected a key of a format; found 'zzz'\n\nhint: valid keys: completion, "
             "conversations, functions, history, input, instruction, messages, output, prompt, "
             "system, text, tools",
         ),
@@ -601,13 +601,12 @@ REPORT_TO = "hint: write [tensorboard], or [] for metrics.jsonl only"
         (
             "data.columns",
             "{system: q}",
-            "expected a key that only one format has; alpaca and sharegpt have these\n\n"
-            "hint: name the format as well",
+            "the keys fit several formats: alpaca and sharegpt\n\nhint: set the format too",
         ),
         (
             "data.columns",
             "{prompt: q, input: i}",
-            "no format has all of prompt, input\n\nhint: name the keys of one format",
+            "no format has all of these keys: prompt, input\n\nhint: use the keys of one format",
         ),
         (
             "output",

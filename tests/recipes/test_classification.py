@@ -129,14 +129,14 @@ def test_numbers_are_labels_as_they_are_written(tmp_path: Path) -> None:
         (
             b"text,label\nHi,a\nHo\nYes,no,b\n",
             "texts.csv:3: expected 2 fields, as in the header; found 1\n\n"
-            "hint: put a field that holds a comma into double quotes\n\n"
+            "hint: put double quotes around fields that contain a comma\n\n"
             "texts.csv:4: expected 2 fields, as in the header; found 3\n\n"
-            "hint: put a field that holds a comma into double quotes",
+            "hint: put double quotes around fields that contain a comma",
         ),
         (
             "text,label\nSchön,a\n".encode("latin-1"),
             "texts.csv:2: expected UTF-8; found byte 0xf6 at offset 14\n\n"
-            "hint: save the file as UTF-8 (it may be Latin-1 or Windows-1252 now)",
+            "hint: save the file as UTF-8 (it may be Latin-1 or Windows-1252)",
         ),
     ],
     ids=["other columns", "empty", "header alone", "one label", "malformed", "Latin-1"],

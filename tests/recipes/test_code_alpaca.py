@@ -114,16 +114,14 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
         made(tmp_path, [{"prompt": "a", "completion": "b"}])
     assert str(error.value) == (
         f"{tmp_path}/alpaca.json:2: expected the alpaca format; found the prompt format\n\n"
-        "hint: `train` reads it as it is"
+        "hint: train reads this format directly; no recipe is needed"
     )
 
 
 def test_a_file_without_an_answer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as error:
         made(tmp_path, [exercise(1, output="")])
-    assert str(error.value) == (
-        f"{tmp_path}/alpaca.json: gives no row: it holds no question with an answer"
-    )
+    assert str(error.value) == (f"{tmp_path}/alpaca.json: contains no question with an answer")
 
 
 def test_a_source_in_the_output_folder_is_not_overwritten(tmp_path: Path) -> None:
@@ -131,4 +129,4 @@ def test_a_source_in_the_output_folder_is_not_overwritten(tmp_path: Path) -> Non
     source.write_text(json.dumps(exercise(1)) + "\n")
     with pytest.raises(JobError) as error:
         build(str(source), tmp_path, overwrite=True, options=CodeAlpacaOptions())
-    assert error.value.faults[0].problem == f"{source} is what the rows come from"
+    assert error.value.faults[0].problem == f"{source} is an input file"

@@ -87,7 +87,7 @@ def test_the_fence_names_the_language_if_question_and_answer_agree(
     assert language(question, answer) == tag
 
 
-def test_a_fence_holds_the_code_as_it_stands() -> None:
+def test_a_fence_contains_the_code_unchanged() -> None:
     made = fenced("In Python.", "\n    x = 1\n    print(x)  \n\n")
     assert (made.text, made.kind) == ("```python\n    x = 1\n    print(x)\n```", "python")
 

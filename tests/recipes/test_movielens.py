@@ -130,7 +130,7 @@ def test_the_sizes_are_those_asked_for() -> None:
     assert {name: len(side) for name, side in made.items()} == {TRAIN: 301, VALID: 47}
 
 
-def test_balanced_sides_have_as_many_yes_as_no_and_an_odd_row_says_yes() -> None:
+def test_balanced_files_have_as_many_yes_as_no_and_an_odd_row_is_yes() -> None:
     made = sides(table(some()), MovieLensOptions(train=201, eval=20, balance=True))
     assert by_label(made[TRAIN]) == {True: 101, False: 100}
     assert by_label(made[VALID]) == {True: 10, False: 10}
@@ -219,7 +219,7 @@ def test_a_row_shows_the_latest_ratings_and_asks_about_the_next(tmp_path: Path) 
         }
     ]
     assert summary.notes == [
-        "train.jsonl has 1 rows, not 9: its users gave no more ratings with history enough"
+        "train.jsonl has 1 rows, not 9: its users have no more ratings with enough history"
     ]
     assert not (tmp_path / "out/valid.jsonl").exists()
 
@@ -250,7 +250,7 @@ def test_a_data_set_without_enough_ratings_per_user_is_an_error(tmp_path: Path) 
     with pytest.raises(DatasetError) as error:
         build(data, tmp_path / "out", overwrite=False, options=MovieLensOptions())
     assert str(error.value) == (
-        f"{data}/ratings.csv: gives no row: no rating has 5 earlier ones by the same user"
+        f"{data}/ratings.csv: no rows: no rating has 5 earlier ratings by the same user"
     )
     assert not (tmp_path / "out").exists()
 

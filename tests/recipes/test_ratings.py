@@ -113,10 +113,9 @@ def test_every_title_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     _, faults = read_titles(path)
     assert [str(fault).replace(f"{path.parent}/", "") for fault in faults] == [
         "movies.csv:3: movieId: expected a whole number from 0 to 2147483647; found 'x'",
-        "movies.csv:5: movieId: expected one title for each film; found a second one for 1\n\n"
-        "hint: keep one of them",
+        "movies.csv:5: movieId: film 1 has two different titles\n\nhint: remove one of them",
         "movies.csv:6: expected 2 fields, as in the header; found 1\n\n"
-        "hint: put a field that holds a comma into double quotes",
+        "hint: put double quotes around fields that contain a comma",
         "movies.csv:7: movieId: expected a whole number from 0 to 2147483647; found '99999999999'",
     ]
 
@@ -127,7 +126,7 @@ def test_titles_in_another_encoding_are_named(tmp_path: Path) -> None:
     _, [fault] = read_titles(path)
     assert str(fault) == (
         f"{path}:2: expected UTF-8; found byte 0xe9 at offset 17\n\n"
-        "hint: save the file as UTF-8 (it may be Latin-1 or Windows-1252 now)"
+        "hint: save the file as UTF-8 (it may be Latin-1 or Windows-1252)"
     )
 
 
@@ -143,13 +142,13 @@ def test_a_missing_column_of_the_movies_file_is_named(tmp_path: Path) -> None:
     [
         (
             ["movies.csv"],
-            ": expected ratings.csv in it\n\n"
-            "hint: unpack ml-25m.zip, ml-32m.zip or ml-latest-small.zip, and name the folder",
+            ": the folder has no ratings.csv\n\n"
+            "hint: unpack ml-25m.zip, ml-32m.zip or ml-latest-small.zip and pass the folder",
         ),
         (
             ["ratings.dat", "movies.dat"],
-            ": expected ratings.csv and movies.csv in it\n\n"
-            "hint: the 1M and 10M sets are laid out otherwise; take 25M, 32M or latest-small",
+            ": the folder has no ratings.csv and no movies.csv\n\n"
+            "hint: the 1M and 10M sets have another layout; use 25M, 32M or latest-small",
         ),
     ],
     ids=["half", "10M"],
@@ -166,8 +165,11 @@ def test_a_path_that_is_not_a_folder_is_an_error(tmp_path: Path) -> None:
     packed = tmp_path / "ml-25m.zip"
     packed.touch()
     for path, message in [
-        (packed, "expected a folder; found a file\n\nhint: unpack it, and name the folder"),
-        (tmp_path / "no", "no such folder\n\nhint: it holds ratings.csv and movies.csv"),
+        (packed, "expected a folder; found a file\n\nhint: unpack it and pass the folder"),
+        (
+            tmp_path / "no",
+            "no such folder\n\nhint: pass the folder that contains ratings.csv and movies.csv",
+        ),
     ]:
         with pytest.raises(DatasetError) as error:
             find_files(path)

@@ -118,4 +118,4 @@ def test_a_line_that_was_cut_short_is_none_and_goes_on_resuming(
 def test_a_full_disk_is_told_with_what_was_needed() -> None:
     with Metrics(Path("/dev/full")) as metrics, pytest.raises(DiskFullError) as full:
         metrics.write("train", step=1)
-    assert str(full.value).startswith("/dev/full: no room on the disk: 30 bytes are needed, ")
+    assert str(full.value).startswith("/dev/full: not enough disk space: 30 bytes are needed, ")
