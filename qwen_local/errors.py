@@ -1,20 +1,21 @@
-"""What can go wrong, as a family tree.
+"""The error classes.
 
     QwenLocalError            exit code 1: the run failed
-    ├── DiskFullError             there is no room for what is to be written
-    ├── CheckpointError           nothing that a run could go on from
+    ├── DiskFullError             not enough disk space
+    ├── CheckpointError           no usable checkpoint
     ├── DiedError                 the training process died (training/restart.py)
-    ├── RunBusyError          exit code 3: another process has the run folder
+    ├── RunBusyError          exit code 3: another process uses the run directory
     ├── DivergedError         exit code 4: loss or gradient is not finite (training/diverged.py)
-    ├── OutOfMemoryError      exit code 5: memory does not hold a single row
-    └── InputError            exit code 2: something the user wrote cannot be used as written
-        ├── JobError              the job: a key, a value, a flag, the output folder
-        ├── DatasetError          a data file or a row of it
-        ├── ModelError            a model or an adapter that we will not or cannot load
-        └── BackendError          an engine that was asked for and cannot run here
+    ├── OutOfMemoryError      exit code 5: a single row does not fit into memory
+    └── InputError            exit code 2: invalid input
+        ├── JobError              a job key, value or flag, or the output folder
+        ├── DatasetError          a data file or one of its rows
+        ├── ModelError            a model or adapter that is invalid or unsupported
+        └── BackendError          a requested engine that cannot run here
 
-An `InputError` holds every fault of one input, so that a user mends a file once and not once per
-fault. The command line prints our own errors as one message; a bug keeps its traceback.
+An `InputError` contains every fault of one input, so that the user can fix all of them at once. The
+command line prints these errors as one message; any other exception is a bug and keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -25,35 +26,35 @@ from pathlib import Path
 from typing import Self
 
 FAULTS_SHOWN = 20
-"""Faults printed in one message; the rest are counted."""
+"""Maximum number of faults in one message; the message counts the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing to mend: where it stands, what was found there, and what to do about it."""
+    """One problem of an input: its place, a description and a hint."""
 
     where: str
     """`train.jsonl:17: messages[2].role`, `job.yaml:3: train.learning_rate`, `--model`, ..."""
     problem: str
-    """What was expected and what was found."""
+    """Expected and found value, in lower case."""
     hint: str | None = None
-    """The mend, where one is known."""
+    """How to fix it, if known."""
     ends: bool = False
-    """Whether it says that no more were looked for: the last of them, and always shown."""
+    """True for the last fault if the search stopped there; it is always shown."""
 
     def __str__(self) -> str:
-        said = f"{self.where}: {self.problem}"
-        return said if self.hint is None else f"{said}\n\nhint: {self.hint}"
+        message = f"{self.where}: {self.problem}"
+        return message if self.hint is None else f"{message}\n\nhint: {self.hint}"
 
 
 class QwenLocalError(Exception):
-    """The run failed for a reason that we can explain."""
+    """An expected failure with a clear message."""
 
     exit_code = 1
 
 
 class DiskFullError(QwenLocalError):
-    """There is no room for what is to be written."""
+    """There is not enough disk space."""
 
     def __init__(self, path: Path, needed: int, free: int) -> None:
         super().__init__(path, needed, free)
@@ -61,39 +62,39 @@ class DiskFullError(QwenLocalError):
 
     def __str__(self) -> str:
         return (
-            f"{self.path}: no room on the disk: {self.needed:,} bytes are needed, "
-            f"{self.free:,} are free\n\nhint: make room; resume a run with --resume"
+            f"{self.path}: not enough disk space: {self.needed:,} bytes are needed, "
+            f"{self.free:,} are free\n\nhint: free some space, then continue with --resume"
         )
 
 
 class CheckpointError(QwenLocalError):
-    """There is nothing that a run could go on from."""
+    """There is no usable checkpoint."""
 
 
 class RunBusyError(QwenLocalError):
-    """Another process has the run folder."""
+    """Another process uses the run directory."""
 
     exit_code = 3
 
 
 class OutOfMemoryError(QwenLocalError):
-    """Memory does not hold a single row."""
+    """A single row does not fit into memory."""
 
     exit_code = 5
 
 
 class InputError(QwenLocalError, ValueError):
-    """Something the user wrote cannot be used as written."""
+    """Invalid input, with all of its faults."""
 
     exit_code = 2
 
     def __init__(self, faults: Iterable[Fault]) -> None:
         self.faults = tuple(faults)
-        super().__init__(self.faults)  # the whole argument, so that the error pickles
+        super().__init__(self.faults)  # all arguments, so that the error can be pickled
 
     @classmethod
     def at(cls, where: str, problem: str, hint: str | None = None) -> Self:
-        """An error with a single fault, of the class that it is called on."""
+        """Make an error of this class with a single fault."""
         return cls([Fault(where, problem, hint)])
 
     def __str__(self) -> str:
@@ -105,16 +106,16 @@ class InputError(QwenLocalError, ValueError):
 
 
 class JobError(InputError):
-    """A job key, a flag or the output folder cannot be used as written."""
+    """Invalid job key, value, flag or output folder."""
 
 
 class DatasetError(InputError):
-    """A data file or a row of it cannot be used as written."""
+    """Invalid data file or row."""
 
 
 class ModelError(InputError):
-    """A model or adapter that we will not or cannot load."""
+    """Invalid or unsupported model or adapter."""
 
 
 class BackendError(InputError):
-    """An engine that was asked for cannot run on this machine."""
+    """A requested engine that cannot run on this machine."""

@@ -1,4 +1,4 @@
-"""Small habits with files."""
+"""Helpers for files: durable writes, atomic replacement, safetensors."""
 
 from __future__ import annotations
 
@@ -18,34 +18,35 @@ if TYPE_CHECKING:
     import numpy as np
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-AT_ONCE = 1 << 30
-"""Bytes handed to one `write`; macOS takes no more than 2 GB."""
+"""Error numbers of a full disk or an exhausted quota."""
+MAX_WRITE_BYTES = 1 << 30
+"""Bytes per `write` call; macOS accepts at most 2 GB."""
 
-FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
-"""Types of safetensors that numpy has, too."""
+NUMPY_FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
+"""numpy dtype of each safetensors float type that numpy supports."""
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with `~` as the home folder; `Path.expanduser` raises for `~nobody`."""
+    """Expand `~`; unlike `Path.expanduser`, this does not raise for unknown users."""
     return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def json_bytes(content: Any) -> bytes:
-    """Readable JSON with a final newline. JSON has no NaN: a number that is not finite is a bug."""
+    """Encode indented JSON with a final newline; NaN and infinity raise an error."""
     return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Readable JSON with a final newline."""
+    """Write indented JSON with a final newline."""
     path.write_bytes(json_bytes(content))
 
 
 def array_bytes(arrays: Mapping[str, np.ndarray], *, made_for: str) -> bytes:
-    """The content of a safetensors file.
+    """Encode a safetensors file.
 
     Args:
-        arrays: by name, of any layout in memory.
-        made_for: `pt` or `mlx`, the `format` that loaders look for.
+        arrays: arrays by name, with any memory layout.
+        made_for: `pt` or `mlx`; the `format` metadata that loaders expect.
     """
     import numpy as np
     from safetensors.numpy import save
@@ -55,65 +56,65 @@ def array_bytes(arrays: Mapping[str, np.ndarray], *, made_for: str) -> bytes:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, made_for: str) -> None:
-    """A safetensors file that whoever may read the folder may read.
+    """Write a safetensors file with default permissions.
 
-    `safetensors.numpy.save_file` would leave it readable by its owner alone.
+    `safetensors.numpy.save_file` creates files that only the owner can read.
 
     Args:
         path: the file.
-        arrays: by name.
-        made_for: `pt` or `mlx`, the `format` that loaders look for.
+        arrays: arrays by name.
+        made_for: `pt` or `mlx`; the `format` metadata that loaders expect.
     """
     path.write_bytes(array_bytes(arrays, made_for=made_for))
 
 
 def readable_by_all(path: Path) -> None:
-    """Give a file or folder the rights that a new one has, where a library kept it to its owner."""
+    """Give a file or folder default permissions, if a library restricted it to the owner."""
     mask = os.umask(0)
     os.umask(mask)
     path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def write_durably(path: Path, content: bytes | memoryview) -> None:
-    """Make a new file; its content is on the disk when this returns.
+    """Create a file and sync its content to disk before returning.
 
     Raises:
-        OSError: among others, that the file is there already.
+        OSError: the file cannot be written, for example because it exists.
     """
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         rest = memoryview(content)
         while rest:
-            rest = rest[os.write(file, rest[:AT_ONCE]) :]
+            rest = rest[os.write(file, rest[:MAX_WRITE_BYTES]) :]
         _sync(file)
     finally:
         os.close(file)
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk: what was made, renamed or removed in it.
+    """Sync a folder's entries to disk after creating, renaming or removing files in it.
 
-    Of a file, its content.
+    For a file, sync its content.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
         _sync(handle)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system whose folders cannot be synced
+        if error.errno != errno.EINVAL:  # the file system cannot sync folders
             raise
     finally:
         os.close(handle)
 
 
 def sync_tree(folder: Path) -> None:
-    """Bring everything in a folder to the disk, and the folder itself."""
+    """Sync a folder and everything in it to disk."""
     for path in folder.rglob("*"):
         sync_folder(path)
     sync_folder(folder)
 
 
 def _sync(file: int) -> None:
-    """Through the drive's own cache too, where the system has a call for that (macOS)."""
+    """Sync to disk, and flush the drive's cache if the system supports it (macOS)."""
     if hasattr(fcntl, "F_FULLFSYNC"):
         fcntl.fcntl(file, fcntl.F_FULLFSYNC)
     else:
@@ -121,18 +122,18 @@ def _sync(file: int) -> None:
 
 
 def new_name(name: str) -> str:
-    """How a file is called, beside its place, until it is whole."""
+    """Return the temporary name of a file that is not complete yet."""
     return f".new-{name}"
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Put a file in the place of another, or of none: whatever happens, one of them is there."""
+    """Replace or create a file atomically and durably."""
     put_by(path.with_name(new_name(path.name)), path, content)
     sync_folder(path.parent)
 
 
 def put_by(new: Path, path: Path, content: bytes | memoryview) -> None:
-    """Write a file under another name in the same folder, and give it its own once it is whole."""
+    """Write `new`, in the same folder, and rename it to `path` when it is complete."""
     new.unlink(missing_ok=True)
     try:
         write_durably(new, content)
@@ -144,14 +145,14 @@ def put_by(new: Path, path: Path, content: bytes | memoryview) -> None:
 
 @contextmanager
 def room_for(path: Path, needed: int) -> Iterator[None]:
-    """Turns a full disk into the error that says what is needed.
+    """Convert a full disk within this context to `DiskFullError`.
 
     Args:
-        path: what is being written.
-        needed: bytes.
+        path: the file or folder being written.
+        needed: required bytes.
 
     Raises:
-        DiskFullError: the disk, or the user's share of it, was full within the `with`.
+        DiskFullError: the disk was full, or the user's quota was exhausted.
     """
     try:
         yield
@@ -162,17 +163,17 @@ def room_for(path: Path, needed: int) -> Iterator[None]:
 
 
 def free_bytes(folder: Path) -> int:
-    """Room where this folder is or will be."""
+    """Return the free bytes on the disk of this folder, which need not exist yet."""
     here = folder.absolute()
     return shutil.disk_usage(next(path for path in (here, *here.parents) if path.exists())).free
 
 
 def array_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the arrays of a safetensors file; no array is read.
+    """Return the shape of each array in a safetensors file without reading the arrays.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no safetensors file, or holds arrays that are not of floats.
+        ValueError: the file is not a safetensors file, or an array is not of floats.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -189,28 +190,28 @@ def array_header(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _check_floats(name: str, dtype: str) -> None:
-    if dtype != "BF16" and dtype not in FLOATS:
-        raise ValueError(f"{name} is of type {dtype}; expected floats")
+    if dtype != "BF16" and dtype not in NUMPY_FLOATS:
+        raise ValueError(f"{name} has type {dtype}; expected floats")
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file: see `arrays_of`.
+    """Read the arrays of a safetensors file; see `arrays_of`.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no safetensors file, or holds arrays that are not of floats.
+        ValueError: the file is not a safetensors file, or an array is not of floats.
     """
     return arrays_of(path.read_bytes())
 
 
 def arrays_of(content: bytes) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file as float32, by name.
+    """Decode the arrays of a safetensors file to float32, by name.
 
-    Read by hand from the bytes that the library has checked, because numpy has no bfloat16 and
-    `safetensors.numpy` therefore cannot give it.
+    The library validates the bytes, but the numbers are converted here, because numpy has no
+    bfloat16 and `safetensors.numpy` cannot return it.
 
     Raises:
-        ValueError: it is no safetensors file, or holds arrays that are not of floats.
+        ValueError: the content is not a safetensors file, or an array is not of floats.
     """
     from safetensors import SafetensorError, deserialize
 
@@ -226,46 +227,46 @@ def arrays_of(content: bytes) -> dict[str, np.ndarray]:
 
 
 def read_rows(path: Path, name: str, rows: slice = slice(None)) -> np.ndarray:
-    """Some rows of an array of a safetensors file as float32; the rest stays on the disk.
+    """Read some rows of an array in a safetensors file as float32.
 
-    The library has a slice of bfloat16 for PyTorch alone.
+    The library can slice bfloat16 arrays only for PyTorch.
 
     Args:
-        path: a file that was checked.
-        name: of floats, [R, ...].
-        rows: which.
+        path: a file that was checked before.
+        name: name of a float array, shape [R, ...].
+        rows: rows to read.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         entry = json.loads(file.read(length))[name]
         count, *rest = entry["shape"]
         start, stop, _ = rows.indices(count)
-        begin, end = entry["data_offsets"]
-        width = (end - begin) // count
-        file.seek(8 + length + begin + start * width)
+        first, end = entry["data_offsets"]
+        width = (end - first) // count
+        file.seek(8 + length + first + start * width)
         content = file.read(max(0, stop - start) * width)
     return _floats(content, entry["dtype"]).reshape(-1, *rest)
 
 
 def _floats(content: bytes, dtype: str) -> np.ndarray:
-    """Numbers of a safetensors file as float32, without their shape."""
+    """Convert the bytes of an array to a flat float32 array."""
     import numpy as np
 
     if dtype == "BF16":  # the upper half of a float32
         halves = np.zeros((len(content) // 2, 2), "<u2")
         halves[:, 1] = np.frombuffer(content, "<u2")
         return halves.reshape(-1).view("<f4")
-    return np.frombuffer(content, FLOATS[dtype]).astype(np.float32)
+    return np.frombuffer(content, NUMPY_FLOATS[dtype]).astype(np.float32)
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Put the finished folder `new` in the place of `target`; both lie beside each other.
+    """Replace the folder `target` by the finished folder `new` beside it.
 
-    Where it fails, the target is what it was. Between the two renames there is for an instant none.
+    If this fails, the target is unchanged. Between the two renames there is briefly no target.
     """
     old = target.with_name(f".old-{target.name}")
     shutil.rmtree(old, ignore_errors=True)
-    old.unlink(missing_ok=True)  # where the target was a file
+    old.unlink(missing_ok=True)  # if the target was a file
     try:
         if target.exists():
             target.replace(old)

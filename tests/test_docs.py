@@ -90,9 +90,7 @@ def test_every_shipped_job_runs_in_form_on_the_embedded_model(
     assert (said.code, said.out) == (0, f"runs/{job.stem}/adapter\n"), said.err
 
 
-def test_the_whole_way_of_the_readme_runs_as_it_stands(
-    tmp_path: Path, cli: Callable[..., Any]
-) -> None:
+def test_the_workflow_of_the_readme_runs(tmp_path: Path, cli: Callable[..., Any]) -> None:
     """Fewer steps; what is typed into the chat comes through a pipe."""
     shutil.copytree(ROOT / "docs/jobs", tmp_path / "docs/jobs")
     shutil.copytree(ROOT / "datasets/python-functions", tmp_path / "datasets/python-functions")
@@ -137,13 +135,13 @@ def test_the_table_of_keys_is_the_schema() -> None:
             assert f"| `{section}.{key}` | {default} | {field.description} |" in page
 
 
-def test_no_key_stands_in_the_table_that_the_schema_does_not_have() -> None:
+def test_the_table_has_only_keys_of_the_schema() -> None:
     page = (ROOT / "docs/job.md").read_text("utf-8")
     keys = {f"{s}.{key}" for s, model in SECTIONS.items() for key in model.model_fields}
     assert set(re.findall(r"^\| `([a-z_.]+)` \|", page, re.M)) == keys
 
 
-def test_the_table_of_presets_is_what_the_presets_say() -> None:
+def test_the_table_of_presets_matches_the_presets() -> None:
     page = (ROOT / "docs/job.md").read_text("utf-8")
     for preset in PRESETS:
         [row] = re.findall(rf"^\| {preset.name} \|.*$", page, re.M)

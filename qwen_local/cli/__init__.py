@@ -76,7 +76,7 @@ def _status() -> int:
 
 def _tell(message: str) -> None:
     """What ended the command: the message or, with --debug, the traceback (which ends with it)."""
-    from qwen_local.inference.text import visible
+    from qwen_local.console.visible import visible
 
     debug = "--debug" in sys.argv[1:2]  # an option of the whole program, so before any command
     # What data, file names or templates say must not steer the terminal.

@@ -11,18 +11,18 @@ import click
 from qwen_local.cli.options import json_option, print_json, quiet_option
 
 if TYPE_CHECKING:
-    from qwen_local.recipes.output import Summary
+    from qwen_local.recipes.output import RecipeSummary
 
 Command = Callable[..., Any]
 
 
 @click.group()
 def build() -> None:
-    """Make rows to train on from published data."""
+    """Build training data from published data sets."""
 
 
 def recipe_options(command: Command) -> Command:
-    """What every recipe has."""
+    """Add the options that every recipe has."""
     decorators = [
         click.option(
             "--output",
@@ -30,10 +30,8 @@ def recipe_options(command: Command) -> Command:
             type=click.Path(path_type=Path),
             help="Folder for train.jsonl and valid.jsonl.",
         ),
-        click.option("--overwrite", is_flag=True, help="Replace these two files in it."),
-        click.option(
-            "--seed", type=int, default=0, show_default=True, help="Another one draws other rows."
-        ),
+        click.option("--overwrite", is_flag=True, help="Replace these two files."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample."),
         quiet_option,
         json_option,
     ]
@@ -47,7 +45,7 @@ fraction_option = click.option(
     type=click.FloatRange(0, 1, max_open=True),
     default=0.1,
     show_default=True,
-    help="Share of the rows for valid.jsonl.",
+    help="Fraction of the rows for valid.jsonl.",
 )
 
 
@@ -72,14 +70,14 @@ fraction_option = click.option(
     type=click.IntRange(min=1),
     default=20,
     show_default=True,
-    help="Most ratings shown.",
+    help="Maximum number of ratings in a prompt.",
 )
 @click.option(
     "--min-history",
     type=click.IntRange(min=1),
     default=5,
     show_default=True,
-    help="Fewest earlier ratings of a user.",
+    help="Minimum number of earlier ratings by the user.",
 )
 @click.option(
     "--like-from",
@@ -95,15 +93,17 @@ def movielens(folder: Path, **options: Any) -> None:
 
     FOLDER holds ratings.csv and movies.csv of MovieLens 25M, 32M or latest-small.
     """
-    from qwen_local.recipes.movielens import Wishes, build
+    from qwen_local.recipes.movielens import MovieLensOptions, build
 
-    _run(build, folder, Wishes, **options)
+    _run(build, folder, MovieLensOptions, **options)
 
 
 @build.command()
 @click.argument("source")
-@click.option("--rows", type=click.IntRange(min=1), help="Of both files together; default all.")
-@click.option("--sample", is_flag=True, help="Draw them; without it, the first ones.")
+@click.option(
+    "--rows", type=click.IntRange(min=1), help="Rows of both files together; default all."
+)
+@click.option("--sample", is_flag=True, help="Sample the rows instead of taking the first.")
 @fraction_option
 @recipe_options
 def code_alpaca(source: str, **options: Any) -> None:
@@ -112,10 +112,10 @@ def code_alpaca(source: str, **options: Any) -> None:
     SOURCE is CodeAlpaca's published JSON, or a data set on the hub.
     """
     if options["sample"] and options["rows"] is None:
-        raise click.UsageError("--sample draws --rows of them: say how many.")
-    from qwen_local.recipes.code_alpaca import Wishes, build
+        raise click.UsageError("--sample needs --rows: the number of rows to sample.")
+    from qwen_local.recipes.code_alpaca import CodeAlpacaOptions, build
 
-    _run(build, source, Wishes, **options)
+    _run(build, source, CodeAlpacaOptions, **options)
 
 
 @build.command()
@@ -127,25 +127,25 @@ def code_alpaca(source: str, **options: Any) -> None:
     type=click.IntRange(min=1),
     default=150,
     show_default=True,
-    help="Most rows of a label.",
+    help="Maximum number of rows per label.",
 )
 @click.option("--instruction", help="Goes before the text; {categories} becomes the labels.")
 @fraction_option
 @recipe_options
 def classification(source: str, instruction: str | None, **options: Any) -> None:
-    """Texts that ask for their label.
+    """Prompts that ask for the label of a text.
 
     SOURCE is a .csv file with a column of texts and one of labels.
     """
-    from qwen_local.recipes.classification import INSTRUCTION, Wishes, build
+    from qwen_local.recipes.classification import INSTRUCTION, ClassificationOptions, build
 
-    _run(build, source, Wishes, instruction=instruction or INSTRUCTION, **options)
+    _run(build, source, ClassificationOptions, instruction=instruction or INSTRUCTION, **options)
 
 
 def _run(
-    build: Callable[..., Summary],
+    build: Callable[..., RecipeSummary],
     source: Path | str,
-    wishes: Callable[..., Any],
+    make_options: Callable[..., Any],
     *,
     output: Path,
     overwrite: bool,
@@ -156,7 +156,7 @@ def _run(
     from qwen_local.console.log import log, talk
 
     with talk(quiet=quiet):
-        summary = build(source, output, overwrite=overwrite, wishes=wishes(**options))
+        summary = build(source, output, overwrite=overwrite, options=make_options(**options))
         for note in summary.notes:
             log.warning("%s", note)
     if as_json:

@@ -34,7 +34,7 @@ def chat(
     has the answers alone; with --compare, a JSON object a turn: prompt, base and adapter.
     """
     from qwen_local.cli.chat_ui.chat import Chat
-    from qwen_local.cli.chat_ui.terminal import Screen, is_interactive, reader, say
+    from qwen_local.cli.chat_ui.terminal import Screen, is_interactive, print_message, reader
     from qwen_local.console.log import talk
     from qwen_local.inference.generator import Answerer
     from qwen_local.inference.sampling_options import describe
@@ -45,10 +45,10 @@ def chat(
     read = reader()
     with talk(quiet=False):
         model = Answerer(wishes=take_wishes(options), **options)
-        say(model.about)
-        say(f"answers: {describe(model.sampling)}")
+        print_message(model.about)
+        print_message(f"answers: {describe(model.sampling)}")
         if is_interactive():
-            say("/help lists the commands, Ctrl+D leaves")
+            print_message("type /help for commands; press Ctrl+D to exit")
         return Chat(
             model,
             read=read,

@@ -67,12 +67,12 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @quiet_option
 @json_option
 def check(output: Path | None, quiet: bool, as_json: bool, **options: Any) -> int:
-    """Find every fault in FILE, and say what of it will be learned.
+    """Find every fault in FILE and count its supervised tokens.
 
     FILE is anything that `train` takes. Exit code 2 where training would refuse it; with --fix,
     where no repaired copy could be written.
     """
-    from qwen_local.inference.text import visible
+    from qwen_local.console.visible import visible
     from qwen_local.inspection.check_page import describe
     from qwen_local.inspection.fix import check_free
     from qwen_local.inspection.inspect_job import check_job, fix_job, read_making
@@ -99,7 +99,7 @@ def check(output: Path | None, quiet: bool, as_json: bool, **options: Any) -> in
 @click.option("--ids", is_flag=True, help="Token by token, with ids.")
 @json_option
 def show(row: int | None, line: int | None, ids: bool, as_json: bool, **options: Any) -> None:
-    """Show a record of FILE as it is learned: context, what is trained, what is cut off."""
+    """Show a record of FILE with its context, supervised and cut tokens."""
     from qwen_local.inspection.inspect_job import read_making, show_job
 
     if row is not None and line is not None:
@@ -135,5 +135,5 @@ def _job(options: dict[str, Any], *, quiet: bool) -> Job:
 def _legend(canvas: Canvas) -> str:
     from qwen_local.inspection.draw import marked
 
-    said = [marked("context", "context", canvas), marked("trained", "trained", canvas)]
-    return f"({', '.join([*said, marked('cut', 'left away', canvas)])})"
+    parts = [marked("context", "context", canvas), marked("trained", "supervised", canvas)]
+    return f"({', '.join([*parts, marked('cut', 'removed', canvas)])})"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PRESETS = ["auto", "tiny", "small", "medium", "large", "none"]
-"""`qwen_local.job.presets.CHOICES`, here so that `--help` need not import pydantic (tested)."""
+"""Copy of `job.presets.PRESET_NAMES`, so that `--help` does not import pydantic (tested)."""
 QUANTIZATIONS = ["none", "4bit", "8bit"]
 """`qwen_local.job.schema.Quantization`, likewise."""
 

@@ -1,1 +1,1 @@
-"""Messages on stderr, the log file, signals."""
+"""Messages on stderr, the log file, signals, and safe text for terminals."""

@@ -1,6 +1,6 @@
-"""What a command says while it works: on stderr, and nowhere with `--quiet`.
+"""Log messages of a command: on stderr (not with `--quiet`) and in the log file.
 
-A terminal that closes or a disk that is full takes the talk along, and nothing else.
+If the terminal closes or the disk is full, the messages are lost, but the command continues.
 """
 
 from __future__ import annotations
@@ -13,43 +13,43 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from qwen_local.inference.text import visible
+from qwen_local.console.visible import visible
 
 log = logging.getLogger("qwen_local")
 
 
-class _Unheard(logging.Handler):
-    """What cannot be written is lost without a traceback; any other fault is told as always."""
+class _IgnoresOSError(logging.Handler):
+    """Drops messages that cannot be written; other errors are reported as usual."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exception(), OSError):
             super().handleError(record)
 
 
-class Talk(_Unheard, logging.StreamHandler[TextIO]):
-    """To stderr; what files and names say there must not steer the terminal."""
+class ConsoleHandler(_IgnoresOSError, logging.StreamHandler[TextIO]):
+    """Writes messages to stderr, without escape sequences from files and names."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, control characters as symbols."""
+        """Format a message, with control characters as symbols."""
         return visible(super().format(record))
 
 
-class LogFile(_Unheard, logging.FileHandler):
-    """To a file, each line with its time."""
+class LogFile(_IgnoresOSError, logging.FileHandler):
+    """Writes messages to a file, each with its time."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, encoding="utf-8")
         self.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
 
     def close(self) -> None:
-        """Close the file; what it still had to take may be lost."""
+        """Close the file; unwritten messages may be lost."""
         with suppress(OSError):
             super().close()
 
 
 @contextmanager
 def handled(handler: logging.Handler) -> Iterator[None]:
-    """What is said goes to this handler, too."""
+    """Within this context, messages also go to this handler."""
     log.setLevel(logging.INFO)
     log.addHandler(handler)
     try:
@@ -60,39 +60,39 @@ def handled(handler: logging.Handler) -> Iterator[None]:
 
 
 def talk(*, quiet: bool) -> AbstractContextManager[None]:
-    """What is said goes to stderr, unless `quiet`."""
-    return nullcontext() if quiet else handled(Talk(sys.stderr))
+    """Within this context, messages go to stderr unless `quiet`."""
+    return nullcontext() if quiet else handled(ConsoleHandler(sys.stderr))
 
 
 @contextmanager
 def lasting_stderr() -> Iterator[None]:
-    """While this is open, a stderr that closed takes what anybody writes to it, and loses it.
+    """Within this context, writing to a closed stderr has no effect instead of raising an error.
 
-    Progress bars, warnings and the talk of libraries are then no reason for a run to end.
+    So progress bars, warnings and messages of libraries cannot end a run.
     """
     before = sys.stderr
-    sys.stderr = cast(TextIO, _Lasting(before or _nowhere()))
+    sys.stderr = cast(TextIO, _IgnoresErrors(before or _devnull()))
     try:
         yield
     finally:
         sys.stderr = before
         if before is not None:
-            _settle(before)
+            _discard_unwritten(before)
 
 
-def _settle(stream: TextIO) -> None:
-    """Let go of what a stream that closed still holds: Python would end with 120 because of it."""
+def _discard_unwritten(stream: TextIO) -> None:
+    """Discard the buffer of a closed stream; otherwise Python would exit with code 120."""
     try:
         stream.flush()
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        with suppress(OSError):  # it has no number
-            os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        with suppress(OSError):  # the stream has no file descriptor
+            os.dup2(devnull, stream.fileno())
+        os.close(devnull)
 
 
-class _Lasting:
-    """A stream that never fails to be written to."""
+class _IgnoresErrors:
+    """A stream that ignores errors of writing."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -110,10 +110,10 @@ class _Lasting:
         return getattr(self._stream, name)
 
 
-def _nowhere() -> TextIO:
-    """In the place of a stderr that was closed from the start (`2>&-`).
+def _devnull() -> TextIO:
+    """Open a replacement for a stderr that was closed from the start (`2>&-`).
 
-    It is left open: it has the number 2, which the next file would otherwise get, and with it what
-    libraries say to that number.
+    It stays open, because it has file descriptor 2. Otherwise the next file would get that
+    descriptor, and with it the messages that libraries write to it.
     """
     return open(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8", closefd=False)

@@ -1,12 +1,12 @@
-"""How a command is stopped from outside: by Ctrl+C, by `kill`, by a terminal that closes.
+"""Signals that stop a command: Ctrl+C, `kill`, and a terminal that closes.
 
-A handler here does one of two things: it notes that a signal came, or it raises `Stopped`, so that
-what was begun is cleaned up by every `finally` on the way out. While a `Stopped` (or Ctrl+C's
-`KeyboardInterrupt`) is on its way, further signals change nothing: raised within a `finally`, they
-would leave half-removed folders behind. Closing a session sends two (SIGTERM, SIGHUP) by itself.
+A handler either records the signal or raises `Stopped`, so that every `finally` cleans up. While a
+`Stopped` (or the `KeyboardInterrupt` of Ctrl+C) propagates, further signals have no effect: raised
+inside a `finally`, they would leave half-removed folders behind. A closing session sends both
+SIGTERM and SIGHUP.
 
-A signal that was ignored when the command began stays ignored: `nohup` and the background jobs of a
-shell ask for that. Only the main thread can handle signals; elsewhere nothing here has an effect.
+A signal that was ignored at the start stays ignored, as `nohup` and the background jobs of a shell
+require. Only the main thread can handle signals; in other threads this module has no effect.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from types import FrameType
 from typing import Self
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What asks a command to end."""
+"""Signals that ask a command to end."""
 
-TOGETHER = 2.0
-"""Seconds within which SIGTERM and SIGHUP are one wish: a session that closes sends several. Only
-Ctrl+C is pressed twice in less."""
+SAME_REQUEST_SECONDS = 2.0
+"""Seconds within which several SIGTERM and SIGHUP count as one request, because a closing session
+sends several. A second Ctrl+C always counts."""
 
 Handler = Callable[[int, FrameType | None], None]
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked for the end. No `except Exception` on the way holds it up."""
+    """Raised when a signal asks the command to end. `except Exception` does not catch it."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -40,12 +40,12 @@ class Stopped(KeyboardInterrupt):
 
     @property
     def name(self) -> str:
-        """As `SIGTERM`."""
+        """Name of the signal, such as `SIGTERM`."""
         return signal.Signals(self.signum).name
 
     @property
     def exit_code(self) -> int:
-        """As a shell counts it: 129 for SIGHUP, 130 for SIGINT, 143 for SIGTERM."""
+        """Exit code as in a shell: 129 for SIGHUP, 130 for SIGINT, 143 for SIGTERM."""
         return 128 + self.signum
 
     def __str__(self) -> str:
@@ -54,13 +54,13 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def handled(signals: Sequence[signal.Signals], handler: Handler) -> Iterator[None]:
-    """While this is open, these signals have this handler, unless they are ignored."""
+    """Within this context, these signals have this handler, unless they are ignored."""
     before = {}
     try:
         if threading.current_thread() is threading.main_thread():
             for signum in signals:
                 found = signal.getsignal(signum)
-                # None: one that is not Python's, which could not be put back.
+                # None: a handler that Python did not install and could not restore.
                 if found not in (signal.SIG_IGN, None):
                     before[signum] = found
                     signal.signal(signum, handler)
@@ -72,10 +72,10 @@ def handled(signals: Sequence[signal.Signals], handler: Handler) -> Iterator[Non
 
 @contextmanager
 def ends_by_signal() -> Iterator[None]:
-    """While this is open, SIGTERM and SIGHUP raise `Stopped`, as SIGINT raises by itself."""
+    """Within this context, SIGTERM and SIGHUP raise `Stopped`, as SIGINT raises by itself."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        if not _on_its_way():
+        if not _is_stopping():
             raise Stopped(signum)
 
     with handled((signal.SIGTERM, signal.SIGHUP), stop):
@@ -83,26 +83,26 @@ def ends_by_signal() -> Iterator[None]:
 
 
 class Stops:
-    """While this is open, a first signal is only noted: the loop ends where nothing is lost.
+    """Within this context, a first signal is only recorded, so that a loop can end cleanly.
 
-    Look at `signum` wherever a step is done. A second signal raises `Stopped` on the spot, unless
-    it belongs to the first (`TOGETHER`), and so does a first one within `at_once`.
+    Check `signum` after every step. A second signal raises `Stopped` immediately, unless it belongs
+    to the first (`SAME_REQUEST_SECONDS`). Within `at_once`, a first signal also raises `Stopped`.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        """Nothing came yet.
+        """Start without a signal.
 
         Args:
-            quiet: whether a first signal is noted without a word.
+            quiet: True to record a first signal without a message.
         """
         self.signum: int | None = None
-        """The first that came."""
+        """First signal, or None."""
         self.twice = False
-        """Whether another came after it."""
+        """True after a second signal."""
         self._since = 0.0
         self._quiet = quiet
         self._at_once = False
-        self._handled = handled(STOPPING, self._come)
+        self._handled = handled(STOPPING, self._handle)
 
     def __enter__(self) -> Self:
         self._handled.__enter__()
@@ -113,15 +113,15 @@ class Stops:
 
     @property
     def name(self) -> str | None:
-        """The first that came, as `SIGTERM`."""
+        """Name of the first signal, such as `SIGTERM`, or None."""
         return None if self.signum is None else signal.Signals(self.signum).name
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """What changes nothing, and so need not be waited for.
+        """Within this context, a signal interrupts immediately: the work changes no state.
 
         Raises:
-            Stopped: at the first signal, be it one that came before.
+            Stopped: at the first signal, including a signal that was already recorded.
         """
         self._at_once = True
         try:
@@ -131,30 +131,36 @@ class Stops:
         finally:
             self._at_once = False
 
-    def _come(self, signum: int, frame: FrameType | None) -> None:
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self.signum is not None and signum != signal.SIGINT and now - self._since < TOGETHER:
+        if (
+            self.signum is not None
+            and signum != signal.SIGINT
+            and now - self._since < SAME_REQUEST_SECONDS
+        ):
             return
         self.twice = self.signum is not None
         if self.signum is None:
             self.signum, self._since = signum, now
         if not self.twice and not self._at_once:
             if not self._quiet:
-                _say(f"{self.name}: the step is finished and saved first; once more stops at once")
-        elif not _on_its_way():
+                _write_stderr(
+                    f"{self.name}: finishing the step and saving; repeat to stop immediately"
+                )
+        elif not _is_stopping():
             raise Stopped(signum)
 
 
-def _on_its_way() -> bool:
-    """Whether the code that a signal interrupted is ending already, because of an earlier one."""
+def _is_stopping() -> bool:
+    """Return True if the interrupted code is already ending because of an earlier signal."""
     error = sys.exception()
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
     return error is not None
 
 
-def _say(message: str) -> None:
-    """A line on stderr, past its buffers and locks: the code below may be holding them."""
-    with suppress(OSError):  # a terminal that closed
+def _write_stderr(message: str) -> None:
+    """Write a line to stderr without its buffer and locks, which the interrupted code may hold."""
+    with suppress(OSError):  # the terminal is closed
         below_the_bar = "\n" if os.isatty(2) else ""
         os.write(2, f"{below_the_bar}{message}\n".encode())

@@ -1,8 +1,8 @@
-"""Tools, and calls of them, as other programs write them: brought into OpenAI's form.
+"""Convert tools and tool calls, as other programs write them, to OpenAI's form.
 
-A tool is `{"type": "function", "function": {"name": ..., ...}}`. A call is the same with the
-`name` and the `arguments` of the function, which are an object here, though OpenAI writes them as
-JSON text. Ids are left out: no chat template of Qwen writes them.
+A tool is `{"type": "function", "function": {"name": ..., ...}}`. A call has the same form with the
+function's `name` and `arguments`. The arguments are an object here, although OpenAI writes them as
+JSON text. Ids are left out, because no Qwen chat template uses them.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from qwen_local.datasets.faults import found
-from qwen_local.datasets.json_text import malformed, unusable_text, whole
+from qwen_local.datasets.json_text import json_fault, parse_json, unusable_text
 from qwen_local.errors import Fault
 
 Note = Callable[[Fault], None]
-"""Takes a fault."""
+"""Receives each fault."""
 
 TOOL_HINT = 'write {"type": "function", "function": {"name": ..., "parameters": {...}}}'
 CALL_HINT = 'write {"name": ..., "arguments": {...}}'
-BROKEN = object()
-"""In place of a value that cannot be read, once that is told."""
+INVALID = object()
+"""Stands for a value that cannot be parsed and whose fault is already reported."""
 
 
 def tools(value: object, where: str, note: Note) -> tuple[dict[str, Any], ...]:
-    """The tools of a record: a list, or the JSON text of one.
+    """Return the tools of a record from a list, or from the JSON text of a list.
 
     Args:
-        value: of the key; null, and a text without anything in it, are no tools.
-        where: the place of the key.
-        note: is told every fault.
+        value: value of the key; null and empty text mean no tools.
+        where: place of the key.
+        note: receives every fault.
     """
     value = _parsed(value, where, note)
-    if value is None or value is BROKEN:
+    if value is None or value is INVALID:
         return ()
     if not isinstance(value, list):
         problem = f"expected a list of tools, or the JSON text of one; found {found(value)}"
@@ -44,7 +44,7 @@ def tools(value: object, where: str, note: Note) -> tuple[dict[str, Any], ...]:
 
 def _tool(item: object, where: str, note: Note) -> dict[str, Any] | None:
     item = _parsed(item, where, note)
-    if item is BROKEN:
+    if item is INVALID:
         return None
     function, where = _function(item, where, note, TOOL_HINT)
     if function is None or _name(function, where, note, TOOL_HINT) is None:
@@ -53,9 +53,9 @@ def _tool(item: object, where: str, note: Note) -> dict[str, Any] | None:
 
 
 def calls(value: object, where: str, note: Note) -> list[dict[str, Any]]:
-    """The calls of an assistant message: a call, a list of them, or the JSON text of either."""
+    """Return the calls of an assistant message from a call, a list of calls, or JSON text."""
     value = _parsed(value, where, note)
-    if value is None or value is BROKEN:
+    if value is None or value is INVALID:
         return []
     if not isinstance(value, list):
         return [call for call in [_call(value, where, note)] if call is not None]
@@ -73,35 +73,35 @@ def _call(item: object, where: str, note: Note) -> dict[str, Any] | None:
         note(Fault(where, "expected an object; it is missing", CALL_HINT))
         return None
     arguments = _parsed(function["arguments"], where, note)
-    if arguments is None:  # a function without parameters
+    if arguments is None:  # the function has no parameters
         arguments = {}
     elif not isinstance(arguments, dict):
-        if arguments is not BROKEN:
+        if arguments is not INVALID:
             problem = f"expected an object, or the JSON text of one; found {found(arguments)}"
             note(Fault(where, problem, CALL_HINT))
         return None
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def unlisted(calls: Iterable[dict[str, Any]], tools: Iterable[dict[str, Any]]) -> bool:
-    """Whether a function is called that is not among the tools."""
+def has_unlisted_call(calls: Iterable[dict[str, Any]], tools: Iterable[dict[str, Any]]) -> bool:
+    """Return True if a call names a function that is not among the tools."""
     names = {tool["function"]["name"] for tool in tools}
     return any(call["function"]["name"] not in names for call in calls)
 
 
-def own(value: Any) -> Any:
-    """A value of a table without the nulls that stand for keys of other rows.
+def without_nulls(value: Any) -> Any:
+    """Remove the nulls that tables add for keys of other rows.
 
-    >>> own({"name": "now", "parameters": {"city": None, "zones": ["CET", None]}})
+    >>> without_nulls({"name": "now", "parameters": {"city": None, "zones": ["CET", None]}})
     {'name': 'now', 'parameters': {'zones': ['CET', None]}}
     """
     if isinstance(value, dict):
-        return {key: own(item) for key, item in value.items() if item is not None}
-    return [own(item) for item in value] if isinstance(value, list) else value
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _function(item: object, where: str, note: Note, hint: str) -> tuple[dict[str, Any] | None, str]:
-    """The function that a tool or a call is about, bare or wrapped, and its place."""
+    """Return the function object of a tool or call, bare or wrapped, and its place."""
     if not isinstance(item, dict):
         note(Fault(where, f"expected an object; found {found(item)}", hint))
         return None, where
@@ -127,20 +127,20 @@ def _name(function: dict[str, Any], where: str, note: Note, hint: str) -> str | 
 
 
 def _parsed(value: object, where: str, note: Note) -> object:
-    """A value, or what it says where it is JSON text; a text without anything in it is None."""
+    """Parse the value if it is JSON text; empty text becomes None."""
     if not isinstance(value, str):
         return value
     if not value.strip():
         return None
     try:
-        parsed, noted = whole(value)
+        parsed, problems = parse_json(value)
     except (ValueError, RecursionError) as error:
-        note(malformed(where, error, "write the value itself, or JSON as a text"))
-        return BROKEN
-    faults = [Fault(where, problem, hint) for problem, hint in noted]
+        note(json_fault(where, error, "write the value itself, or JSON as a text"))
+        return INVALID
+    faults = [Fault(where, problem, hint) for problem, hint in problems]
     for field, problem, hint in unusable_text(parsed):
         inside = f".{field}" if field and not field.startswith("[") else field
         faults.append(Fault(where + inside, problem, hint))
     for fault in faults:
         note(fault)
-    return BROKEN if faults else parsed
+    return INVALID if faults else parsed

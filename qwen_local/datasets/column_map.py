@@ -1,4 +1,4 @@
-"""The keys of each format, and which columns of a file stand for them."""
+"""Keys of each format, and the mapping from columns to keys."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ FormatName = Literal["auto", Format]
 
 
 class Keys(NamedTuple):
-    """The keys that a record of a format has, and those that it may have."""
+    """Required and optional keys of a record."""
 
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
 
 
 TOOLS = ("tools", "functions")
-"""What the assistant may call; the second is OpenAI's older name."""
+"""Keys for the tools that the assistant may call; `functions` is OpenAI's older name."""
 
 META = ("id", "category")
 """Keys of any record that describe it: its name, and the group that it belongs to."""
@@ -32,21 +32,22 @@ KEYS: Mapping[Format, Keys] = {
     "sharegpt": Keys(("conversations",), ("system", *TOOLS, *META)),
     "text": Keys(("text",), META),
 }
-"""In the order in which a record is tried."""
+"""Keys of each format, in the order in which format detection tries them."""
 
 
-def settle(columns: Mapping[str, str], format: FormatName) -> FormatName:
-    """The format of records whose keys stand in other columns.
+def resolve_format(columns: Mapping[str, str], format: FormatName) -> FormatName:
+    """Return the format of records whose keys have other column names.
 
-    >>> settle({"completion": "answer"}, "auto")
+    >>> resolve_format({"completion": "answer"}, "auto")
     'prompt'
 
     Args:
-        columns: the column of the file for each key of the format that has another name there.
-        format: as the user named it; `auto` leaves it to the keys.
+        columns: column name for each renamed key of the format.
+        format: format that the user chose; `auto` derives it from the keys.
 
     Raises:
-        DatasetError: a key is none of the format, or the keys leave it open; `where` is the key.
+        DatasetError: a key is not part of the format, or the keys fit several formats; `where` is
+            the key.
     """
     if not columns:
         return format
@@ -55,14 +56,14 @@ def settle(columns: Mapping[str, str], format: FormatName) -> FormatName:
     for key in columns:
         among = sorted({k for name in names for k in known[name]})
         if key not in among:
-            of = "a key of a format" if format == "auto" else f"a key of the {format} format"
-            hint = meant(key, among) or f"the keys are {some(among, len(among))}"
-            raise DatasetError.at(key, f"expected {of}; found {quoted(key)}", hint)
+            kind = "a key of a format" if format == "auto" else f"a key of the {format} format"
+            hint = meant(key, among) or f"valid keys: {some(among, len(among))}"
+            raise DatasetError.at(key, f"expected {kind}; found {quoted(key)}", hint)
     fits = [name for name in names if all(key in known[name] for key in columns)]
     if not fits:
-        problem = f"no format has all of {', '.join(columns)}"
-        raise DatasetError.at("columns", problem, "name the keys of one format")
+        problem = f"no format has all of these keys: {', '.join(columns)}"
+        raise DatasetError.at("columns", problem, "use the keys of one format")
     if len(fits) > 1:
-        problem = f"expected a key that only one format has; {' and '.join(fits)} have these"
-        raise DatasetError.at("columns", problem, "name the format as well")
+        problem = f"the keys fit several formats: {' and '.join(fits)}"
+        raise DatasetError.at("columns", problem, "set the format too")
     return fits[0]

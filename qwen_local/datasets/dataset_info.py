@@ -1,7 +1,6 @@
-"""Entries of `dataset_info.json`, LLaMA-Factory's list of data sets: where each is, how it is
-written.
+"""Read entries of `dataset_info.json`, LLaMA-Factory's list of data sets.
 
-    {"poems": {"file_name": "poems.json", "columns": {"prompt": "title", "response": "poem"}}}
+{"poems": {"file_name": "poems.json", "columns": {"prompt": "title", "response": "poem"}}}
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from typing import Any
 from qwen_local.datasets.column_map import Format
 from qwen_local.datasets.faults import found, meant, quoted, some
 from qwen_local.datasets.formats import CALL, SHAREGPT, Turns
-from qwen_local.datasets.json_text import malformed, unusable_text, whole
+from qwen_local.datasets.json_text import json_fault, parse_json, unusable_text
 from qwen_local.errors import DatasetError, Fault
 
 FILE = "dataset_info.json"
-LARGEST = 2**24
-"""Bytes of such a list: far above any that is written by hand."""
+MAX_FILE_BYTES = 2**24
+"""Maximum size of the list in bytes; far above any list that is written by hand."""
 
 COLUMNS: Mapping[Format, Mapping[str, str]] = {
     "alpaca": {
@@ -32,9 +31,9 @@ COLUMNS: Mapping[Format, Mapping[str, str]] = {
     },
     "sharegpt": {"messages": "conversations", "system": "system", "tools": "tools"},
 }
-"""By the value of `formatting`: our key for each of theirs."""
+"""Our key for each LLaMA-Factory column key, by the value of `formatting`."""
 
-TAGS = {
+DEFAULT_TAGS = {
     "role_tag": "from",
     "content_tag": "value",
     "user_tag": "human",
@@ -43,8 +42,8 @@ TAGS = {
     "function_tag": "function_call",
     "system_tag": "system",
 }
-"""What their sharegpt format has where an entry says nothing else."""
-ROLES = {
+"""Defaults of the tags in LLaMA-Factory's sharegpt format."""
+TAG_ROLES = {
     "user_tag": "user",
     "assistant_tag": "assistant",
     "observation_tag": "tool",
@@ -52,38 +51,47 @@ ROLES = {
     "system_tag": "system",
 }
 
-ELSEWHERE = ("ms_hub_url", "om_hub_url")
-"""Other hubs, on which the same data are."""
-KNOWN = ("file_name", "hf_hub_url", "subset", "split", "formatting", "columns", "tags", *ELSEWHERE)
-REFUSED = {
-    "ranking": "preferences (a chosen and a rejected answer) are not learned",
-    "kto_tag": "preferences (answers marked good or bad) are not learned",
-    "chosen": "preferences (a chosen and a rejected answer) are not learned",
-    "rejected": "preferences (a chosen and a rejected answer) are not learned",
-    "images": "pictures are not learned",
-    "videos": "films are not learned",
-    "audios": "sound is not learned",
-    "script_url": "a script is not run",
-    "cloud_file_name": "a cloud's storage is not read",
-    "folder": "a folder on the hub cannot be chosen",
-    "num_samples": "rows are not sampled",
+OTHER_HUB_KEYS = ("ms_hub_url", "om_hub_url")
+"""Keys for other hubs, which are ignored if `file_name` or `hf_hub_url` is present."""
+ENTRY_KEYS = (
+    "file_name",
+    "hf_hub_url",
+    "subset",
+    "split",
+    "formatting",
+    "columns",
+    "tags",
+    *OTHER_HUB_KEYS,
+)
+UNSUPPORTED_KEYS = {
+    "ranking": "preference data (a chosen and a rejected answer) are not supported",
+    "kto_tag": "preference data (answers marked good or bad) are not supported",
+    "chosen": "preference data (a chosen and a rejected answer) are not supported",
+    "rejected": "preference data (a chosen and a rejected answer) are not supported",
+    "images": "images are not supported",
+    "videos": "videos are not supported",
+    "audios": "audio is not supported",
+    "script_url": "loading scripts are not supported",
+    "cloud_file_name": "cloud storage is not supported",
+    "folder": "a folder on the Hub cannot be selected",
+    "num_samples": "sampling is not supported",
 }
-"""What an entry may say and we do not do, and why; as keys of the entry or of its `columns`."""
-MENDS = {
-    "cloud_file_name": "download the file, and name it in file_name",
-    "folder": "download the folder, and name a file of it in file_name",
-    "num_samples": "remove it, and set the limit of the source",
+"""Error message for each unsupported key of an entry or of its `columns`."""
+HINTS = {
+    "cloud_file_name": "download the file and set file_name",
+    "folder": "download the folder and set file_name to one of its files",
+    "num_samples": "remove the key and set the limit of the source",
 }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
-    """Where the data of an entry are, and how they are written."""
+class DatasetEntry:
+    """Location and format of the data of an entry."""
 
     file: Path | None
-    """None where they are on the hub."""
+    """Local file, or None if the data are on the Hub."""
     hub: str | None
-    """The id of the data set there, where it is on the hub."""
+    """Hub id, or None if the data are in a local file."""
     subset: str | None
     split: str
     format: Format
@@ -91,18 +99,18 @@ class Entry:
     turns: Turns | None = None
 
 
-def read_entry(file: Path, name: str) -> Entry:
-    """The entry of this name.
+def read_entry(file: Path, name: str) -> DatasetEntry:
+    """Read the entry with this name.
 
     Raises:
-        DatasetError: the file is no such list, has no such entry, or one that we do not read;
-            every fault of the entry.
+        DatasetError: the file is invalid or has no such entry, or the entry is invalid or
+            unsupported; the error lists every fault of the entry.
     """
     entries = read_list(file)
     if name not in entries:
-        hint = meant(name, entries) or f"the entries are {some(entries)}"
+        hint = meant(name, entries) or f"available entries: {some(entries)}"
         raise DatasetError.at(str(file), f"no entry {quoted(name)}", hint)
-    reading = _Entry(f"{file}: {name}")
+    reading = _EntryReader(f"{file}: {name}")
     entry = reading.entry(entries[name], file.parent)
     if entry is None or reading.faults:
         raise DatasetError(reading.faults)
@@ -110,17 +118,17 @@ def read_entry(file: Path, name: str) -> Entry:
 
 
 def read_list(file: Path) -> Mapping[str, Any]:
-    """The entries by name, not looked into.
+    """Return the entries by name, unchecked.
 
     Raises:
-        DatasetError: the file cannot be read, or is no JSON object.
+        DatasetError: the file cannot be read or is not a JSON object.
     """
     try:
         with file.open("rb") as opened:
-            data = opened.read(LARGEST + 1)
-        if len(data) > LARGEST:
-            raise DatasetError.at(str(file), f"expected at most {LARGEST} bytes")
-        entries, noted = whole(data.decode("utf-8-sig"))
+            data = opened.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise DatasetError.at(str(file), f"expected at most {MAX_FILE_BYTES} bytes")
+        entries, problems = parse_json(data.decode("utf-8-sig"))
     except OSError as error:
         raise DatasetError.at(str(file), f"cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
@@ -129,8 +137,8 @@ def read_list(file: Path) -> Mapping[str, Any]:
         raise DatasetError.at(f"{file}:{line}", problem, "save the file as UTF-8") from None
     except (ValueError, RecursionError) as error:
         where = f"{file}:{getattr(error, 'line', 1)}"
-        raise DatasetError([malformed(where, error)]) from None
-    faults = [Fault(str(file), problem, hint) for problem, hint in noted]
+        raise DatasetError([json_fault(where, error)]) from None
+    faults = [Fault(str(file), problem, hint) for problem, hint in problems]
     faults += (Fault(f"{file}: {at}", what, hint) for at, what, hint in unusable_text(entries))
     if not isinstance(entries, dict):
         faults.append(Fault(str(file), f"expected an object of entries; found {found(entries)}"))
@@ -140,8 +148,8 @@ def read_list(file: Path) -> Mapping[str, Any]:
     return named
 
 
-class _Entry:
-    """One entry being read, and what is wrong with it."""
+class _EntryReader:
+    """Reader of one entry that collects its faults."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -150,39 +158,39 @@ class _Entry:
     def fault(self, key: str, problem: str, hint: str | None = None) -> None:
         self.faults.append(Fault(f"{self.where}.{key}" if key else self.where, problem, hint))
 
-    def entry(self, said: object, folder: Path) -> Entry | None:
-        if not isinstance(said, dict):
-            self.fault("", f"expected an object; found {found(said)}")
+    def entry(self, value: object, folder: Path) -> DatasetEntry | None:
+        if not isinstance(value, dict):
+            self.fault("", f"expected an object; found {found(value)}")
             return None
-        self._refuse(said, KNOWN, "")
-        formatting = self._format(said.get("formatting", "alpaca"))
-        columns = self._texts(said, "columns", COLUMNS[formatting])
-        tags = self._texts(said, "tags", TAGS if formatting == "sharegpt" else ())
-        file, hub = self._text(said, "file_name"), self._text(said, "hf_hub_url")
+        self._refuse(value, ENTRY_KEYS, "")
+        formatting = self._format(value.get("formatting", "alpaca"))
+        columns = self._texts(value, "columns", COLUMNS[formatting])
+        tags = self._texts(value, "tags", DEFAULT_TAGS if formatting == "sharegpt" else ())
+        file, hub = self._text(value, "file_name"), self._text(value, "hf_hub_url")
         if file is None and hub is None and not self.faults:
-            seen = next((key for key in ELSEWHERE if key in said), "neither")
+            seen = next((key for key in OTHER_HUB_KEYS if key in value), "neither")
             self.fault("", f"expected file_name or hf_hub_url; found {seen}")
         path = None if file is None else folder / file
         if path is not None and hub is not None and not path.exists():
             path = None
-        return Entry(
+        return DatasetEntry(
             file=path,
             hub=None if path else hub,
-            subset=self._text(said, "subset"),
-            split=self._text(said, "split") or "train",
+            subset=self._text(value, "subset"),
+            split=self._text(value, "split") or "train",
             format=formatting,
             columns={COLUMNS[formatting][key]: column for key, column in columns.items()},
             turns=_turns(tags) if tags else None,
         )
 
-    def _refuse(self, said: Mapping[str, Any], known: Iterable[str], prefix: str) -> None:
-        """Tells every key that we do not know, or do not do."""
-        for key, value in said.items():
-            if key in REFUSED and value not in (None, False):
-                hint = MENDS.get(key, "choose an entry of plain conversations")
-                self.fault(prefix + key, REFUSED[key], hint)
-            elif key not in REFUSED and key not in known:
-                hint = meant(key, known) or f"the keys are {some(known)}"
+    def _refuse(self, entry: Mapping[str, Any], known: Iterable[str], prefix: str) -> None:
+        """Add a fault for every unknown or unsupported key."""
+        for key, value in entry.items():
+            if key in UNSUPPORTED_KEYS and value not in (None, False):
+                hint = HINTS.get(key, "use an entry with plain conversations")
+                self.fault(prefix + key, UNSUPPORTED_KEYS[key], hint)
+            elif key not in UNSUPPORTED_KEYS and key not in known:
+                hint = meant(key, known) or f"valid keys: {some(known)}"
                 self.fault(prefix + key, "unknown key", hint)
 
     def _format(self, formatting: object) -> Format:
@@ -193,23 +201,23 @@ class _Entry:
         self.fault("formatting", problem)
         return "alpaca"
 
-    def _text(self, said: Mapping[str, Any], key: str) -> str | None:
-        value = said.get(key)
+    def _text(self, entry: Mapping[str, Any], key: str) -> str | None:
+        value = entry.get(key)
         if value is None or (isinstance(value, str) and value):
             return value
         self.fault(key, f"expected a string; found {found(value)}")
         return None
 
-    def _texts(self, said: Mapping[str, Any], key: str, known: Iterable[str]) -> dict[str, str]:
-        """A mapping of known keys to strings."""
-        value = said.get(key)
+    def _texts(self, entry: Mapping[str, Any], key: str, known: Iterable[str]) -> dict[str, str]:
+        """Return a mapping of known keys to strings."""
+        value = entry.get(key)
         if value is None:
             return {}
         if not isinstance(value, dict):
             self.fault(key, f"expected an object; found {found(value)}")
             return {}
         if not known:
-            self.fault(key, "these are for the sharegpt format")
+            self.fault(key, "only valid with the sharegpt format")
             return {}
         self._refuse(value, known, f"{key}.")
         texts = {}
@@ -224,9 +232,9 @@ class _Entry:
 
 
 def _turns(tags: Mapping[str, str]) -> Turns:
-    """How conversations are written, where an entry has tags of its own."""
-    own = {**TAGS, **tags}
-    named = {own[tag]: role for tag, role in ROLES.items()}
+    """Return the conversation layout for an entry with custom tags."""
+    own = {**DEFAULT_TAGS, **tags}
+    named = {own[tag]: role for tag, role in TAG_ROLES.items()}
     return Turns(
         role_key=own["role_tag"],
         text_key=own["content_tag"],

@@ -1,28 +1,28 @@
-"""How faults in the data are worded, and which text can never be trained on."""
+"""Helpers for messages about faults in the data, and the check for invalid text."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-LONGEST_QUOTE = 40
-"""Characters of the user's own text that a message repeats."""
+MAX_QUOTE_LENGTH = 40
+"""Maximum number of characters that a message quotes from the user's text."""
 
 FAULTS_KEPT = 1_000
-"""Reading a source stops here: a file of another kind would otherwise fill the memory."""
+"""Maximum number of faults; reading stops there, so that a wrong file does not fill the memory."""
 
 
 def quoted(text: str) -> str:
-    """The text in quotes, cut where it is long.
+    """Quote the text, shortened if it is long.
 
     >>> print(quoted("bot"), quoted("a" * 50))
     'bot' 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa...'
     """
-    return repr(text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 3] + "...")
+    return repr(text if len(text) <= MAX_QUOTE_LENGTH else text[: MAX_QUOTE_LENGTH - 3] + "...")
 
 
 def found(value: object) -> str:
-    """A JSON value as a message names it.
+    """Format a JSON value for a message.
 
     >>> print(found("bot"), found(None), found(True), found(3), found([1]), found({}), sep=", ")
     'bot', null, true, 3, a list, an object
@@ -45,7 +45,7 @@ def found(value: object) -> str:
 
 
 def meant(name: str, among: Iterable[str]) -> str | None:
-    """What the user probably meant, as a hint; None where nothing is near.
+    """Return a hint with the most similar name, or None if no name is similar.
 
     >>> meant("qestion", ["id", "question"])
     'did you mean "question"?'
@@ -55,7 +55,7 @@ def meant(name: str, among: Iterable[str]) -> str | None:
 
 
 def some(names: Iterable[str], most: int = 12) -> str:
-    """Names in a row, not all of them where they are many.
+    """Join names with commas; list only the first `most` if there are more.
 
     >>> some(["a", "b"]), some("abcdef", 3), some([])
     ('a, b', 'a, b, c, ... (6)', 'none')
@@ -66,9 +66,9 @@ def some(names: Iterable[str], most: int = 12) -> str:
 
 
 def unusable(text: str) -> str | None:
-    r"""Why this text cannot be trained on, or None where it can.
+    r"""Return the reason why this text cannot be trained on, or None if it can.
 
-    A NUL is always an accident, and half of a surrogate pair is no character.
+    A NUL character is always an accident, and half of a surrogate pair is not a character.
 
     >>> unusable("fine \U0001f600")
     >>> unusable("ab\0")

@@ -132,7 +132,7 @@ class _Reading:
         self, record: Record, columns: Mapping[str, str], turns: Turns | None, *, open: bool
     ) -> None:
         self.where, self.record = record.where, record.value
-        self.own = calls.own if record.filled else lambda value: value
+        self.own = calls.without_nulls if record.filled else lambda value: value
         self.columns, self.turns, self.open = columns, turns, open
         self.faults: list[Fault] = []
         self.ignored: list[str] = []
@@ -490,7 +490,7 @@ def _notes(content: Content, tools: Iterable[dict[str, Any]]) -> tuple[str, ...]
     notes = [
         ("roles_not_alternating", own != turns),
         ("ends_without_answer", roles[-1:] != ["assistant"]),
-        ("calls_unlisted_function", bool(called) and calls.unlisted(called, tools)),
+        ("calls_unlisted_function", bool(called) and calls.has_unlisted_call(called, tools)),
     ]
     return tuple(name for name, holds in notes if holds)
 

@@ -1,4 +1,4 @@
-"""JSON text read strictly, a piece at a time, however long the whole is."""
+"""A strict JSON reader that works on text of any length, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -11,52 +11,52 @@ from typing import Any
 from qwen_local.datasets.faults import quoted, unusable
 from qwen_local.errors import Fault
 
-DEEPEST = 64
-"""Levels of lists and objects inside each other."""
+MAX_DEPTH = 64
+"""Maximum nesting of lists and objects."""
 
 LOOKAHEAD = 16
-"""Characters that settle whether a value is over: of `12`, `12.5` and `12e+5` each begins the next,
-and no word of JSON, nor an escape, is as long."""
+"""Number of characters after a value that must be present to be sure that the value ends there:
+`12` could continue as `12.5`. JSON words and escapes are shorter than this."""
 
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
-class NotJson(ValueError):
-    """The text is no JSON from here on. Line and column count from 1."""
+class InvalidJson(ValueError):
+    """Raised where the text stops being valid JSON. Line and column count from 1."""
 
     def __init__(self, problem: str, line: int, column: int, rest: str) -> None:
         super().__init__(problem, line, column, rest)
         self.problem, self.line, self.column, self.rest = problem, line, column, rest
 
 
-class TooLong(ValueError):
-    """A value is longer than we are willing to hold."""
+class ValueTooLong(ValueError):
+    """Raised if a value exceeds the maximum length."""
 
 
-class Json:
-    """A cursor over JSON text that notes what Python's reader lets pass in silence.
+class JsonCursor:
+    """A cursor over JSON text that also records what Python's reader silently accepts.
 
     Args:
-        text: its beginning.
-        more: what follows, in pieces; read only where the cursor needs them.
-        longest: characters of one value; beyond, `TooLong` is raised.
+        text: first part of the text.
+        more: following parts, read on demand.
+        max_length: maximum number of characters of one value; 0 for no limit.
     """
 
-    def __init__(self, text: str = "", more: Iterable[str] = (), *, longest: int = 0) -> None:
-        self.noted: list[tuple[str, str]] = []
-        """(problem, hint) of what the last value holds that is no JSON."""
+    def __init__(self, text: str = "", more: Iterable[str] = (), *, max_length: int = 0) -> None:
+        self.problems: list[tuple[str, str]] = []
+        """(problem, hint) for everything in the last value that is not valid JSON."""
         self._decoder = json.JSONDecoder(
             object_pairs_hook=self._object,
             parse_constant=self._constant,
             parse_float=self._float,
         )
-        self._longest = longest
-        self.begin(text, more)
+        self._max_length = max_length
+        self.start(text, more)
 
-    def begin(self, text: str, more: Iterable[str] = ()) -> None:
-        """Another text."""
+    def start(self, text: str, more: Iterable[str] = ()) -> None:
+        """Start a new text."""
         self._text, self._position, self._more = text, 0, iter(more)
-        # The place of a character is told from here: lines before, characters of its line before.
+        # Reference point for line and column numbers, advanced when text is discarded.
         self._line, self._column, self._counted = 1, 0, 0
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -65,56 +65,60 @@ class Json:
             keys = [key for key, _ in pairs]
             twice = next(key for key in value if keys.count(key) > 1)
             problem = f"the key {quoted(twice)} occurs more than once in one object"
-            self.noted.append((problem, "keep one of them"))
+            self.problems.append((problem, "remove one of them"))
         return value
 
     def _float(self, text: str) -> float:
         value = float(text)
         if math.isinf(value):
-            self.noted.append((f"{text} is too large for a number", "write a smaller one, or text"))
+            hint = "write a smaller number, or text"
+            self.problems.append((f"the number {text} is too large", hint))
         return value
 
     def _constant(self, name: str) -> None:
-        self.noted.append((f"{name} is not JSON", "write null, or leave the key out"))
+        self.problems.append((f"{name} is not valid JSON", "write null or remove the key"))
 
     def line(self) -> int:
-        """The line on which the cursor stands."""
+        """Return the line number of the cursor."""
         self._line += self._text.count("\n", self._counted, self._position)
         self._counted = self._position
         return self._line
 
     def at_end(self) -> bool:
-        """Whether nothing but white space follows."""
+        """Return True if only whitespace follows."""
         self._space()
         return self._position == len(self._text)
 
-    def takes(self, mark: str) -> bool:
-        """Steps over this character, if it comes next."""
+    def accept(self, mark: str) -> bool:
+        """Skip this character if it comes next; return True if it does."""
         self._space()
         if not self._text.startswith(mark, self._position):
             return False
         self._position += 1
         return True
 
-    def must_take(self, mark: str) -> None:
-        """Steps over this character; nothing else is right here."""
-        if not self.takes(mark):
+    def expect(self, mark: str) -> None:
+        """Skip this character; raise `InvalidJson` if another one comes next."""
+        if not self.accept(mark):
             raise self._not_json(f"Expecting {mark!r}", self._position)
 
-    def must_end(self) -> None:
-        """Nothing may follow."""
+    def expect_end(self) -> None:
+        """Raise `InvalidJson` if anything but whitespace follows."""
         if not self.at_end():
             raise self._not_json("Extra data", self._position)
 
     def value(self) -> Any:
-        """The value that comes next.
+        """Read the next value.
 
         Raises:
-            NotJson, TooLong, RecursionError: nested too deeply; ValueError: a number too long.
+            InvalidJson: the text is not valid JSON.
+            ValueTooLong: the value exceeds `max_length`.
+            RecursionError: the value is nested too deeply.
+            ValueError: a number has too many digits.
         """
         self._space()
         while True:
-            self.noted.clear()
+            self.problems.clear()
             try:
                 value, end = self._decoder.raw_decode(self._text, self._position)
             except json.JSONDecodeError as error:
@@ -127,18 +131,18 @@ class Json:
                 return value
 
     def _is_cut_off(self, error: json.JSONDecodeError) -> bool:
-        """Whether more text could mend it: the reader goes from left to right."""
+        """Return True if more text could resolve the error."""
         unterminated = error.msg.startswith("Unterminated string")
         return unterminated or error.pos + LOOKAHEAD > len(self._text)
 
     def _read_on(self) -> bool:
-        """Forgets what is behind the cursor and reads as much again as is left; False at the end.
+        """Discard the text before the cursor and at least double the rest; False at the end.
 
-        Twice as much each time: the attempts on a long value add up to twice its length.
+        Doubling keeps the total work for a long value at twice its length.
         """
         before, kept = self._text[: self._position], self._text[self._position :]
-        if len(kept) > self._longest > 0:
-            raise TooLong(f"expected at most {self._longest} characters in a record")
+        if len(kept) > self._max_length > 0:
+            raise ValueTooLong(f"expected at most {self._max_length} characters in a record")
         self.line()
         ended = before.rfind("\n")
         self._column = self._column + len(before) if ended < 0 else len(before) - ended - 1
@@ -154,59 +158,59 @@ class Json:
     def _space(self) -> None:
         while True:
             match = SPACE.match(self._text, self._position)
-            assert match is not None  # the pattern also matches nothing
+            assert match is not None  # the pattern also matches the empty string
             self._position = match.end()
             if self._position < len(self._text) or not self._read_on():
                 return
 
-    def _not_json(self, problem: str, position: int) -> NotJson:
+    def _not_json(self, problem: str, position: int) -> InvalidJson:
         line = self.line() + self._text.count("\n", self._counted, position)
         newline = self._text.rfind("\n", 0, position)
         column = position - newline if newline >= 0 else self._column + position + 1
         rest = self._text[position:].lstrip()[:100].rstrip()
-        return NotJson(problem, line, column, rest)
+        return InvalidJson(problem, line, column, rest)
 
 
-def whole(text: str) -> tuple[Any, list[tuple[str, str]]]:
-    """The value that a text is, and (problem, hint) of what in it is no JSON after all.
+def parse_json(text: str) -> tuple[Any, list[tuple[str, str]]]:
+    """Parse a text; also return (problem, hint) for what Python accepts but JSON does not.
 
     Raises:
-        ValueError, RecursionError: as `Json.value`.
+        ValueError, RecursionError: see `JsonCursor.value`.
     """
-    cursor = Json(text)
+    cursor = JsonCursor(text)
     value = cursor.value()
-    cursor.must_end()
-    return value, cursor.noted
+    cursor.expect_end()
+    return value, cursor.problems
 
 
-def malformed(where: str, error: ValueError | RecursionError, hint: str | None = None) -> Fault:
-    """The fault that an error of this module is."""
+def json_fault(where: str, error: ValueError | RecursionError, hint: str | None = None) -> Fault:
+    """Convert an error of this module to a fault."""
     match error:
         case RecursionError():
-            return Fault(where, f"expected at most {DEEPEST} levels of nesting")
-        case TooLong():
+            return Fault(where, f"expected at most {MAX_DEPTH} levels of nesting")
+        case ValueTooLong():
             return Fault(where, str(error))
-        case NotJson():
-            seen = quoted(error.rest) if error.rest else "the end"
+        case InvalidJson():
+            rest = quoted(error.rest) if error.rest else "the end"
             place = f"at column {error.column}"
-            return Fault(where, f"not valid JSON: {error.problem} {place}; found {seen}", hint)
-        case _:  # a number with thousands of digits
+            return Fault(where, f"not valid JSON: {error.problem} {place}; found {rest}", hint)
+        case _:  # a number with more digits than Python converts
             return Fault(where, f"not valid JSON: {error}")
 
 
 def unusable_text(value: object) -> Iterator[tuple[str, str, str | None]]:
-    """(field, problem, hint) of each text in a JSON value that cannot be trained on.
+    """Yield (field, problem, hint) for each text in a JSON value that cannot be trained on.
 
-    The field is the empty string where it is the value as a whole, which is nested too deeply.
+    The field is empty if the problem is the nesting of the whole value.
     """
     pending: list[tuple[str, object, int]] = [("", value, 0)]
-    while pending:  # no recursion: how deep a file goes is not for us to say
+    while pending:  # iterative, because the file controls the depth
         field, value, depth = pending.pop()
         if isinstance(value, str):
             if problem := unusable(value):
                 yield field, problem, "remove it"
-        elif depth > DEEPEST:
-            yield "", f"expected at most {DEEPEST} levels of nesting", None
+        elif depth > MAX_DEPTH:
+            yield "", f"expected at most {MAX_DEPTH} levels of nesting", None
             return
         elif isinstance(value, dict):
             names = [key if key.isprintable() else repr(key) for key in value]

@@ -17,7 +17,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from qwen_local.datasets.cache import Cache, cache_folder, cache_key
 from qwen_local.datasets.faults import FAULTS_KEPT
 from qwen_local.datasets.pool import in_order
-from qwen_local.datasets.progress_bar import Progress
+from qwen_local.datasets.progress_bar import RecordProgress
 from qwen_local.datasets.record_files import kind_of_file
 from qwen_local.datasets.report import DataReport, SetReport, SourceReport
 from qwen_local.datasets.row_builder import Outcome, TokenizeConfig, blocks, tokenize_block
@@ -174,7 +174,7 @@ class SourceRows:
 def read_source(source: Source, config: TokenizeConfig, *, quiet: bool) -> SourceRows:
     """Return all rows of a source, cached or newly tokenized; or all of its faults."""
     cache = None
-    if (source.sha256 or source.commit) and not config.tokenizer.tells_time:
+    if (source.sha256 or source.commit) and not config.tokenizer.depends_on_date:
         key = cache_key(
             config,
             # A file may be moved; on the Hub all splits of a data set have the same commit.
@@ -220,7 +220,7 @@ def _tokenize(
     unwritten = Outcome()  # the part that is not written yet
     pending: list[pa.RecordBatch] = []
     records = islice(source.examples(), total.records, None)
-    with Progress(source.name, total.records, quiet=quiet) as progress:
+    with RecordProgress(source.name, total.records, quiet=quiet) as progress:
         for outcome, batch in in_order(partial(tokenize_block, config), blocks(records)):
             unwritten.merge(outcome)
             progress.add(outcome.records)

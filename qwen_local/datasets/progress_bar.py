@@ -1,4 +1,4 @@
-"""How far the preparation of a source has come."""
+"""Progress bar for reading and tokenizing a source."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Self
 
 from tqdm import tqdm
 
-LATER = 2.0
-"""Seconds until anything is shown: most data are ready before."""
+DELAY_SECONDS = 2.0
+"""Seconds until the bar appears; most data are ready earlier."""
 
 
-class Progress:
-    """A bar on a terminal; elsewhere, and with `quiet`, nothing."""
+class RecordProgress:
+    """A progress bar on a terminal; silent elsewhere and with `quiet`."""
 
     def __init__(self, name: str, done: int, *, quiet: bool) -> None:
-        """Begin behind the records whose rows are there already."""
+        """Start with `done` records."""
         self._bar = tqdm(
             desc=f"tokenizing {name}",
             initial=done,
             unit=" records",
             unit_scale=True,
-            delay=LATER,
+            delay=DELAY_SECONDS,
             disable=quiet or not sys.stderr.isatty(),
         )
 
@@ -32,5 +32,5 @@ class Progress:
         self._bar.close()
 
     def add(self, records: int) -> None:
-        """So many more are done."""
+        """Advance by this many records."""
         self._bar.update(records)

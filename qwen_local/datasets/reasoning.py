@@ -1,4 +1,4 @@
-"""What the assistant thought, in either way of writing it down."""
+"""The assistant's reasoning, as `reasoning_content` or as a leading think block."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ from qwen_local.datasets.template import Message
 OPEN, CLOSE = "<think>", "</think>"
 
 
-class Said(NamedTuple):
-    """An answer in its two parts."""
+class AnswerParts(NamedTuple):
+    """Reasoning and answer text of an assistant message."""
 
     reasoning: str
-    """Empty where there is none."""
+    """Empty if the message has no reasoning."""
     words: str
+    """Answer without the reasoning."""
 
 
-def split(message: Message) -> Said:
-    r"""What an assistant message thinks and what it says.
+def split(message: Message) -> AnswerParts:
+    r"""Split an assistant message into reasoning and answer.
 
     >>> split({"content": "<think>\nhm\n</think>\n\nyes"})
-    Said(reasoning='hm', words='yes')
+    AnswerParts(reasoning='hm', words='yes')
     >>> split({"content": "Write </think> to end it."})
-    Said(reasoning='', words='Write </think> to end it.')
+    AnswerParts(reasoning='', words='Write </think> to end it.')
     """
     content: str = message["content"]
     if "reasoning_content" in message:
-        return Said(str(message["reasoning_content"]).strip(), content)
+        return AnswerParts(str(message["reasoning_content"]).strip(), content)
     if not content.lstrip().startswith(OPEN) or CLOSE not in content:
-        return Said("", content)
+        return AnswerParts("", content)
     thought, _, words = content.partition(CLOSE)
-    return Said(thought.lstrip().removeprefix(OPEN).strip(), words.lstrip("\n"))
+    return AnswerParts(thought.lstrip().removeprefix(OPEN).strip(), words.lstrip("\n"))
 
 
 def without(message: Message) -> Message:
-    r"""The same message without what the assistant thought.
+    r"""Return the message without reasoning.
 
     >>> without({"role": "assistant", "content": "<think>\nhm\n</think>\n\nyes"})
     {'role': 'assistant', 'content': 'yes'}

@@ -1,8 +1,8 @@
-"""Data files to records, each with the place it came from.
+"""Read data files into records with their places.
 
-A reader never raises for what stands in a file. It yields, for each record, either the record or
-the faults found in it, so that one pass finds them all and a limit counts both alike. None holds
-more of a file than a record or a megabyte, whichever is more.
+Readers never raise an error for the content of a file. For each record they yield either the record
+or its faults, so that one pass finds all faults and a limit counts valid and invalid records alike.
+A reader holds at most one record or one megabyte in memory, whichever is larger.
 """
 
 from __future__ import annotations
@@ -19,37 +19,36 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from qwen_local.datasets.faults import found, quoted
-from qwen_local.datasets.json_text import Json, NotJson, malformed, unusable_text
+from qwen_local.datasets.json_text import InvalidJson, JsonCursor, json_fault, unusable_text
 from qwen_local.errors import Fault
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record of a data file, not looked into yet."""
+    """One record of a data file, before its format is known."""
 
     where: str
-    """`train.jsonl:17`: the line, or the row of a file that has no lines."""
+    """Place such as `train.jsonl:17`: the line, or the row number if the file has no lines."""
     value: Mapping[str, Any]
     filled: bool = field(default=False, compare=False)
-    """Whether it is of a table, where each object has every key that any object there has, and null
-    for those that are not its own."""
+    """True if the record is from a table, which adds null for keys that only other rows have."""
 
 
 Faults = tuple[Fault, ...]
 Records = Iterator[Record | Faults]
 
-LONGEST_LINE = 16 * 2**20
-"""Bytes of a JSONL line or a CSV row, characters of a record in a list: far above any context, far
-below the memory."""
+MAX_LINE_BYTES = 16 * 2**20
+"""Maximum bytes of a JSONL line or CSV row, and maximum characters of a record in a list. Far above
+any context length and far below the memory size."""
 
-PIECE = 2**20
-"""Bytes that are read at a time from a file without lines."""
+READ_CHUNK_BYTES = 2**20
+"""Bytes per read from a file without lines."""
 
-MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"
-"""The byte order mark with which some editors begin a file; no part of the text."""
+BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"
+"""Mark at the start of a file that some editors write; not part of the text."""
 
-FOREIGN = {
-    # UTF-32 first: its little-endian mark begins with that of UTF-16.
+OTHER_ENCODINGS = {
+    # UTF-32 comes first, because its little-endian mark starts with the UTF-16 mark.
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
@@ -57,11 +56,11 @@ FOREIGN = {
 }
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
-"""Suffixes that may follow that of a file of text, and the program that knows each."""
+"""Program for each compression suffix of a text file."""
 
 
 def kind_of_file(path: Path) -> str | None:
-    """Which reader a file has, by its suffix; None where it has none.
+    """Return the key of `READERS` for a file, or None if its suffix is not supported.
 
     >>> kind_of_file(Path("train.jsonl.gz")), kind_of_file(Path("notes.md"))
     ('.jsonl', None)
@@ -72,7 +71,7 @@ def kind_of_file(path: Path) -> str | None:
 
 
 def unpacked(path: Path) -> Path:
-    """The name that a file has, or would have once it is unpacked.
+    """Return the path without a compression suffix.
 
     >>> unpacked(Path("train.jsonl.gz")).name
     'train.jsonl'
@@ -81,12 +80,12 @@ def unpacked(path: Path) -> Path:
 
 
 def read(path: Path) -> Records:
-    """The records of a file of one of the kinds in `READERS`; the faults of it otherwise."""
+    """Yield the records or faults of a file with a suffix in `READERS`."""
     kind = kind_of_file(path)
-    assert kind is not None  # sources.py names no other
+    assert kind is not None  # checked in sources.py
     try:
         if problem := not_regular(path):
-            yield (Fault(str(path), problem, "write the data to a file, and name that"),)
+            yield (Fault(str(path), problem, "write the data to a file and use its path"),)
             return
         yield from READERS[kind](path)
     except _UnreadableError as error:
@@ -96,10 +95,10 @@ def read(path: Path) -> Records:
 
 
 def not_regular(path: Path) -> str | None:
-    """What is wrong with a path that is no file: opening a pipe would wait for ever.
+    """Return the problem if the path is not a regular file; opening a pipe would block forever.
 
     Raises:
-        OSError: it is not there.
+        OSError: the path does not exist.
     """
     mode = path.stat().st_mode
     if stat.S_ISREG(mode):
@@ -109,7 +108,7 @@ def not_regular(path: Path) -> str | None:
 
 
 def checked(where: str, value: object, *, filled: bool = False) -> Record | Faults:
-    """The record, if it is an object that holds nothing but usable text."""
+    """Return the record if it is an object with valid text, else its faults."""
     if not isinstance(value, dict):
         return (Fault(where, f"expected an object; found {found(value)}"),)
     faults = tuple(
@@ -123,7 +122,7 @@ def checked(where: str, value: object, *, filled: bool = False) -> Record | Faul
 
 
 class _UnreadableError(Exception):
-    """From here on nothing of the file can be read."""
+    """Raised if the rest of the file cannot be read."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault)
@@ -131,7 +130,7 @@ class _UnreadableError(Exception):
 
 
 def _open(path: Path) -> BinaryIO:
-    """The file, unpacked where it is compressed; neither way holds more of it than a window."""
+    """Open the file, decompressing it as a stream if needed."""
     match COMPRESSED.get(path.suffix.lower()):
         case "gzip":
             return cast(BinaryIO, gzip.open(path, "rb"))
@@ -143,35 +142,36 @@ def _open(path: Path) -> BinaryIO:
             return path.open("rb")
 
 
-DAMAGE = (EOFError, OSError, zlib.error)
-"""What reading raises where a compressed file is cut short or damaged, or the disk fails."""
+READ_ERRORS = (EOFError, OSError, zlib.error)
+"""Errors of reading if a compressed file is truncated or damaged, or the disk fails."""
 
 
 def _damaged(path: Path, line: int, error: Exception) -> _UnreadableError:
-    said = getattr(error, "strerror", None)
-    if said or path.suffix.lower() not in COMPRESSED:
-        return _UnreadableError(Fault(f"{path}:{line}", f"cannot be read: {said or error}"))
+    system_error = getattr(error, "strerror", None)
+    if system_error or path.suffix.lower() not in COMPRESSED:
+        problem = f"cannot be read: {system_error or error}"
+        return _UnreadableError(Fault(f"{path}:{line}", problem))
     program = COMPRESSED[path.suffix.lower()]
     reason = str(error).partition("\n")[0]
     cut = isinstance(error, EOFError) or "runcated" in reason
-    problem = "the file is cut short" if cut else f"damaged, or not compressed: {reason}"
+    problem = "the file is truncated" if cut else f"damaged or not compressed: {reason}"
     hint = f"copy the file again; `{program} -t FILE` tests it"
-    return _UnreadableError(Fault(f"{path}:{line}", f"cannot be unpacked: {problem}", hint))
+    return _UnreadableError(Fault(f"{path}:{line}", f"cannot be decompressed: {problem}", hint))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """(number, offset, bytes) of each line; of one that is too long, one byte too many."""
+    """Yield (number, offset, bytes) of each line; an overlong line is cut."""
     number, offset = 0, 0
     with _open(path) as file:
         while True:
             try:
-                line = file.readline(LONGEST_LINE + 1)
+                line = file.readline(MAX_LINE_BYTES + 1)
                 start, offset = offset, offset + len(line)
                 rest = line
-                while len(line) > LONGEST_LINE and rest and not rest.endswith(b"\n"):
-                    rest = file.readline(LONGEST_LINE)
+                while len(line) > MAX_LINE_BYTES and rest and not rest.endswith(b"\n"):
+                    rest = file.readline(MAX_LINE_BYTES)
                     offset += len(rest)
-            except DAMAGE as error:
+            except READ_ERRORS as error:
                 raise _damaged(path, number + 1, error) from None
             if not line:
                 return
@@ -180,20 +180,20 @@ def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _texts(path: Path) -> Iterator[str]:
-    """The text of the whole file in pieces, without a byte order mark."""
+    """Yield the text of the file in chunks, without a byte order mark."""
     line, offset, rest = 1, 0, b""
     with _open(path) as file:
         while True:
             try:
-                data = file.read(PIECE)
-            except DAMAGE as error:
+                data = file.read(READ_CHUNK_BYTES)
+            except READ_ERRORS as error:
                 raise _damaged(path, line, error) from None
             block = rest + data
             try:
                 text, used = codecs.utf_8_decode(block, "strict", not data)
             except UnicodeDecodeError as error:
                 raise _UnreadableError(_wrong_encoding(path, error, line, offset)) from None
-            yield text.removeprefix(MARK) if offset == 0 else text
+            yield text.removeprefix(BYTE_ORDER_MARK) if offset == 0 else text
             if not data:
                 return
             line, offset, rest = line + text.count("\n"), offset + used, block[used:]
@@ -202,103 +202,103 @@ def _texts(path: Path) -> Iterator[str]:
 # --- encoding ---
 
 
-def _foreign(head: bytes) -> str | None:
-    return next((name for mark, name in FOREIGN.items() if head.startswith(mark)), None)
+def _other_encoding(head: bytes) -> str | None:
+    return next((name for mark, name in OTHER_ENCODINGS.items() if head.startswith(mark)), None)
 
 
 def _wrong_encoding(path: Path, error: UnicodeDecodeError, line: int = 1, offset: int = 0) -> Fault:
-    """The fault of bytes that are not UTF-8; they begin at this line and offset of the text."""
+    """Make the fault for bytes that are not UTF-8; they start at this line and offset."""
     data = error.object
-    if foreign := _foreign(data) if offset == 0 else None:
+    if encoding := _other_encoding(data) if offset == 0 else None:
         program = COMPRESSED.get(path.suffix.lower())
         plain = unpacked(path)
         target = f"{plain.stem}.utf8{plain.suffix}"
-        convert = f"iconv -f {foreign} -t UTF-8"
+        convert = f"iconv -f {encoding} -t UTF-8"
         how = f"{program} -dc {path} | {convert}" if program else f"{convert} {path}"
-        problem = f"expected UTF-8; found {foreign} (its mark is at byte 0)"
+        problem = f"expected UTF-8; found {encoding} (byte order mark at byte 0)"
         return Fault(f"{path}:1", problem, f"convert it: {how} > {target}")
     line += data.count(b"\n", 0, error.start)
     byte = f"byte 0x{data[error.start]:02x} at offset {offset + error.start}"
-    hint = "save the file as UTF-8 (it may be Latin-1 or Windows-1252 now)"
+    hint = "save the file as UTF-8 (it may be Latin-1 or Windows-1252)"
     return Fault(f"{path}:{line}", f"expected UTF-8; found {byte}", hint)
 
 
 # --- JSON ---
 
-LINE_HINT = 'write one object a line, such as {"prompt": "Hi", "completion": "Hello."}'
-FILE_HINT = "`python -m json.tool FILE` points at the same place"
+LINE_HINT = 'write one object per line, such as {"prompt": "Hi", "completion": "Hello."}'
+FILE_HINT = "`python -m json.tool FILE` reports the same place"
 
 
-def _record(cursor: Json, where: str) -> Record | Faults:
-    """The record that comes next."""
+def _record(cursor: JsonCursor, where: str) -> Record | Faults:
+    """Read the next record or its faults."""
     value = cursor.value()
-    if cursor.noted:
-        return tuple(Fault(where, problem, hint) for problem, hint in cursor.noted)
+    if cursor.problems:
+        return tuple(Fault(where, problem, hint) for problem, hint in cursor.problems)
     return checked(where, value)
 
 
 def _jsonl(path: Path) -> Records:
-    cursor = Json()
+    cursor = JsonCursor()
     for number, start, line in _lines(path):
         where = f"{path}:{number}"
-        if len(line) > LONGEST_LINE:
-            problem = f"expected at most {LONGEST_LINE} bytes on a line"
+        if len(line) > MAX_LINE_BYTES:
+            problem = f"expected at most {MAX_LINE_BYTES} bytes on a line"
             yield (Fault(where, problem, LINE_HINT),)
             continue
         try:
             text = line.decode()
         except UnicodeDecodeError as error:
             yield (_wrong_encoding(path, error, number, start),)
-            if start == 0 and _foreign(line):
-                return  # the other lines would only say the same
+            if start == 0 and _other_encoding(line):
+                return  # every other line would have the same fault
             continue
         if start == 0:
-            text = text.removeprefix(MARK)
+            text = text.removeprefix(BYTE_ORDER_MARK)
         text = text.rstrip(" \t\r\n")
         if not text:
             continue
-        cursor.begin(text)
+        cursor.start(text)
         try:
             record = _record(cursor, where)
-            cursor.must_end()
+            cursor.expect_end()
         except (ValueError, RecursionError) as error:
-            yield (malformed(where, error, LINE_HINT),)
+            yield (json_fault(where, error, LINE_HINT),)
         else:
             yield record
 
 
 def _json(path: Path) -> Records:
-    cursor = Json(more=_texts(path), longest=LONGEST_LINE)
+    cursor = JsonCursor(more=_texts(path), max_length=MAX_LINE_BYTES)
     try:
         if cursor.at_end():
             return
-        if cursor.takes("["):
+        if cursor.accept("["):
             yield from _elements(cursor, path)
         else:
             yield from _only_list(cursor, path)
-        cursor.must_end()
-    except NotJson as error:
-        yield (malformed(f"{path}:{error.line}", error, FILE_HINT),)
+        cursor.expect_end()
+    except InvalidJson as error:
+        yield (json_fault(f"{path}:{error.line}", error, FILE_HINT),)
     except (ValueError, RecursionError) as error:
-        yield (malformed(f"{path}:{cursor.line()}", error, FILE_HINT),)
+        yield (json_fault(f"{path}:{cursor.line()}", error, FILE_HINT),)
 
 
-def _elements(cursor: Json, path: Path) -> Records:
-    """The records of a list whose opening bracket is read."""
-    if cursor.takes("]"):
+def _elements(cursor: JsonCursor, path: Path) -> Records:
+    """Yield the records of a list after its opening bracket."""
+    if cursor.accept("]"):
         return
     while True:
-        cursor.at_end()  # steps over white space, so that the line is that of the record
+        cursor.at_end()  # skips whitespace, so that `line` is the line of the record
         yield _record(cursor, f"{path}:{cursor.line()}")
-        if not cursor.takes(","):
+        if not cursor.accept(","):
             break
-    cursor.must_take("]")
+    cursor.expect("]")
 
 
-def _only_list(cursor: Json, path: Path) -> Records:
-    """The records of the only list among the members of an object.
+def _only_list(cursor: JsonCursor, path: Path) -> Records:
+    """Yield the records of the only list among the members of an object.
 
-    Whether it is the only one is known at the end: the file is read twice, which needs no memory.
+    The file is read twice, because only the end shows that there is no other list.
     """
     keys = []
     for key in _lists(cursor):
@@ -306,27 +306,27 @@ def _only_list(cursor: Json, path: Path) -> Records:
         for _ in _elements(cursor, path):
             pass
     if len(keys) == 1:
-        again = Json(more=_texts(path), longest=LONGEST_LINE)
+        again = JsonCursor(more=_texts(path), max_length=MAX_LINE_BYTES)
         for _ in _lists(again):
             yield from _elements(again, path)
         return
-    seen = ", ".join(keys) or "none"
-    problem = f"expected a list of records, or an object with one list in it; found {seen}"
-    yield (Fault(str(path), problem, "write each list of records to a file of its own"),)
+    lists = ", ".join(keys) or "none"
+    problem = f"expected a list of records, or an object with one list in it; found {lists}"
+    yield (Fault(str(path), problem, "write each list of records to a separate file"),)
 
 
-def _lists(cursor: Json) -> Iterator[str]:
-    """The keys of the lists in an object. Whoever asks for the next has read the elements."""
-    cursor.must_take("{")
-    while not cursor.takes("}"):
+def _lists(cursor: JsonCursor) -> Iterator[str]:
+    """Yield the keys of the lists in an object; the caller reads the elements in between."""
+    cursor.expect("{")
+    while not cursor.accept("}"):
         key = str(cursor.value())
-        cursor.must_take(":")
-        if cursor.takes("["):
+        cursor.expect(":")
+        if cursor.accept("["):
             yield key
         else:
             cursor.value()
-        if not cursor.takes(","):
-            cursor.must_take("}")
+        if not cursor.accept(","):
+            cursor.expect("}")
             return
 
 
@@ -334,21 +334,21 @@ def _lists(cursor: Json) -> Iterator[str]:
 
 
 class _Table:
-    """The lines of a CSV file, of which only so many bytes may go into one row."""
+    """Lines of a CSV file, with a limit on the bytes of one row."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.begin(1)
+        self.start(1)
 
-    def begin(self, line: int) -> None:
-        """A row begins on this line."""
-        self._line, self._room = line, LONGEST_LINE
+    def start(self, line: int) -> None:
+        """Start a row on this line."""
+        self._line, self._room = line, MAX_LINE_BYTES
 
     def __iter__(self) -> Iterator[str]:
         for number, start, line in _lines(self._path):
             self._room -= len(line)
             if self._room < 0:
-                problem = f"expected at most {LONGEST_LINE} bytes in a row"
+                problem = f"expected at most {MAX_LINE_BYTES} bytes in a row"
                 hint = "look for a double quote that is not closed"
                 raise _UnreadableError(Fault(f"{self._path}:{self._line}", problem, hint))
             try:
@@ -356,17 +356,17 @@ class _Table:
             except UnicodeDecodeError as error:
                 fault = _wrong_encoding(self._path, error, number, start)
                 raise _UnreadableError(fault) from None
-            text = text.removeprefix(MARK) if start == 0 else text
-            # A carriage return ends a line, too.
+            text = text.removeprefix(BYTE_ORDER_MARK) if start == 0 else text
+            # A carriage return also ends a line.
             yield from io.StringIO(text, newline="") if "\r" in text else (text,)
 
 
 def _csv(path: Path) -> Records:
-    csv.field_size_limit(LONGEST_LINE)  # Python's own limit is shorter than a long answer
+    csv.field_size_limit(MAX_LINE_BYTES)  # Python's default limit is shorter than a long answer
     table = _Table(path)
     rows = csv.reader(table, strict=True)
     header: list[str] | None = None
-    line = 1  # where the row begins: a quoted field may run over several lines
+    line = 1  # first line of the row: a quoted field may span several lines
     while True:
         try:
             row = next(rows, None)
@@ -376,19 +376,19 @@ def _csv(path: Path) -> Records:
         if row is None:
             return
         where, line = f"{path}:{line}", rows.line_num + 1
-        table.begin(line)
+        table.start(line)
         if not row:
             continue
         if header is None:
             header = row
             if len(set(header)) < len(header) or "" in header:
                 names = ", ".join(map(quoted, header))
-                problem = f"expected a header of different column names; found {names}"
-                yield (Fault(where, problem, "name the columns in the first line"),)
+                problem = f"expected a header with different column names; found {names}"
+                yield (Fault(where, problem, "write the column names in the first line"),)
                 return
         elif len(row) != len(header):
             problem = f"expected {len(header)} fields, as in the header; found {len(row)}"
-            yield (Fault(where, problem, "put a field that holds a comma into double quotes"),)
+            yield (Fault(where, problem, "put double quotes around fields that contain a comma"),)
         else:
             yield checked(where, dict(zip(header, row, strict=True)))
 
@@ -402,7 +402,7 @@ def _parquet(path: Path) -> Records:
         with pq.ParquetFile(path) as file:
             columns = file.schema_arrow.names
             if twice := sorted({name for name in columns if columns.count(name) > 1}):
-                problem = f"expected each column once; found several named {', '.join(twice)}"
+                problem = f"expected unique column names; found several named {', '.join(twice)}"
                 yield (Fault(str(path), problem, "rename or remove all but one"),)
                 return
             for batch in file.iter_batches(batch_size=1024):

@@ -1,4 +1,4 @@
-"""What became of the data: the content of a run's data.json."""
+"""Report on prepared data: the content of a run's data.json."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from qwen_local.rows.rows import AnyRows
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Histogram:
-    """How long the conversations are, in tokens."""
+    """Histogram of lengths in tokens."""
 
     edges: list[int]
-    """0, 32, 64, 128, ...: each but the first twice the one before."""
+    """Bin edges 0, 32, 64, 128, ...; each later edge is twice the previous one."""
     counts: list[int]
-    """counts[i] conversations have more than edges[i] and at most edges[i + 1] tokens."""
+    """counts[i] is the number of lengths above edges[i] and up to edges[i + 1]."""
 
     @classmethod
     def of(cls, lengths: Sequence[int]) -> Histogram:
-        """Count the lengths.
+        """Make the histogram of these lengths.
 
         >>> Histogram.of([10, 32, 33, 200])
         Histogram(edges=[0, 32, 64, 128, 256], counts=[2, 1, 0, 1])
@@ -30,7 +30,7 @@ class Histogram:
 
     @classmethod
     def from_bins(cls, bins: Mapping[int, int]) -> Histogram:
-        """The histogram of what was counted by upper edge."""
+        """Make the histogram from counts by upper edge."""
         edges = [0, 32]
         while edges[-1] < max(bins, default=0):
             edges.append(2 * edges[-1])
@@ -38,7 +38,7 @@ class Histogram:
 
     @staticmethod
     def edge(length: int) -> int:
-        """The upper edge of a length's bin.
+        """Return the upper edge of a length's bin.
 
         >>> Histogram.edge(32), Histogram.edge(33), Histogram.edge(0)
         (32, 64, 32)
@@ -48,13 +48,13 @@ class Histogram:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SetReport:
-    """Rows as the engine sees them: the last token of a row is a target and no position."""
+    """Counts of rows as the engine sees them: the last token of a row is only a target."""
 
     rows: int
     tokens: int
-    """Positions."""
+    """Number of positions."""
     supervised_tokens: int
-    """Positions whose next token is trained."""
+    """Number of positions whose next token is supervised."""
 
     @classmethod
     def of(cls, rows: AnyRows) -> SetReport:
@@ -64,7 +64,7 @@ class SetReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceReport:
-    """One file, or one split of a data set on the hub."""
+    """Report on one file, or on one split of a Hub data set."""
 
     name: str
     sha256: str | None
@@ -72,59 +72,59 @@ class SourceReport:
     format: str
     records: int
     usable: SetReport
-    """Before rows are split off for evaluation."""
+    """Usable rows, before the evaluation split."""
     dropped: dict[str, int]
-    """Rows that were left out, by reason: `overlong`, `empty_answer`, `nothing_trained`."""
+    """Number of dropped rows by reason: `overlong`, `empty_answer`, `nothing_trained`."""
     cut: int
-    """Rows that were shortened to the longest length allowed."""
+    """Number of rows that were cut to `max_length`."""
     longest: int
-    """Tokens of the longest conversation, dropped or not."""
+    """Length of the longest conversation in tokens, before dropping."""
     lengths: Histogram
-    """Of all conversations, dropped or not, before any was cut."""
+    """Lengths of all conversations, before dropping and cutting."""
     ignored_keys: dict[str, int]
-    """Keys without a meaning here, and how many records have them."""
+    """Number of records by unknown key."""
     notes: dict[str, int]
-    """What is allowed but worth a word, and how many records it concerns.
+    """Number of records by warning.
 
-    `roles_not_alternating`, `ends_without_answer`; `control_text`: the data hold the text of a
-    control token, which was encoded as plain text; `reasoning_left_out`: the chat template did
-    not write all of the assistant's reasoning; `several_rows`: a conversation became several rows,
-    as the chat template writes an earlier turn otherwise than the last.
+    `roles_not_alternating`, `ends_without_answer`; `control_text`: the data contain the text of a
+    control token, which is encoded as plain text; `reasoning_left_out`: the chat template omits
+    some of the assistant's reasoning; `several_rows`: a conversation became several rows, because
+    the chat template writes earlier turns differently from the last.
     """
     duplicates: int
-    """Usable records that have the same content as an earlier one."""
+    """Number of usable records with the same content as an earlier record."""
     weight: float
-    """How often the rows count in an epoch."""
+    """Number of times each row counts in an epoch."""
     limit: int | None
-    """Records that were to be read, the first ones."""
+    """Maximum number of records to read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataReport:
-    """All sources of a run and the two sets of rows made of them."""
+    """Report on all sources of a run, and on its training and evaluation sets."""
 
     sources: list[SourceReport]
-    """The training source and, where there is one, the evaluation source."""
+    """Training sources, then evaluation sources."""
     train: SetReport
     eval: SetReport | None
     split: float | None
-    """The share for evaluation that was asked of the training source, where it was split."""
+    """Requested evaluation fraction if the training source was split, or None."""
     shared: int
-    """Evaluation rows whose content is also trained on."""
+    """Number of evaluation rows whose content is also in the training set."""
     max_length: int
     overlong: str
     train_on: str
     thinking: Literal["auto", "keep", "drop", "empty"]
     enable_thinking: bool | None
-    """What a generation prompt is asked for, to begin answers as most of them were trained."""
+    """`enable_thinking` value whose generation prompt matches most training rows."""
     template_sha256: str
 
     def to_json(self) -> dict[str, Any]:
-        """The report in JSON's types."""
+        """Return the report as a JSON object."""
         return asdict(self)
 
     def describe(self) -> str:
-        """What a person must know of it: the source, the rows, and what is not among them."""
+        """Summarize sources, rows and dropped rows in one line."""
         dropped: Counter[str] = Counter()
         ignored: set[str] = set()
         for source in self.sources:
@@ -132,14 +132,14 @@ class DataReport:
             ignored.update(source.ignored_keys)
         held_out = 0 if self.eval is None else self.eval.rows
         names = ", ".join(source.name for source in self.sources)
-        said = [f"{names}: {self.train.rows:,} rows to train on, {held_out:,} to evaluate on"]
+        parts = [f"{names}: {self.train.rows:,} training rows, {held_out:,} evaluation rows"]
         if dropped:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
-            said.append(f"dropped: {reasons}")
+            parts.append(f"dropped: {reasons}")
         if cut := sum(source.cut for source in self.sources):
-            said.append(f"cut to {self.max_length:,} tokens: {cut:,}")
+            parts.append(f"cut to {self.max_length:,} tokens: {cut:,}")
         if self.shared:
-            said.append(f"{self.shared:,} of the rows to evaluate on are trained on, too")
+            parts.append(f"{self.shared:,} evaluation rows are also in the training set")
         if ignored:
-            said.append(f"keys ignored: {', '.join(sorted(ignored))}")
-        return "; ".join(said)
+            parts.append(f"ignored keys: {', '.join(sorted(ignored))}")
+        return "; ".join(parts)

@@ -15,7 +15,7 @@ from qwen_local.datasets.formats import Example
 from qwen_local.datasets.record_files import Faults
 from qwen_local.datasets.report import Histogram
 from qwen_local.datasets.row_store import BatchBuilder
-from qwen_local.datasets.tokenizer import ChatTokenizer, Draft, Thinking, Tokenized, TrainOn
+from qwen_local.datasets.tokenizer import ChatTokenizer, RowDraft, Thinking, Tokenized, TrainOn
 from qwen_local.datasets.trim import Overlong, overlong_fault, trim
 from qwen_local.errors import DatasetError, Fault
 
@@ -113,7 +113,7 @@ def _size(example: Example) -> int:
     return sum(len(message["content"]) for message in example.content)
 
 
-def draft_rows(config: TokenizeConfig, example: Example) -> list[Draft]:
+def draft_rows(config: TokenizeConfig, example: Example) -> list[RowDraft]:
     """Return the rows of an example before they are encoded.
 
     Raises:
@@ -166,7 +166,7 @@ def tokenize_examples(
 ) -> list[tuple[Example | Faults, Sequence[Tokenized]]]:
     """Return each record of a block with its tokenized rows of any length, or its faults."""
     found: list[tuple[Example | Faults, int]] = []
-    drafts: list[Draft] = []
+    drafts: list[RowDraft] = []
     for example in block:
         before = len(drafts)
         if not isinstance(example, tuple) and not example.says_nothing:

@@ -214,7 +214,7 @@ def _missing(name: str, path: Path) -> Fault:
 
 def _file(wanted: Wanted, path: Path, **how: Any) -> Source:
     if problem := not_regular(path):
-        raise DatasetError.at(str(path), problem, "write the data to a file, and name that")
+        raise DatasetError.at(str(path), problem, "write the data to a file and use its path")
     if path.name == dataset_info.FILE:
         hint = f"name it as {path}#NAME; it has {some(read_list(path))}"
         raise DatasetError.at(str(path), "expected one of the data sets that it lists", hint)

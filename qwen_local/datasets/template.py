@@ -1,9 +1,9 @@
-"""Chat templates: programs in Jinja that come with a model, and are therefore run in a sandbox.
+"""Chat templates, rendered in a sandbox because they are programs that come with a model.
 
-Jinja's sandbox keeps a template from everything outside of it, but not from running forever or
-filling the memory: here it may take `MOST_STEPS` turns of loops and macros, and no value that it
-computes by `+`, `*` or `~`, and no text that it writes, may grow beyond `LONGEST` characters. That
-stops accidents and the common bombs, not every one that an enemy could think of.
+Jinja's sandbox blocks access to everything outside the template, but it does not limit time or
+memory. Here a template may execute at most `MAX_STEPS` loop iterations and macro calls. Results of
+`+`, `*` and `~`, and the rendered text, may have at most `MAX_LENGTH` characters. These limits stop
+accidents and common attacks, but not every conceivable attack.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Message = Mapping[str, Any]
-"""`role`, `content` (text) and, on assistant messages, perhaps `reasoning_content` (text) and
+"""`role`, `content` (text) and, for assistant messages, optional `reasoning_content` (text) and
 `tool_calls`: `[{"type": "function", "function": {"name": "...", "arguments": {...}}}]`."""
 
 Tool = Mapping[str, Any]
 """A function that may be called: `{"type": "function", "function": {"name": "...", ...}}`."""
 
 
-MOST_STEPS = 1_000_000
-"""A conversation of a thousand messages takes a few thousand."""
-LONGEST = 64 * 2**20
-"""Characters of one value: four times the longest line of a data file."""
-STEP, JOINED = "_step", "_joined"
-"""Names that the environment gives to functions of its own."""
+MAX_STEPS = 1_000_000
+"""Maximum number of steps; a conversation of a thousand messages needs a few thousand."""
+MAX_LENGTH = 64 * 2**20
+"""Maximum number of characters of a value: four times the longest line of a data file."""
+STEP_NAME, JOIN_NAME = "_step", "_joined"
+"""Names of the functions that the environment inserts into templates."""
 TEXT_METHODS = {"endswith", "lower", "lstrip", "rsplit", "rstrip", "split", "startswith", "strip"}
-FILLERS = ("batch", "center", "format", "indent", "pprint", "slice", "wordwrap")
-"""Filters that fill up to a width as large as they are told, or write what is nested for ever."""
-MOST_INDENT = 16
+REMOVED_FILTERS = ("batch", "center", "format", "indent", "pprint", "slice", "wordwrap")
+"""Filters that could create arbitrarily long text from small arguments."""
+MAX_INDENT = 16
 
 
 class _GenerationMarks(Extension):
-    """Accepts `{% generation %} ... {% endgeneration %}` and writes what stands between.
+    """Accepts `{% generation %} ... {% endgeneration %}` and renders the content.
 
-    Templates made for training carry these marks; masks are found without them (tokenizer.py).
+    Templates for training have these tags; tokenizer.py does not need them to find the masks.
     """
 
     tags = {"generation"}  # noqa: RUF012 (Jinja declares the attribute so)
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """The body in a scope of its own, as transformers renders it."""
+        """Parse the body into a new scope, as transformers does."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body, lineno=line)
@@ -61,9 +61,9 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # Jinja's own filter escapes HTML, which no model was trained on.
-    if isinstance(indent, int) and indent > MOST_INDENT:
-        raise TemplateError(f"an indent of more than {MOST_INDENT} is not allowed")
+    # Jinja's own filter escapes HTML, which would not match the text that models were trained on.
+    if isinstance(indent, int) and indent > MAX_INDENT:
+        raise TemplateError(f"an indent of more than {MAX_INDENT} is not allowed")
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -82,19 +82,19 @@ def _strftime_now(form: str) -> str:
 
 
 class _Steps:
-    """Counts what a rendering has done so far."""
+    """Counts the steps of a rendering and stops it at the limit."""
 
     def __init__(self) -> None:
-        self.left = MOST_STEPS
+        self.left = MAX_STEPS
 
     def __call__(self) -> None:
         self.left -= 1
         if self.left < 0:
-            raise TemplateError(f"it takes more than {MOST_STEPS:,} steps")
+            raise TemplateError(f"it takes more than {MAX_STEPS:,} steps")
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, with an end to how long and how large."""
+    """Jinja's sandbox with limits on steps and sizes."""
 
     intercepted_binops = frozenset(["+", "*", "%", "**"])
 
@@ -102,16 +102,16 @@ class _Environment(ImmutableSandboxedEnvironment):
         tree = super()._parse(source, name, filename)
         for repeated in tree.find_all((nodes.For, nodes.Macro)):
             assert isinstance(repeated, nodes.For | nodes.Macro)
-            step = nodes.Call(nodes.Name(STEP, "load"), [], [], None, None)
+            step = nodes.Call(nodes.Name(STEP_NAME, "load"), [], [], None, None)
             repeated.body.insert(0, nodes.ExprStmt(step))
-        for joined in list(tree.find_all(nodes.Concat)):  # `~` is no operator to the sandbox
-            parts = nodes.Call(nodes.Name(JOINED, "load"), joined.nodes, [], None, None)
+        for joined in list(tree.find_all(nodes.Concat)):  # the sandbox does not intercept `~`
+            parts = nodes.Call(nodes.Name(JOIN_NAME, "load"), joined.nodes, [], None, None)
             joined.nodes = [parts]
         tree.set_environment(self)
         return tree
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """As the sandbox has it, and quicker for what chat templates ask all the time."""
+        """Look up an attribute as the sandbox does, with fast paths for common cases."""
         if not attribute.startswith("_"):
             kind = type(obj)
             if kind is dict and not hasattr(dict, attribute):
@@ -125,19 +125,19 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().getattr(obj, attribute)
 
     def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """As the sandbox has it; our own functions and the methods of text need no check."""
-        if any(type(arg) is int and arg > LONGEST for arg in args):
-            raise TemplateError(f"it asks for a value of more than {LONGEST:,} characters")
+        """Call as the sandbox does; our own functions and string methods need no check."""
+        if any(type(arg) is int and arg > MAX_LENGTH for arg in args):
+            raise TemplateError(f"it asks for a value of more than {MAX_LENGTH:,} characters")
         if type(obj) is _Steps:
             return obj()
         if type(getattr(obj, "__self__", None)) is str:
-            kwargs.pop("_loop_vars", None)  # which Jinja passes to what takes a context
+            kwargs.pop("_loop_vars", None)  # Jinja adds these for functions that take a context
             kwargs.pop("_block_vars", None)
             return obj(*args, **kwargs)
         return super().call(context, obj, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Compute `left operator right`, unless it would grow too long."""
+        """Compute `left operator right` unless the result would be too long."""
         match operator:
             case "+" if isinstance(left, str) and isinstance(right, str):
                 _check_length(len(left) + len(right))
@@ -164,8 +164,8 @@ def _joined(*parts: Any) -> str:
 
 
 def _check_length(length: int) -> None:
-    if length > LONGEST:
-        raise TemplateError(f"it computes a value of more than {LONGEST:,} characters")
+    if length > MAX_LENGTH:
+        raise TemplateError(f"it computes a value of more than {MAX_LENGTH:,} characters")
 
 
 class ChatTemplate:
@@ -175,15 +175,17 @@ class ChatTemplate:
         self._template = template
 
     def render(self, **variables: Any) -> str:
-        """What the template writes.
+        """Render the template.
 
         Raises:
-            jinja2.TemplateError: it takes too long, or computes something too large; or whatever
-                else a program may raise.
+            jinja2.TemplateError: the template exceeds a limit.
+            Exception: any other error of the template.
         """
         pieces: list[str] = []
         length = 0
-        for piece in self._template.generate(variables, **{STEP: _Steps(), JOINED: _joined}):
+        for piece in self._template.generate(
+            variables, **{STEP_NAME: _Steps(), JOIN_NAME: _joined}
+        ):
             pieces.append(piece)
             length += len(piece)
             _check_length(length)
@@ -191,7 +193,7 @@ class ChatTemplate:
 
 
 def compile_template(source: str) -> ChatTemplate:
-    """The template, in the environment that transformers gives to chat templates.
+    """Compile a template in the environment that transformers provides for chat templates.
 
     Raises:
         jinja2.TemplateSyntaxError: the source is not a Jinja template.
@@ -203,7 +205,7 @@ def compile_template(source: str) -> ChatTemplate:
     environment = _Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationMarks, loopcontrols]
     )
-    for name in FILLERS:
+    for name in REMOVED_FILTERS:
         del environment.filters[name]
     del environment.globals["lipsum"]
     environment.filters["tojson"] = _tojson

@@ -1,21 +1,21 @@
-"""Conversations to tokens, and which of these tokens are trained.
+"""Tokenize conversations and mark the supervised tokens.
 
-Masks are found by structure, never by searching for what was said:
+Masks are derived from the structure of the rendered text, never by searching for the answers:
 
-1. Where the data hold the text of a control token (`<|im_end|>`), it is replaced by a lone
-   surrogate, which text can never hold. The control tokens of the rendered conversation are
-   then the template's own.
-2. The rendered text is cut at its control tokens. What stands between `<|im_start|>assistant\\n`
-   and `<|im_end|>` is an assistant turn, and there must be one for every assistant message.
-3. A turn begins with what a generation prompt of this template already holds: `assistant\\n`,
-   with an empty think block where the template writes one. That is context. The rest of the turn
-   and its `<|im_end|>` are trained.
-4. A turn is trained where it stands as it would as the last one, behind the very text of its
-   generation prompt. Qwen3's hybrid template writes earlier turns without the think block of the
-   last: such a conversation becomes several rows, each up to one answer. With a template that
-   writes every turn in one way it stays one row.
-5. Each piece is encoded on its own, the data's `<|im_end|>` as the plain text that it is. Context
-   and answer meet in training exactly where they meet in generation.
+1. If the data contain the text of a control token (`<|im_end|>`), that text is replaced by a lone
+   surrogate, which valid text cannot contain. All control tokens in the rendered conversation are
+   then written by the template.
+2. The rendered text is cut at its control tokens. The text between `<|im_start|>assistant\\n` and
+   `<|im_end|>` is an assistant turn; there must be one for every assistant message.
+3. A turn starts with the text that the generation prompt already contains: `assistant\\n`, plus an
+   empty think block if the template writes one. This is context. The rest of the turn and its
+   `<|im_end|>` are supervised.
+4. A turn is supervised only directly after the text of its generation prompt, as in generation.
+   Qwen3's hybrid template writes earlier turns without the think block of the last turn. Such a
+   conversation becomes several rows, each up to one answer. With a template that writes every turn
+   the same way, it stays one row.
+5. Each piece is encoded separately, and `<|im_end|>` in the data is encoded as plain text. So the
+   token boundary between context and answer is the same in training and in generation.
 """
 
 from __future__ import annotations
@@ -52,37 +52,37 @@ FIRST_SURROGATE = 0xD800
 
 TrainOn = Literal["assistant", "last"]
 Thinking = Literal["auto", "keep", "drop", "empty"]
-"""What becomes of the assistant's reasoning: docs/data.md defines it."""
+"""Values of `data.thinking`; docs/data.md defines them."""
 
-QUESTION: Message = {"role": "user", "content": "?"}
-"""The shortest conversation, to see what a template writes around it."""
-JOIN_HINT = "join the two messages of the assistant, or set data.thinking to drop"
-CHATML_HINT = "use a model whose template writes ChatML, as those of Qwen do"
+SHORT_PROMPT: Message = {"role": "user", "content": "?"}
+"""Minimal conversation, for finding the text that a template adds."""
+JOIN_HINT = "join the two assistant messages, or set data.thinking to drop"
+CHATML_HINT = "use a model with a ChatML template, such as a Qwen model"
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """One row: its tokens and which of them count in the loss, from one call so that they fit."""
+    """One row: token ids and their supervision mask."""
 
     ids: list[int]
-    """Shape [T]."""
+    """Token ids, shape [T]."""
     supervised: list[bool]
-    """Shape [T]: True where the token counts in the loss."""
+    """Supervision mask, shape [T]: True for tokens that count in the loss."""
     literals: int = 0
-    """How often the data hold the text of a control token; it was encoded as plain text."""
+    """Number of control-token texts in the data, which were encoded as plain text."""
     reasoning_left_out: int = 0
-    """Trained turns whose reasoning the template did not write."""
+    """Number of supervised turns whose reasoning the template omits."""
     opening: str = ""
-    """What a generation prompt holds of the last turn; nothing for plain text."""
+    """Start of the last turn that the generation prompt contains; empty for plain text."""
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
-    """A row before its pieces are encoded."""
+class RowDraft:
+    """A row before encoding."""
 
     pieces: Sequence[Piece]
     trained: frozenset[int]
-    """Which of the pieces are learned, each with the control token after it."""
+    """Indices of the supervised pieces; the control token after each is supervised too."""
     literals: int
     reasoning_left_out: int
     opening: str
@@ -90,35 +90,35 @@ class Draft:
 
 @dataclass(slots=True)
 class _Row:
-    """A row up to an answer, which earlier answers of the same conversation may join."""
+    """A row up to one answer; earlier answers with the same prefix are added to it."""
 
     pieces: list[Piece]
     trained: list[int] = field(default_factory=list)
     left_out: int = 0
 
-    def draft(self, literals: int) -> Draft:
+    def draft(self, literals: int) -> RowDraft:
         opening = self.pieces[-2].text
-        return Draft(self.pieces, frozenset(self.trained), literals, self.left_out, opening)
+        return RowDraft(self.pieces, frozenset(self.trained), literals, self.left_out, opening)
 
 
 class ChatTokenizer:
-    """The tokenizer of a model together with its chat template."""
+    """A model's tokenizer and chat template."""
 
     def __init__(
         self, tokenizer: Tokenizer, template: str, variables: Mapping[str, str] | None = None
     ) -> None:
-        """Put together what `load` reads.
+        """Make the tokenizer from the parts that `load` reads.
 
         Args:
-            tokenizer: with `<|im_start|>`, `<|im_end|>` and `<|endoftext|>` as special tokens.
-            template: the Jinja source.
-            variables: tokens that the template may name, such as `eos_token`.
+            tokenizer: must have the special tokens `<|im_start|>`, `<|im_end|>`, `<|endoftext|>`.
+            template: Jinja source of the chat template.
+            variables: special tokens that the template can refer to, such as `eos_token`.
 
         Raises:
-            jinja2.TemplateSyntaxError: the template is none.
-            DatasetError: the template cannot render a question alone.
+            jinja2.TemplateSyntaxError: the template is not valid Jinja.
+            DatasetError: the template cannot render a single user message.
         """
-        # What a tokenizer.json says about these would silently cut or fill our rows.
+        # Settings in tokenizer.json would silently truncate or pad our rows.
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True  # text stays text: control tokens come from us
@@ -130,34 +130,34 @@ class ChatTokenizer:
         self._literal = {ord(s): text for text, s in self._surrogate.items()}
         self._template = compile_template(template)
         self._variables = dict(variables or {})
-        self._prompted = self._openings()
-        longest_opening_first = sorted({HEADER, *self._prompted}, key=len, reverse=True)
+        self._thinking_of_opening = self._openings()
+        longest_opening_first = sorted({HEADER, *self._thinking_of_opening}, key=len, reverse=True)
         self._cut, self._cut_bare = (
             make_cut(self._control, longest_opening_first, self._restore, bare=bare)
             for bare in (False, True)
         )
-        self._short: dict[str, list[int]] = {}
+        self._cache: dict[str, list[int]] = {}
         self.template_sha256 = hashlib.sha256(template.encode()).hexdigest()
-        self._made_of = tokenizer, template, self._variables
-        self.tells_time = "strftime_now" in template
-        """Whether what the template writes depends on the day."""
+        self._arguments = tokenizer, template, self._variables
+        self.depends_on_date = "strftime_now" in template
+        """True if the rendered text depends on the current date."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ChatTokenizer, self._made_of
+        return ChatTokenizer, self._arguments
 
     @property
     def sha256(self) -> str:
-        """Of all that tokens depend on, in hex."""
-        tokenizer, template, variables = self._made_of
-        said = json.dumps([tokenizer.to_str(), template, variables], sort_keys=True)
-        return hashlib.sha256(said.encode()).hexdigest()
+        """SHA-256 (hex) of everything that token ids depend on."""
+        tokenizer, template, variables = self._arguments
+        content = json.dumps([tokenizer.to_str(), template, variables], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
 
     @classmethod
     def load(cls, folder: Path) -> ChatTokenizer:
-        """The tokenizer of a model folder.
+        """Load the tokenizer of a model folder.
 
         Raises:
-            ModelError: a file is missing or cannot be used; all of them at once.
+            ModelError: files are missing or invalid; the error lists all of them.
         """
         files = read_files(folder)
         try:
@@ -167,39 +167,39 @@ class ChatTokenizer:
             problem = f"not a Jinja template: {error.message}"
             raise ModelError.at(where, problem, TEMPLATE_HINT) from None
         except DatasetError as error:
-            problem = f"cannot render a single question: {error.faults[0].problem}"
+            problem = f"cannot render a single user message: {error.faults[0].problem}"
             raise ModelError.at(str(files.template_file), problem, TEMPLATE_HINT) from None
 
     def check_fits(self, vocabulary: int, name: str) -> None:
-        """Refuse a tokenizer whose ids go beyond the model's embedding.
+        """Check that all token ids fit the model's embedding.
 
         Raises:
-            ModelError: an id is too large (one engine would fail on it, the other compute rubbish).
+            ModelError: an id is too large; one engine would fail, the other compute garbage.
         """
         largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values())
         if largest >= vocabulary:
             raise ModelError.at(
                 f"{name}: tokenizer.json",
                 f"expected ids below the model's {vocabulary} embeddings; found {largest}",
-                "take model and tokenizer from one place",
+                "use the tokenizer of this model",
             )
 
     def check_thinking(self, thinking: Thinking) -> None:
-        """Refuse what this template cannot do.
+        """Check that the template supports this value of `data.thinking`.
 
         Raises:
-            JobError: no generation prompt of it begins the answer in this way.
+            JobError: no generation prompt of the template starts the answer in this way.
         """
-        wanted = {"drop": HEADER, "empty": HEADER + EMPTY_THINK}.get(thinking)
-        if wanted is None or wanted in self._prompted:
+        required = {"drop": HEADER, "empty": HEADER + EMPTY_THINK}.get(thinking)
+        if required is None or required in self._thinking_of_opening:
             return
-        begins = " or ".join(repr(opening) for opening in self._prompted)
+        openings = " or ".join(repr(opening) for opening in self._thinking_of_opening)
         raise JobError.at(
             "data.thinking",
-            f"{thinking} trains answers after {wanted!r}, and the prompts of this model's chat "
-            f"template begin them with {begins}",
+            f"{thinking} trains answers after {required!r}, but the prompts of this model's chat "
+            f"template start them with {openings}",
             "set it to auto, or to "
-            + ("empty" if HEADER + EMPTY_THINK in self._prompted else "drop"),
+            + ("empty" if HEADER + EMPTY_THINK in self._thinking_of_opening else "drop"),
         )
 
     # --- text ---
@@ -212,16 +212,16 @@ class ChatTokenizer:
         add_generation_prompt: bool = False,
         enable_thinking: bool | None = None,
     ) -> str:
-        """The conversation as the template writes it.
+        """Render a conversation with the chat template.
 
         Args:
             messages: the conversation.
-            tools: the functions that it may call.
-            add_generation_prompt: whether the text ends where the assistant is to go on.
-            enable_thinking: handed to the template, unless None.
+            tools: functions that the assistant may call.
+            add_generation_prompt: True to end with the start of an assistant turn.
+            enable_thinking: passed to the template unless None.
 
         Raises:
-            DatasetError: the template refuses the messages; `where` is a field.
+            DatasetError: the template rejects the messages; `where` is a field.
         """
         options: dict[str, Any] = {"add_generation_prompt": add_generation_prompt}
         if enable_thinking is not None:
@@ -234,29 +234,29 @@ class ChatTokenizer:
                 **self._variables,
                 **options,
             )
-        except Exception as error:  # the template is a program that we did not write
-            problem = f"refused by the chat template: {type(error).__name__}: {error}"
+        except Exception as error:  # the template is a program and can raise anything
+            problem = f"rejected by the chat template: {type(error).__name__}: {error}"
             raise DatasetError.at("messages", problem) from None
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of these tokens."""
+        """Decode token ids."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     # --- tokens ---
 
     @property
     def end_of_turn(self) -> int:
-        """The id of `<|im_end|>`."""
+        """Id of `<|im_end|>`."""
         return self._special[END]
 
     @property
     def end_of_text(self) -> int:
-        """The id of `<|endoftext|>`."""
+        """Id of `<|endoftext|>`."""
         return self._special[END_OF_TEXT]
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Tokens after which generation stops."""
+        """Ids of the tokens that end generation."""
         return (self.end_of_turn, self.end_of_text)
 
     def encode_conversation(
@@ -268,14 +268,14 @@ class ChatTokenizer:
         train_on: TrainOn = "assistant",
         thinking: Thinking = "auto",
     ) -> list[Tokenized]:
-        """The rows of one conversation: see `draft_conversation`."""
+        """Tokenize one conversation; see `draft_conversation`."""
         drafts = self.draft_conversation(
             messages, tools=tools, untrained=untrained, train_on=train_on, thinking=thinking
         )
         return self.encode(drafts)
 
     def encode_text(self, text: str) -> Tokenized:
-        """Plain text and the end of text: see `draft_text`."""
+        """Tokenize plain text and the end of text; see `draft_text`."""
         return self.encode([self.draft_text(text)])[0]
 
     def draft_conversation(
@@ -286,34 +286,34 @@ class ChatTokenizer:
         untrained: frozenset[int] = frozenset(),
         train_on: TrainOn = "assistant",
         thinking: Thinking = "auto",
-    ) -> list[Draft]:
-        """The rows of a conversation, with what the assistant wrote marked as trained.
+    ) -> list[RowDraft]:
+        """Make the rows of a conversation, with the assistant's text marked as supervised.
 
         Args:
             messages: the conversation, with at least one assistant message.
-            tools: the functions that it may call.
-            untrained: places of assistant messages that are context only.
-            train_on: every other assistant turn, or the last one alone.
-            thinking: what becomes of the assistant's reasoning.
+            tools: functions that the assistant may call.
+            untrained: indices of assistant messages that are only context.
+            train_on: all other assistant turns, or only the last of them.
+            thinking: handling of the assistant's reasoning.
 
         Returns:
-            Every trained turn once, the rows in the order of their last turns. Each ends with a
-            trained turn: what follows it teaches nothing.
+            Rows in the order of their last turns; each supervised turn is supervised in one row. A
+            row ends with a supervised turn, because later text would not count in the loss.
 
         Raises:
-            DatasetError: a text cannot be encoded, or the template not be masked exactly; `where`
-                is a field of the conversation.
+            DatasetError: a text cannot be encoded, or the template cannot be masked exactly;
+                `where` is a field of the conversation.
         """
         if thinking in ("drop", "empty"):
             messages = [without(message) for message in messages]
         escaped, literals = self._escape(messages)
         functions, more = self._escape_tools(tools)
-        said = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-        wanted = [index for index in said if index not in untrained]
+        turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        supervised = [index for index in turns if index not in untrained]
         cut = self._cut_bare if thinking == "drop" else self._cut
         rows: list[_Row] = []
-        for index in reversed(wanted if train_on == "assistant" else wanted[-1:]):
-            count = said.index(index) + 1
+        for index in reversed(supervised if train_on == "assistant" else supervised[-1:]):
+            count = turns.index(index) + 1
             turn = self._turn(
                 escaped, index, functions, cut, messages[index], count, empty=thinking == "empty"
             )
@@ -324,10 +324,10 @@ class ChatTokenizer:
             if left_out and thinking == "keep":
                 raise DatasetError.at(
                     f"messages[{index}]",
-                    "expected reasoning that the chat template writes (data.thinking: keep); "
-                    "this template leaves it out",
-                    "set data.thinking to drop, or use a model that reasons",
+                    "data.thinking is keep, but the chat template omits the reasoning of this turn",
+                    "set data.thinking to drop, or use a reasoning model",
                 )
+            # Going backward, a later row that starts with this turn can supervise it too.
             row = next((row for row in rows if row.pieces[: len(turn)] == turn), None)
             if row is None:
                 rows.append(row := _Row(turn))
@@ -335,8 +335,8 @@ class ChatTokenizer:
             row.left_out += left_out
         return [row.draft(literals + more) for row in reversed(rows)]
 
-    def draft_text(self, text: str) -> Draft:
-        """Plain text and the end of text, all of it trained.
+    def draft_text(self, text: str) -> RowDraft:
+        """Make the row of a plain text: all of it, and the end of text, is supervised.
 
         Raises:
             DatasetError: the text cannot be encoded; `where` is `text`.
@@ -344,22 +344,24 @@ class ChatTokenizer:
         if problem := unusable(text):
             raise DatasetError.at("text", problem)
         piece = Piece(text, END_OF_TEXT, answer=True)
-        return Draft([piece], frozenset([0]), len(self._control.findall(text)), 0, "")
+        return RowDraft([piece], frozenset([0]), len(self._control.findall(text)), 0, "")
 
-    def encode(self, drafts: Sequence[Draft]) -> list[Tokenized]:
-        """Rows in tokens; many at once are quicker than one at a time."""
+    def encode(self, drafts: Sequence[RowDraft]) -> list[Tokenized]:
+        """Encode rows; a large batch is faster than single rows."""
         texts = {piece.text for draft in drafts for piece in draft.pieces}
-        texts -= self._short.keys()
+        texts -= self._cache.keys()
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         ids_of = dict(zip(texts, (encoding.ids for encoding in encoded), strict=True))
-        if len(self._short) < MOST_KEPT:
-            self._short |= {text: ids for text, ids in ids_of.items() if len(text) < SHORT}
+        if len(self._cache) < MAX_CACHED_TEXTS:
+            self._cache |= {
+                text: ids for text, ids in ids_of.items() if len(text) < CACHED_TEXT_LENGTH
+            }
         rows = []
         for draft in drafts:
             ids: list[int] = []
             supervised: list[bool] = []
             for index, piece in enumerate(draft.pieces):
-                found = self._short.get(piece.text)
+                found = self._cache.get(piece.text)
                 ids += ids_of[piece.text] if found is None else found
                 if piece.control:
                     ids.append(self._special[piece.control])
@@ -378,10 +380,10 @@ class ChatTokenizer:
         tools: Sequence[Tool] = (),
         enable_thinking: bool | None = None,
     ) -> list[int]:
-        """The prompt of generation: the conversation, up to where the assistant goes on.
+        """Tokenize the generation prompt: the conversation and the start of an assistant turn.
 
         Raises:
-            DatasetError: as `draft_conversation`.
+            DatasetError: see `draft_conversation`.
         """
         escaped, _ = self._escape(messages)
         functions, _ = self._escape_tools(tools)
@@ -393,39 +395,44 @@ class ChatTokenizer:
                 enable_thinking=enable_thinking,
             )
         )
-        return self.encode([Draft(pieces, frozenset(), 0, 0, "")])[0].ids
+        return self.encode([RowDraft(pieces, frozenset(), 0, 0, "")])[0].ids
 
-    def begun(self, prompt: Sequence[int]) -> str:
-        """What a prompt already holds of the assistant's turn, such as an open think block."""
+    def opening_of(self, prompt: Sequence[int]) -> str:
+        """Return the start of the assistant turn in a prompt, such as an open think block."""
         start = max((at for at, id in enumerate(prompt) if id == self._special[START]), default=0)
         return self.decode(prompt[start:]).removeprefix(HEADER)
 
     def thinking_after(self, opening: str) -> bool | None:
-        """The `enable_thinking` whose prompt begins the answer in this way; None for the default.
+        """Return the `enable_thinking` value whose prompt ends with this opening.
 
         Args:
-            opening: of trained rows.
+            opening: `Tokenized.opening` of training rows.
+
+        Returns:
+            None if the template's default prompt ends with it.
         """
-        return self._prompted.get(opening)
+        return self._thinking_of_opening.get(opening)
 
     def thinking_as_trained(self) -> bool | None:
-        """The `enable_thinking` whose prompt is the one that plain answers are trained after.
+        """Return the `enable_thinking` value whose prompt precedes plain answers in training.
 
-        Qwen3's hybrid template opens the last turn of a conversation with an empty think block,
-        and a prompt only where thinking is off: an adapter of plain answers wants it off. None
-        leaves it to the template.
+        Qwen3's hybrid template starts the last turn of a conversation with an empty think block,
+        but a prompt only if thinking is off. An adapter trained on plain answers therefore needs
+        thinking off. None means the template's default.
         """
-        pieces = self._cut(self.render([QUESTION, {"role": "assistant", "content": "!"}]))
-        said = answers(pieces)
-        return self.thinking_after(pieces[said[-1] - 1].text) if said else None
+        pieces = self._cut(self.render([SHORT_PROMPT, {"role": "assistant", "content": "!"}]))
+        turns = answers(pieces)
+        return self.thinking_after(pieces[turns[-1] - 1].text) if turns else None
 
-    # --- how ---
+    # --- internals ---
 
     def _openings(self) -> dict[str, bool | None]:
-        """Every way in which this template begins the assistant's turn, and how to ask for it."""
+        """Map every possible start of an assistant turn to its `enable_thinking` value."""
         openings: dict[str, bool | None] = {}
-        for thinking in (None, True, False):  # the template's own way first
-            prompt = self.render([QUESTION], add_generation_prompt=True, enable_thinking=thinking)
+        for thinking in (None, True, False):  # the template's default first
+            prompt = self.render(
+                [SHORT_PROMPT], add_generation_prompt=True, enable_thinking=thinking
+            )
             opening = prompt.rpartition(START)[2]
             if opening.startswith(HEADER):
                 openings.setdefault(opening, thinking)
@@ -442,22 +449,22 @@ class ChatTokenizer:
         *,
         empty: bool,
     ) -> list[Piece]:
-        """The conversation up to an assistant message, as the template writes it.
+        """Render the conversation up to an assistant message and cut it into pieces.
 
         Args:
-            escaped: the messages.
-            index: of the assistant message.
-            tools: the functions that may be called.
-            cut: cuts the text that is rendered.
-            message: the assistant message as it is.
-            count: assistant messages up to this one.
-            empty: put an empty think block before the answer, where the template does not.
+            escaped: messages with escaped control tokens.
+            index: index of the assistant message.
+            tools: functions that the assistant may call.
+            cut: function that cuts the rendered text.
+            message: the original assistant message.
+            count: number of assistant messages up to and including this one.
+            empty: True to insert an empty think block before the answer if there is none.
 
         Returns:
             Pieces: the last is the answer, the others are its generation prompt.
 
         Raises:
-            DatasetError: the template does not write the one behind the other.
+            DatasetError: the template does not write the answer directly after its prompt.
         """
         rendered = self.render(escaped[: index + 1], tools=tools)
         pieces = cut(rendered)
@@ -473,8 +480,8 @@ class ChatTokenizer:
         turn = pieces[: turns[-1] + 1]
         if empty and turn[-2].text == HEADER:
             turn[-2] = turn[-2]._replace(text=HEADER + EMPTY_THINK)
-        _check_said(message, turn[-1].text, index)
-        if index == 0:  # nothing precedes it, so it is nothing that could be asked for
+        _check_complete(message, turn[-1].text, index)
+        if index == 0:  # there is no generation prompt to compare with
             return turn
         prompt = self.render(
             escaped[:index],
@@ -485,7 +492,7 @@ class ChatTokenizer:
         if cut(prompt)[: len(turn) - 1] != turn[:-1]:
             raise DatasetError.at(
                 f"messages[{index}]",
-                "this chat template cannot be masked exactly: it should write the answer behind "
+                "this chat template cannot be masked exactly: it should write the answer after "
                 f"its generation prompt, which ends with {self._restore(prompt)[-100:]!r}; found "
                 f"{self._restore(rendered)[-200:]!r}",
                 JOIN_HINT if escaped[index - 1]["role"] == "assistant" else CHATML_HINT,
@@ -493,7 +500,7 @@ class ChatTokenizer:
         return turn
 
     def _escape(self, messages: Sequence[Message]) -> tuple[list[dict[str, Any]], int]:
-        """The messages without the text of any control token, and how many were replaced."""
+        """Escape control-token texts in the messages; also return their number."""
         faults: list[Fault] = []
         escaped, literals = [], 0
         for index, message in enumerate(messages):
@@ -505,7 +512,7 @@ class ChatTokenizer:
         return escaped, literals
 
     def _escape_tools(self, tools: Sequence[Tool]) -> tuple[list[Any], int]:
-        """The same of the functions that a conversation may call."""
+        """Escape control-token texts in the tools; also return their number."""
         if not tools:
             return [], 0
         faults: list[Fault] = []
@@ -515,7 +522,7 @@ class ChatTokenizer:
         return escaped, literals
 
     def _escaped(self, value: Any, where: str, faults: list[Fault]) -> tuple[Any, int]:
-        """A JSON value without the text of any control token, and how many were replaced."""
+        """Escape control-token texts in a JSON value; also return their number."""
         if isinstance(value, str):
             if problem := unusable(value):
                 faults.append(Fault(where, problem))
@@ -538,25 +545,29 @@ class ChatTokenizer:
         return text.translate(self._literal)
 
 
-SHORT, MOST_KEPT = 16, 1_000
-"""Characters of a text, and the number of texts, whose tokens are kept: new lines and headers."""
+CACHED_TEXT_LENGTH, MAX_CACHED_TEXTS = 16, 1_000
+"""Limits of the token cache for short texts, such as headers and line feeds: maximum characters of
+a text, and maximum number of texts."""
 
 
-def _check_said(message: Message, words: str, index: int) -> None:
-    """Refuse a template that does not write what an assistant message says.
+def _check_complete(message: Message, rendered: str, index: int) -> None:
+    """Check that the template writes the whole content of an assistant message.
 
     Args:
-        message: what it says.
-        words: what the template makes of it.
-        index: of the message.
+        message: the assistant message.
+        rendered: text of the rendered turn.
+        index: index of the message.
+
+    Raises:
+        DatasetError: the answer or the name of a called function is missing.
     """
-    said = [split(message).words.strip()]
-    said += [call["function"]["name"] for call in message.get("tool_calls") or ()]
-    missing = next((part for part in said if part not in words), None)
+    required = [split(message).words.strip()]
+    required += [call["function"]["name"] for call in message.get("tool_calls") or ()]
+    missing = next((part for part in required if part not in rendered), None)
     if missing is not None:
         raise DatasetError.at(
             f"messages[{index}]",
-            "this chat template does not write what the assistant says: "
-            f"expected {missing[:80]!r}; found {words[:80]!r}",
-            "use a model whose template writes answers as they are",
+            "this chat template does not write the whole answer: "
+            f"expected {missing[:80]!r}; found {rendered[:80]!r}",
+            "use a model whose template writes answers unchanged",
         )

@@ -1,4 +1,4 @@
-"""The files of a model folder that say how text becomes tokens and conversations become text."""
+"""Read the tokenizer and chat template files of a model folder."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ from qwen_local.datasets.faults import unusable
 from qwen_local.datasets.turns import END, END_OF_TEXT, START
 from qwen_local.errors import Fault, ModelError
 
-MOST_SPECIAL = 0x800
-"""Special tokens: each stands for a lone surrogate while a conversation is rendered."""
+MAX_SPECIAL_TOKENS = 0x800
+"""Maximum number of special tokens: rendering replaces each by a different lone surrogate."""
 
-FOLDER_HINT = "give the folder of a whole Qwen model, with its tokenizer"
-TEMPLATE_HINT = "take chat_template.jinja from the instruct model of the same family"
+FOLDER_HINT = "use the folder of a complete Qwen model, including its tokenizer"
+TEMPLATE_HINT = "copy chat_template.jinja from the instruct model of the same family"
 
 T = TypeVar("T")
 
 
 class TokenizerFiles(NamedTuple):
-    """What `ChatTokenizer` is put together from."""
+    """Inputs of `ChatTokenizer`."""
 
     tokenizer: Tokenizer
     template: str
-    """The Jinja source."""
+    """Jinja source of the chat template."""
     template_file: Path
+    """File that contains the template."""
     variables: dict[str, str]
-    """Tokens that the template may name, such as `eos_token`."""
+    """Special tokens that the template can refer to, such as `eos_token`."""
 
 
 def read_files(folder: Path) -> TokenizerFiles:
     """Read tokenizer.json, tokenizer_config.json and chat_template.jinja.
 
-    The last wins over the template inside tokenizer_config.json.
+    chat_template.jinja takes precedence over the template inside tokenizer_config.json.
 
     Raises:
-        ModelError: a file is missing or cannot be used; all of them at once.
+        ModelError: files are missing or invalid; the error lists all of them.
     """
     faults: list[Fault] = []
     tokenizer = _gather(faults, _read_tokenizer, folder / "tokenizer.json")
@@ -54,13 +55,13 @@ def read_files(folder: Path) -> TokenizerFiles:
 
 
 def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
-    """The control tokens of a tokenizer (`<think>` and the like are words to it): text to id."""
+    """Return the id of each control token; `<think>` and similar tokens are not control tokens."""
     added = tokenizer.get_added_tokens_decoder()
     return {token.content: id for id, token in added.items() if token.special}
 
 
 def _gather(faults: list[Fault], read: Callable[..., T], *args: Any) -> T | None:
-    """What `read` returns, or None with its faults added to the list."""
+    """Call `read`; on a `ModelError`, add its faults to the list and return None."""
     try:
         return read(*args)
     except ModelError as error:
@@ -73,14 +74,14 @@ def _read_tokenizer(file: Path) -> Tokenizer:
         raise ModelError.at(str(file), "no such file", FOLDER_HINT)
     try:
         tokenizer: Tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises nothing more precise
+    except Exception as error:  # tokenizers raises plain Exception
         raise ModelError.at(str(file), f"not a tokenizer: {error}", FOLDER_HINT) from None
     special = special_tokens(tokenizer)
     if missing := [token for token in (START, END, END_OF_TEXT) if token not in special]:
         problem = f"expected the special tokens of Qwen; missing: {', '.join(missing)}"
         raise ModelError.at(str(file), problem, "use a Qwen model and its own tokenizer.json")
-    if len(special) > MOST_SPECIAL:
-        problem = f"expected at most {MOST_SPECIAL} special tokens; found {len(special)}"
+    if len(special) > MAX_SPECIAL_TOKENS:
+        problem = f"expected at most {MAX_SPECIAL_TOKENS} special tokens; found {len(special)}"
         raise ModelError.at(str(file), problem, "use a Qwen model and its own tokenizer.json")
     return tokenizer
 
@@ -94,7 +95,7 @@ def _read_text(file: Path) -> str:
 
 def _read_config(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        return {}  # everything in it that we use may also stand elsewhere, or be absent
+        return {}  # everything that we read from it is optional or also in another file
     try:
         config = json.loads(_read_text(file))
     except (ValueError, RecursionError) as error:
@@ -105,12 +106,12 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 
 def _read_template(folder: Path, config: Mapping[str, Any]) -> tuple[Path, str]:
-    """The file that holds the chat template, and the template."""
+    """Return the file with the chat template, and the template."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file, _read_text(file)
     template = config.get("chat_template")
-    if isinstance(template, list):  # several, by name
+    if isinstance(template, list):  # several templates by name
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
         template = named.get("default")
     if not isinstance(template, str):
@@ -118,12 +119,12 @@ def _read_template(folder: Path, config: Mapping[str, Any]) -> tuple[Path, str]:
         raise ModelError.at(str(file), problem, TEMPLATE_HINT)
     named_file = folder / "tokenizer_config.json"
     if unusable(template):
-        problem = "holds what is no text: a NUL, or half of a surrogate pair"
+        problem = "contains invalid text: a NUL character or half of a surrogate pair"
         raise ModelError.at(f"{named_file}: chat_template", problem, TEMPLATE_HINT)
     return named_file, template
 
 
 def _content(token: object) -> str | None:
-    """A token of tokenizer_config.json, which is written as text or as an object."""
+    """Return the text of a token in tokenizer_config.json, written as text or as an object."""
     content = token.get("content") if isinstance(token, Mapping) else token
     return content if isinstance(content, str) else None

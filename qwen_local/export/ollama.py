@@ -30,7 +30,7 @@ from dataclasses import dataclass
 
 from qwen_local.backends.base import Sampling
 from qwen_local.datasets.template import Message
-from qwen_local.datasets.tokenizer import QUESTION, ChatTokenizer
+from qwen_local.datasets.tokenizer import SHORT_PROMPT, ChatTokenizer
 from qwen_local.datasets.turns import EMPTY_THINK, END, START
 from qwen_local.errors import DatasetError, InputError
 
@@ -146,15 +146,15 @@ def describe_template(tokenizer: ChatTokenizer, *, thinking: bool | None) -> Cha
     Raises:
         InputError: not what a `ChatML` can say, or not the same every day.
     """
-    if tokenizer.tells_time:
+    if tokenizer.depends_on_date:
         problem = "this model's chat template asks for the date, which no template of Ollama knows"
         raise InputError.at(WHERE, problem, HINT)
-    asked = _render(tokenizer, [QUESTION], thinking)
-    turn = f"{START}user\n{QUESTION['content']}{END}\n"
+    asked = _render(tokenizer, [SHORT_PROMPT], thinking)
+    turn = f"{START}user\n{SHORT_PROMPT['content']}{END}\n"
     preamble, found, prompt = asked.partition(turn)
     if not found:
         raise _unlike(turn, asked)
-    answered = _render(tokenizer, [QUESTION, {"role": "assistant", "content": "!"}], thinking)
+    answered = _render(tokenizer, [SHORT_PROMPT, {"role": "assistant", "content": "!"}], thinking)
     block = EMPTY_THINK in answered.removesuffix(prompt)
     shape = ChatML(
         preamble=preamble, prompt=prompt, block=block, thinks=block and thinking is not False
@@ -206,13 +206,13 @@ def _probes(*, thoughts: bool) -> Iterator[list[Message]]:
         said: Message = {"role": "assistant", "content": text}
         told: Message = {"role": "system", "content": text}
         yield [asks]
-        yield [told, QUESTION]
-        yield [QUESTION, said, QUESTION]
-        yield [system, asks, said, QUESTION, said, asks, hello]
-    yield [hello, QUESTION]
-    yield [QUESTION, thought, QUESTION, hello, QUESTION]
+        yield [told, SHORT_PROMPT]
+        yield [SHORT_PROMPT, said, SHORT_PROMPT]
+        yield [system, asks, said, SHORT_PROMPT, said, asks, hello]
+    yield [hello, SHORT_PROMPT]
+    yield [SHORT_PROMPT, thought, SHORT_PROMPT, hello, SHORT_PROMPT]
     if thoughts:
-        yield [QUESTION, hello, QUESTION, thought]
+        yield [SHORT_PROMPT, hello, SHORT_PROMPT, thought]
 
 
 def _render(tokenizer: ChatTokenizer, messages: Sequence[Message], thinking: bool | None) -> str:

@@ -197,7 +197,7 @@ class Answerer:
             DatasetError: a message cannot be encoded, or the template refuses them.
         """
         ids = self._tokenizer.encode_prompt(messages, tools=tools, enable_thinking=self._thinking)
-        begun = self._tokenizer.begun(ids)
+        begun = self._tokenizer.opening_of(ids)
         return Prompt(ids=ids, opening=begun if OPEN in begun and CLOSE not in begun else "")
 
     def stream(

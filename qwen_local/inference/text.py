@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -10,9 +9,6 @@ HALF = "\N{REPLACEMENT CHARACTER}"
 """What decoding makes of bytes that are no character, or not yet."""
 LONGEST = 3
 """Tokens that the beginning of a character can have: UTF-8 has at most 4 bytes."""
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Every control character but tab and line feed."""
 
 
 class TextStream:
@@ -99,18 +95,3 @@ class Thoughts:
 def _begun(text: str, mark: str) -> int:
     """How many characters at the end of a text may be the beginning of the mark."""
     return next((n for n in range(len(mark) - 1, 0, -1) if text.endswith(mark[:n])), 0)
-
-
-def visible(text: str) -> str:
-    r"""The text with control characters as symbols: what a model writes must not steer a terminal.
-
-    >>> visible("\x1b[31m red \a\n")
-    '␛[31m red ␇\n'
-    """
-    return _CONTROL.sub(lambda match: _symbol(ord(match[0])), text)
-
-
-def _symbol(code: int) -> str:
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "\N{SYMBOL FOR DELETE}" if code == 0x7F else HALF

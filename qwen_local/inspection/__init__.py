@@ -1,1 +1,1 @@
-"""`data check`, `data show` and `data check --fix`."""
+"""Implementation of `data check`, `data show` and `data check --fix`."""

@@ -1,4 +1,4 @@
-"""What `data check` finds out: what the data hold, what of it is learned, what to look at."""
+"""Result of `data check`: counts, supervised tokens, warnings and faults of each set."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import numpy as np
 
 from qwen_local.datasets.report import Histogram
 from qwen_local.inspection.duplicates import Duplicates, Hashes, between, within
-from qwen_local.inspection.findings import Findings
+from qwen_local.inspection.findings import SetFindings
 from qwen_local.inspection.tally import Tally
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SetCheck:
-    """The records of one side: those to train on, or those to evaluate on."""
+    """Findings of the training set or the evaluation set."""
 
     names: tuple[str, ...]
-    """Of the sources."""
-    found: Findings
+    """Names of the sources."""
+    found: SetFindings
     without_rows: tuple[str, ...]
-    """Those of them that no row is left of."""
+    """Sources without a usable row."""
     duplicates: Duplicates
-    """Usable records that repeat an earlier one."""
+    """Usable records that repeat an earlier record."""
 
     @classmethod
     def of(
-        cls, names: Iterable[str], found: Findings, without_rows: Iterable[str] = ()
+        cls, names: Iterable[str], found: SetFindings, without_rows: Iterable[str] = ()
     ) -> SetCheck:
-        """Compare the records with each other."""
+        """Find the duplicates within a set."""
         return cls(
             names=tuple(names),
             found=found,
@@ -40,23 +40,24 @@ class SetCheck:
 
     @property
     def refused(self) -> str | None:
-        """Why training would refuse this set, or None."""
+        """Reason why training would refuse this set, or None."""
         if self.found.faulty:
             count, total = self.found.faulty, self.found.faults.total
-            return f"{many(total, 'fault')} in {many(count, 'record')}"
+            return f"{plural(total, 'fault')} in {plural(count, 'record')}"
         if self.found.records == 0:
-            return "there is no record"
+            return "it has no records"
         if self.found.rows == 0:
-            return "no row is left to learn from"
+            return "it has no usable rows"
         if self.without_rows:
-            return f"no row is left of {', '.join(self.without_rows)}"
+            return f"no usable rows in {', '.join(self.without_rows)}"
         return None
 
     @property
     def labels(self) -> dict[str, int] | None:
-        """How often each answer occurs, the most frequent first, where answers are labels.
+        """Number of records per answer, most frequent first, or None if answers are not labels.
 
-        They are where there are few of them and each stands for two records or more, on average.
+        Answers are labels if there are few different ones and each occurs at least twice on
+        average.
         """
         counts = self.found.labels
         if not counts or 2 * len(counts) > self.found.usable:
@@ -65,16 +66,16 @@ class SetCheck:
 
     @property
     def lengths(self) -> Histogram:
-        """How long the rows are, dropped or not, before any is cut."""
+        """Histogram of row lengths in tokens, before dropping and cutting."""
         return Histogram.of(self.found.lengths)
 
     @property
-    def middle(self) -> int:
-        """Tokens of a row in the middle, when all are ordered by length."""
+    def median_length(self) -> int:
+        """Median row length in tokens."""
         return int(np.median(self.found.lengths)) if self.found.lengths else 0
 
     def to_json(self) -> dict[str, Any]:
-        """The set in JSON's types."""
+        """Return the set as a JSON object."""
         found = self.found
         return {
             "sources": list(self.names),
@@ -91,7 +92,7 @@ class SetCheck:
             "labels": self.labels,
             "lengths": {
                 **asdict(self.lengths),
-                "median": self.middle,
+                "median": self.median_length,
                 "longest": [{"place": place, "tokens": n} for n, place in found.longest],
             },
             "duplicates": self.duplicates.to_json(),
@@ -104,34 +105,34 @@ class SetCheck:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Check:
-    """All that a check of the data has found."""
+class DataCheck:
+    """Result of checking the training and evaluation data."""
 
     model: str
-    """In whose tokens lengths are counted."""
+    """Model whose tokenizer counts the tokens."""
     train: SetCheck
     eval: SetCheck | None
     shared: Duplicates | None
-    """Usable evaluation records that are trained on; None without evaluation data."""
+    """Usable evaluation records that also occur in training; None without evaluation data."""
 
     @classmethod
-    def of(cls, model: str, train: SetCheck, eval: SetCheck | None) -> Check:
-        """Compare the two sets."""
+    def of(cls, model: str, train: SetCheck, eval: SetCheck | None) -> DataCheck:
+        """Find the records that occur in both sets."""
         shared = None if eval is None else between(hashes(eval.found), hashes(train.found))
         return cls(model=model, train=train, eval=eval, shared=shared)
 
     @property
-    def sides(self) -> tuple[SetCheck, ...]:
-        """The sets that there are."""
+    def sets(self) -> tuple[SetCheck, ...]:
+        """Training set and, if present, evaluation set."""
         return (self.train,) if self.eval is None else (self.train, self.eval)
 
     @property
     def accepted(self) -> bool:
-        """Whether training takes these data as they are."""
-        return all(side.refused is None for side in self.sides)
+        """True if training accepts the data unchanged."""
+        return all(data_set.refused is None for data_set in self.sets)
 
     def to_json(self) -> dict[str, Any]:
-        """The report in JSON's types: the training data, and the evaluation data inside."""
+        """Return the JSON object of `--json`: the training set, with the evaluation set nested."""
         return {
             "accepted": self.accepted,
             "model": self.model,
@@ -143,8 +144,8 @@ class Check:
         }
 
 
-def hashes(found: Findings) -> Hashes:
-    """What of the records is compared."""
+def hashes(found: SetFindings) -> Hashes:
+    """Return the hashes that duplicates are found by."""
     return Hashes(
         same_N=np.array(found.same, np.uint64),
         similar_N=np.array(found.similar, np.uint64),
@@ -152,13 +153,13 @@ def hashes(found: Findings) -> Hashes:
     )
 
 
-def many(count: int, what: str) -> str:
-    """A number of things.
+def plural(count: int, noun: str) -> str:
+    """Format a count with its noun.
 
-    >>> many(1, "record"), many(2000, "record")
+    >>> plural(1, "record"), plural(2000, "record")
     ('1 record', '2,000 records')
     """
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _tally(tally: Tally[Any], name: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The report of `data check` as a person reads it."""
+"""Text report of `data check`."""
 
 from __future__ import annotations
 
@@ -10,103 +10,108 @@ from pathlib import Path
 
 from qwen_local.datasets.faults import quoted
 from qwen_local.errors import Fault
-from qwen_local.inspection.check import Check, SetCheck, many
+from qwen_local.inspection.check import DataCheck, SetCheck, plural
 from qwen_local.inspection.draw import Canvas, chart
 from qwen_local.inspection.duplicates import Duplicates, Pairs
 
 REASONS = {
     "overlong": "longer than {max_length:,} tokens",
-    "empty_answer": "an answer is empty or white space",
-    "nothing_trained": "no trained token is left",
+    "empty_answer": "an answer is empty or whitespace",
+    "nothing_trained": "no supervised token is left",
 }
 NOTES = {
-    "roles_not_alternating": "user and assistant do not take turns",
-    "ends_without_answer": "what follows the last answer teaches nothing",
-    "control_text": "the text of a control token, encoded as the plain text that it is",
-    "reasoning_left_out": "the chat template does not write all of the reasoning",
-    "several_rows": "several rows: the template writes earlier turns otherwise than the last",
+    "roles_not_alternating": "user and assistant turns do not alternate",
+    "ends_without_answer": "messages after the last answer are not supervised",
+    "control_text": "text of a control token, encoded as plain text",
+    "reasoning_left_out": "the chat template omits some of the reasoning",
+    "several_rows": "several rows: the template writes earlier turns differently from the last",
 }
-SIMILAR = "but for case, white space and compatible characters (NFKC, case folded)"
-NARROWEST = 40
-"""Columns; a page is never set narrower."""
+SIMILAR = "except for case, whitespace and compatibility characters (NFKC, casefold)"
+MIN_PAGE_WIDTH = 40
+"""Minimum line width of the report in columns."""
 
 
-def describe(check: Check, canvas: Canvas) -> str:
-    """All that was found, and whether training takes the data."""
+def describe(check: DataCheck, canvas: Canvas) -> str:
+    """Format the report; the last lines state whether training accepts the data."""
     return "\n".join(_Page(check, canvas).lines())
 
 
-def reason(dropped: str, max_length: int) -> str:
-    """Why a row is dropped, in words."""
+def dropped_reason(dropped: str, max_length: int) -> str:
+    """Describe the reason why a row is dropped."""
     return REASONS.get(dropped, dropped).format(max_length=max_length)
 
 
 class _Page:
-    """Lines about a check, none longer than the canvas is wide unless a place is."""
+    """Lines of the report, wrapped to the width of the canvas; places are never broken."""
 
-    def __init__(self, check: Check, canvas: Canvas) -> None:
+    def __init__(self, check: DataCheck, canvas: Canvas) -> None:
         self._check = check
         self._canvas = canvas
-        self._width = max(canvas.width, NARROWEST)
-        folders = {str(Path(name).parent) for side in check.sides for name in side.names}
-        # The headings name the files in full; a place of theirs need not repeat the folder.
+        self._width = max(canvas.width, MIN_PAGE_WIDTH)
+        folders = {str(Path(name).parent) for data_set in check.sets for name in data_set.names}
+        # The headings show the full file names, so places omit a common folder.
         self._folder = f"{folders.pop()}/" if len(folders) == 1 else ""
 
     def lines(self) -> Iterator[str]:
-        for side in self._check.sides:
-            yield from self._side(side)
+        for data_set in self._check.sets:
+            yield from self._set(data_set)
             yield ""
         if self._check.shared is not None:
             yield "in both sets"
-            found = [*self._repeats(self._check.shared, "records to evaluate on that repeat one")]
+            found = [*self._repeats(self._check.shared, "evaluation records that repeat one")]
             yield from found or ["  nothing"]
             yield ""
         yield from self._verdict()
 
     def _verdict(self) -> Iterator[str]:
-        refused = [side for side in self._check.sides if side.refused]
-        for side in refused:
-            yield f"Training refuses {', '.join(side.names)}: {side.refused}."
+        refused = [data_set for data_set in self._check.sets if data_set.refused]
+        for data_set in refused:
+            yield f"Training refuses {', '.join(data_set.names)}: {data_set.refused}."
         if not refused:
-            yield "Training takes these data as they are."
+            yield "Training accepts the data unchanged."
 
     # --- one set ---
 
-    def _side(self, side: SetCheck) -> Iterator[str]:
-        found = side.found
-        counts = f"{many(found.records, 'record')}, {found.usable:,} usable"
-        yield f"{', '.join(side.names)}: {counts}"
+    def _set(self, data_set: SetCheck) -> Iterator[str]:
+        found = data_set.found
+        counts = f"{plural(found.records, 'record')}, {found.usable:,} usable"
+        yield f"{', '.join(data_set.names)}: {counts}"
         for dropped, count, first in found.dropped.by_count():
-            words = reason(dropped, found.max_length)
+            words = dropped_reason(dropped, found.max_length)
             yield from self._counted(count, f"dropped: {words}", first)
         if found.cut:
             yield from self._counted(found.cut, f"cut to {found.max_length:,} tokens")
         if found.rows:
             share = f"{found.supervised / found.tokens:.1%}"
-            yield f"  rows     {found.rows:,} to learn from"
-            yield f"  tokens   {found.tokens:,}, counted by {self._check.model}"
-            yield f"  learned  {found.supervised:,} tokens, {share}"
-            yield f"  ends     {found.ended / found.rows:.1%} of the rows end with a learned end"
+            ended = f"{found.ended / found.rows:.1%}"
+            yield f"  rows        {found.rows:,} usable"
+            yield f"  tokens      {found.tokens:,}, counted by {self._check.model}"
+            yield f"  supervised  {found.supervised:,} tokens, {share}"
+            yield f"  ends        {ended} of the rows end with a supervised end token"
         if found.lengths:
-            yield from ["", *self._lengths(side)]
-        if side.labels is not None:
-            yield from ["", "answers", *self._chart(map(quoted, side.labels), side.labels.values())]
-        if worth := [*self._worth_a_look(side)]:
-            yield from ["", "worth a look", *worth]
+            yield from ["", *self._lengths(data_set)]
+        if data_set.labels is not None:
+            yield from [
+                "",
+                "answers",
+                *self._chart(map(quoted, data_set.labels), data_set.labels.values()),
+            ]
+        if warnings := [*self._warnings(data_set)]:
+            yield from ["", "warnings", *warnings]
         if found.faults.total:
-            yield from ["", "faults", *self._faults(side)]
+            yield from ["", "faults", *self._faults(data_set)]
 
-    def _lengths(self, side: SetCheck) -> Iterator[str]:
-        edges = side.lengths.edges
-        yield f"tokens of a row (half of the rows have {side.middle:,} or less)"
+    def _lengths(self, data_set: SetCheck) -> Iterator[str]:
+        edges = data_set.lengths.edges
+        yield f"tokens per row (median {data_set.median_length:,})"
         names = (f"{low + 1:,}-{high:,}" for low, high in pairwise(edges))
-        yield from self._chart(names, side.lengths.counts)
-        longest = [f"{self._short(place)} ({tokens:,})" for tokens, place in side.found.longest]
+        yield from self._chart(names, data_set.lengths.counts)
+        longest = [f"{self._short(place)} ({tokens:,})" for tokens, place in data_set.found.longest]
         yield from self._wrapped(f"longest: {', '.join(longest)}", "  ")
 
-    def _worth_a_look(self, side: SetCheck) -> Iterator[str]:
-        found = side.found
-        yield from self._repeats(side.duplicates, "records that repeat another")
+    def _warnings(self, data_set: SetCheck) -> Iterator[str]:
+        found = data_set.found
+        yield from self._repeats(data_set.duplicates, "records that repeat another")
         for kind, count, secrets in found.secrets.by_count():
             places = [f"{secret.place} ({secret.begins}...)" for secret in secrets]
             yield from self._counted(count, f"looks like a secret, {kind}", places)
@@ -122,13 +127,13 @@ class _Page:
             return [f"{place} = {self._short(other)}" for place, other in first]
 
         if found.exact:
-            words = f"{what} word for word"
+            words = f"{what} exactly"
             yield from self._counted(found.exact, words, pairs(found.first_exact))
         if nearly := found.similar - found.exact:
             yield from self._counted(nearly, f"{what} {SIMILAR}", pairs(found.first_similar))
 
-    def _faults(self, side: SetCheck) -> Iterator[str]:
-        tally = side.found.faults
+    def _faults(self, data_set: SetCheck) -> Iterator[str]:
+        tally = data_set.found.faults
         for kind, count, faults in tally.by_count():
             yield from self._wrapped(kind, f"{count:>7,}  ")
             hints = {fault.hint for fault in faults}
@@ -142,14 +147,14 @@ class _Page:
             yield f"{rest:>7,}  of other kinds"
 
     def _fault(self, fault: Fault, kind: str, *, hint: bool) -> str:
-        """What one fault says beyond its kind."""
-        _, found, seen = fault.problem.partition("; found ")
-        said = self._short(fault.where)
+        """Return the place and the details in which a fault differs from its kind."""
+        _, found, value = fault.problem.partition("; found ")
+        line = self._short(fault.where)
         if found:
-            said += f": found {seen}"
+            line += f": found {value}"
         elif fault.problem != kind:
-            said += f": {fault.problem}"
-        return f"{said}; hint: {fault.hint}" if hint and fault.hint else said
+            line += f": {fault.problem}"
+        return f"{line}; hint: {fault.hint}" if hint and fault.hint else line
 
     # --- lines ---
 
@@ -157,14 +162,14 @@ class _Page:
         return place.removeprefix(self._folder)
 
     def _counted(self, count: int, words: str, places: Sequence[str] = ()) -> Iterator[str]:
-        """A count, what was counted, and the first places."""
+        """Yield lines with a count, a description and the first places."""
         shown = ", ".join(map(self._short, places))
         more = f", ... ({count - len(places):,} more)" if 0 < len(places) < count else ""
         text = f"{words}: {shown}{more}" if places else words
         yield from self._wrapped(text, f"{count:>7,}  ")
 
     def _wrapped(self, text: str, head: str) -> list[str]:
-        """Lines of text behind `head`; a place is never broken."""
+        """Wrap text behind `head` with a hanging indent; places are never broken."""
         return textwrap.wrap(
             text,
             self._width,

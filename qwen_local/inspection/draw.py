@@ -1,4 +1,4 @@
-"""Pictures made of characters, for a terminal that has colors, Unicode or neither."""
+"""Bar charts and marked text for terminals, with or without colors and Unicode."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
-"""Blocks that fill 0/8 to 8/8 of a cell."""
+"""Block characters that fill 0/8 to 8/8 of a cell."""
 
 Part = Literal["context", "trained", "cut"]
-"""What becomes of a stretch of text: read, learned, or left away."""
+"""Role of a text segment: context, supervised, or cut off."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Canvas:
-    """What a terminal, or a file in its place, can take."""
+    """Capabilities of the terminal (or file) that text is printed on."""
 
     width: int = 80
-    """Columns."""
+    """Line width in columns."""
     unicode: bool = True
     color: bool = False
 
@@ -26,7 +26,7 @@ class Canvas:
 COLORS: dict[Part, tuple[str, str]] = {
     "context": ("\x1b[2m", "\x1b[22m"),  # dim
     "trained": ("\x1b[32m", "\x1b[39m"),  # green
-    "cut": ("\x1b[31;9m", "\x1b[39;29m"),  # red, struck out
+    "cut": ("\x1b[31;9m", "\x1b[39;29m"),  # red, strikethrough
 }
 MARKS: dict[Part, tuple[str, str]] = {
     "context": ("", ""),
@@ -41,26 +41,26 @@ ASCII_MARKS: dict[Part, tuple[str, str]] = {
 
 
 def marked(part: Part, text: str, canvas: Canvas) -> str:
-    """A stretch of text in its color or, where there are none, between its marks.
+    """Color a segment of text or, without colors, enclose it in marks.
 
     >>> marked("trained", "Yes", Canvas()), marked("cut", "No", Canvas(unicode=False))
     ('⟦Yes⟧', '[[cut: No]]')
     """
     before, after = marks(canvas)[part]
-    if canvas.color:  # a pager shows each line by itself
+    if canvas.color:  # pagers reset colors at line ends
         return "\n".join(f"{before}{line}{after}" if line else "" for line in text.split("\n"))
     return f"{before}{text}{after}"
 
 
 def marks(canvas: Canvas) -> dict[Part, tuple[str, str]]:
-    """What stands before and behind each part."""
+    """Return the text before and after each part."""
     if canvas.color:
         return COLORS
     return MARKS if canvas.unicode else ASCII_MARKS
 
 
 def chart(names: Sequence[str], counts: Sequence[int], canvas: Canvas) -> list[str]:
-    """A line for each count: its name, the number and a bar.
+    """Draw a line per count: name, number and bar.
 
     >>> print(*chart(["1-32", "33-64", "65-"], [3, 1500, 0], Canvas(width=24)), sep="\\n")
      1-32      3 ▏
@@ -77,8 +77,8 @@ def chart(names: Sequence[str], counts: Sequence[int], canvas: Canvas) -> list[s
     ]
 
 
-def bar(count: int, most: int, room: int, canvas: Canvas) -> str:
-    """A bar of `count` where `most` fills the room; what is not nothing can be seen.
+def bar(count: int, largest: int, width: int, canvas: Canvas) -> str:
+    """Draw a bar in which `largest` fills the width; counts above 0 are always visible.
 
     >>> bar(1, 2, 5, Canvas()), bar(1, 1000, 5, Canvas()), bar(1, 2, 4, Canvas(unicode=False))
     ('██▌', '▏', '##')
@@ -86,6 +86,6 @@ def bar(count: int, most: int, room: int, canvas: Canvas) -> str:
     if count == 0:
         return ""
     if not canvas.unicode:
-        return "#" * max(round(room * count / most), 1)
-    whole, rest = divmod(max(round(8 * room * count / most), 1), 8)
+        return "#" * max(round(width * count / largest), 1)
+    whole, rest = divmod(max(round(8 * width * count / largest), 1), 8)
     return (EIGHTHS[8] * whole + EIGHTHS[rest]).rstrip()

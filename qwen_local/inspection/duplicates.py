@@ -1,4 +1,4 @@
-"""Records that say the same, within a set and between two."""
+"""Duplicate records, within a set and between two sets."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from typing import Any
 
 import numpy as np
 
-from qwen_local.inspection.tally import FIRST, Places
+from qwen_local.inspection.tally import ITEMS_PER_KIND, Places
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hashes:
-    """What is compared of a set of records: see `Findings`. N = records."""
+    """Hashes of a set of records; see `SetFindings`. N = records."""
 
     same_N: np.ndarray
-    """uint64 [N]."""
+    """uint64 [N]: hash of the exact content."""
     similar_N: np.ndarray
-    """uint64 [N]."""
+    """uint64 [N]: hash of the normalized content."""
     places: Places
 
 
 Pairs = tuple[tuple[str, str], ...]
-"""(place of a record, place of the one that it repeats)."""
+"""(place of a record, place of the record that it repeats)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Duplicates:
-    """How many records say what another one says."""
+    """Numbers of duplicate records, with the first ones."""
 
     exact: int
-    """Word for word."""
+    """Number of records with identical content."""
     similar: int
-    """Apart from case, white space and compatible characters; the exact ones included."""
+    """Number of records with the same normalized content, including the exact ones."""
     first_exact: Pairs
     first_similar: Pairs
-    """The first that are similar and not exact."""
+    """First pairs that are similar but not identical."""
 
     def to_json(self) -> dict[str, Any]:
-        """In JSON's types."""
+        """Return the duplicates as a JSON object."""
         pairs = [*self.first_exact, *self.first_similar]
         return {
             "exact": self.exact,
@@ -48,20 +48,20 @@ class Duplicates:
 
 
 def within(records: Hashes) -> Duplicates:
-    """The records that repeat an earlier one of the same set."""
+    """Find the records that repeat an earlier record of the same set."""
     exact, similar = _repeats(records.same_N), _repeats(records.similar_N)
     return _duplicates(records, records, exact, similar)
 
 
 def between(records: Hashes, others: Hashes) -> Duplicates:
-    """The records that repeat one of another set."""
+    """Find the records that repeat a record of another set."""
     exact = np.flatnonzero(np.isin(records.same_N, others.same_N))
     similar = np.flatnonzero(np.isin(records.similar_N, others.similar_N))
     return _duplicates(records, others, exact, similar)
 
 
 def _repeats(hashes_N: np.ndarray) -> np.ndarray:
-    """int64, ascending: the indices of all but the first of equal hashes.
+    """Return int64, ascending: indices of all equal hashes except the first.
 
     >>> _repeats(np.array([7, 8, 7, 7, 9], np.uint64)).tolist()
     [2, 3]
@@ -75,12 +75,12 @@ def _repeats(hashes_N: np.ndarray) -> np.ndarray:
 def _duplicates(
     records: Hashes, others: Hashes, exact: np.ndarray, similar: np.ndarray
 ) -> Duplicates:
-    """Both given by ascending indices into `records`."""
+    """Make `Duplicates` from two ascending lists of indices into `records`."""
 
     def pairs(indices: np.ndarray, mine_N: np.ndarray, theirs_N: np.ndarray) -> Pairs:
         return tuple(
             (records.places[index], others.places[int(np.argmax(theirs_N == mine_N[index]))])
-            for index in indices[:FIRST].tolist()
+            for index in indices[:ITEMS_PER_KIND].tolist()
         )
 
     nearly = np.setdiff1d(similar, exact)

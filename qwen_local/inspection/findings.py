@@ -1,7 +1,8 @@
-"""What a check finds, gathered block by block.
+"""Findings of `data check`, collected block by block.
 
-Blocks of the data can be looked at by different processes: a `Findings` pickles small, and merging
-those of all blocks in order gives what one process would have found. A row costs 28 bytes.
+Different processes can inspect different blocks of the data: `SetFindings` is small to pickle, and
+merging the findings of all blocks in order gives the result of a single process. A row takes 28
+bytes.
 """
 
 from __future__ import annotations
@@ -28,78 +29,81 @@ from qwen_local.inspection.kinds import kind_of
 from qwen_local.inspection.scan import control_characters, normalized, secrets, text_of
 from qwen_local.inspection.tally import Places, Tally
 
-MOST_LABELS = 20
-"""More different answers than these are no labels."""
-LONGEST_LABEL = 200
-"""Nor is an answer with more characters."""
+MAX_LABELS = 20
+"""Maximum number of different answers that still count as labels."""
+MAX_LABEL_CHARACTERS = 200
+"""Maximum length of an answer that still counts as a label."""
 LONGEST_ROWS = 5
-"""So many of the longest rows are named."""
+"""Number of longest rows that are reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """What looks like a secret: never the secret itself."""
+    """Place and first characters of a likely secret; never the whole secret."""
 
     place: str
     begins: str
-    """Its first characters."""
+    """First characters of the secret."""
 
 
 @dataclass(kw_only=True, slots=True)
-class Findings:
-    """What was found in the records so far; `add` and `refuse` take one record each.
+class SetFindings:
+    """Findings of the records so far; `add` and `refuse` take one record each.
 
-    A record becomes one row, or several; a row is usable unless it is dropped.
+    A record becomes one or more rows. A row is usable unless it is dropped.
     """
 
     max_length: int
-    """Tokens of the longest row allowed."""
+    """Maximum row length in tokens."""
     overlong: Overlong
-    """What becomes of longer ones."""
+    """Action for longer rows."""
     ends: tuple[int, ...]
     """Ids of the tokens that end an answer or a text."""
 
     records: int = 0
+    """Number of records."""
     faulty: int = 0
-    """Records with a fault."""
+    """Number of records with a fault."""
     usable: int = 0
-    """Records that give at least one row."""
+    """Number of records with at least one usable row."""
     rows: int = 0
-    """Usable rows."""
+    """Number of usable rows."""
     cut: int = 0
-    """Usable rows that were shortened."""
+    """Number of usable rows that were shortened."""
     tokens: int = 0
-    """Positions of usable rows: the last token of a row is a target and no position."""
+    """Number of positions in usable rows; the last token of a row is only a target."""
     supervised: int = 0
-    """Positions whose next token is trained."""
+    """Number of positions whose next token is supervised."""
     ended: int = 0
-    """Usable rows whose last trained token is an end token."""
+    """Number of usable rows whose last supervised token is an end token."""
     faults: Tally[Fault] = field(default_factory=Tally)
+    """Faults by kind."""
     dropped: Tally[str] = field(default_factory=Tally)
-    """Rows by reason, with their places."""
+    """Places of dropped rows, by reason."""
     notes: Tally[str] = field(default_factory=Tally)
-    """Records by what is worth a word, with their places."""
+    """Places of records with a note, by note."""
     ignored: Tally[str] = field(default_factory=Tally)
-    """Records by key without a meaning."""
+    """Places of records with an unknown key, by key."""
     controls: Tally[str] = field(default_factory=Tally)
-    """Records by control character."""
+    """Places of records with a control character, by character."""
     secrets: Tally[Secret] = field(default_factory=Tally)
+    """Likely secrets by kind."""
     lengths: array[int] = field(default_factory=lambda: array("I"))
-    """Tokens of every row, dropped or not, before any was cut."""
+    """Length of every row in tokens, before dropping and cutting."""
     longest: list[tuple[int, str]] = field(default_factory=list)
-    """(tokens, place) of the longest rows, the longest first, of equal ones the earliest."""
+    """(tokens, place) of the longest rows, longest first; of equal lengths the earliest first."""
     labels: dict[str, int] | None = field(default_factory=dict)
-    """The answers of usable records; None where they are too many or too long."""
+    """Number of usable records by answer; None if answers are too many or too long."""
     same: array[int] = field(default_factory=lambda: array("Q"))
-    """A hash of each usable record: equal where all that they say is equal."""
+    """Hash of each usable record's content."""
     similar: array[int] = field(default_factory=lambda: array("Q"))
-    """The same without case, white space and compatible characters."""
+    """Hash of each usable record's normalized content."""
     places: Places = field(default_factory=Places)
-    """Of the usable records."""
+    """Places of the usable records."""
 
     @classmethod
-    def begin(cls, making: TokenizeConfig) -> Self:
-        """Nothing found yet in data that become rows in this way."""
+    def empty(cls, making: TokenizeConfig) -> Self:
+        """Make findings without any records."""
         return cls(
             max_length=making.max_length,
             overlong=making.overlong,
@@ -107,14 +111,14 @@ class Findings:
         )
 
     def refuse(self, faults: Faults) -> None:
-        """Take in a record that cannot be used."""
+        """Add an invalid record."""
         self.records += 1
         self._fault(faults)
 
     def add(self, example: Example, rows: Sequence[Tokenized]) -> None:
-        """Take in a record and the rows it becomes; none where `example.says_nothing`."""
+        """Add a record with its rows (none if `example.says_nothing`)."""
         self.records += 1
-        self._look_at(example)
+        self._inspect_text(example)
         if example.says_nothing:
             self.dropped.add("empty_answer", example.where)
             return
@@ -136,7 +140,7 @@ class Findings:
             self._use(example)
 
     def merge(self, other: Self) -> None:
-        """Take in what was found in the records that come next."""
+        """Add the findings of the records that follow."""
         for count in COUNTS:
             setattr(self, count, getattr(self, count) + getattr(other, count))
         for tally in TALLIES:
@@ -153,7 +157,7 @@ class Findings:
         for fault in faults:
             self.faults.add(kind_of(fault.problem), fault)
 
-    def _look_at(self, example: Example) -> None:
+    def _inspect_text(self, example: Example) -> None:
         for key in example.ignored:
             self.ignored.add(key, example.where)
         for note in example.notes:
@@ -161,8 +165,8 @@ class Findings:
         text = text_of([example.content, example.tools])
         for kind in control_characters(text):
             self.controls.add(kind, example.where)
-        for kind, begins in secrets(text):
-            self.secrets.add(kind, Secret(example.where, begins))
+        for kind, prefix in secrets(text):
+            self.secrets.add(kind, Secret(example.where, prefix))
 
     def _measure(self, row: Tokenized, place: str) -> Trim:
         kept = trim(row.supervised, max_length=self.max_length, overlong=self.overlong)
@@ -179,7 +183,7 @@ class Findings:
     def _use(self, example: Example) -> None:
         self.usable += 1
         self.same.append(content_digest(example))
-        self.similar.append(content_digest(_alike(example)))
+        self.similar.append(content_digest(_normalized(example)))
         self.places.append(example.where)
         if self.labels is not None:
             label = _answer(example)
@@ -195,13 +199,13 @@ class Findings:
             return
         for label, count in labels.items():
             self.labels[label] = self.labels.get(label, 0) + count
-        if len(self.labels) > MOST_LABELS:
+        if len(self.labels) > MAX_LABELS:
             self.labels = None
 
 
-def look(making: TokenizeConfig, block: Block) -> Findings:
-    """What is found in a block of records."""
-    found = Findings.begin(making)
+def inspect_block(making: TokenizeConfig, block: Block) -> SetFindings:
+    """Inspect one block of records."""
+    found = SetFindings.empty(making)
     for example, rows in tokenize_examples(making, block):
         if isinstance(example, tuple):
             found.refuse(example)
@@ -216,16 +220,16 @@ PACKED = ("lengths", "same", "similar", "places")
 
 
 def _answer(example: Example) -> str | None:
-    """The last answer of a conversation, where it can be a label."""
+    """Return the last answer of a conversation if it can be a label."""
     if isinstance(example.content, str):
         return None
     answers = [message for message in example.content if message["role"] == "assistant"]
     text: str = answers[-1]["content"]
-    return text if 0 < len(text) <= LONGEST_LABEL else None
+    return text if 0 < len(text) <= MAX_LABEL_CHARACTERS else None
 
 
-def _alike(example: Example) -> Example:
-    """The example as it is compared with others that are similar."""
+def _normalized(example: Example) -> Example:
+    """Return the example with normalized text, for finding near duplicates."""
     return replace(
         example, content=normalized(example.content), tools=tuple(normalized(example.tools))
     )

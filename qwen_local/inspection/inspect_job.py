@@ -1,6 +1,6 @@
-"""`data check` and `data show`: the data of a job before anything is trained on them.
+"""`data check` and `data show` for the data of a job.
 
-Of the model only the tokenizer is loaded.
+Only the tokenizer of the model is loaded.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from typing import cast
 
 from qwen_local.datasets.formats import Example, FormatName, examples
 from qwen_local.datasets.pool import in_order
-from qwen_local.datasets.progress_bar import Progress
+from qwen_local.datasets.progress_bar import RecordProgress
 from qwen_local.datasets.record_files import Faults, Record
 from qwen_local.datasets.row_builder import TokenizeConfig, blocks, draft_rows
 from qwen_local.datasets.sources import Source, locate
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import DatasetError
-from qwen_local.inspection.check import Check, SetCheck
-from qwen_local.inspection.findings import Findings, look
-from qwen_local.inspection.fix import Fixed, fix
-from qwen_local.inspection.show import Shown, pick, show
+from qwen_local.inspection.check import DataCheck, SetCheck
+from qwen_local.inspection.findings import SetFindings, inspect_block
+from qwen_local.inspection.fix import FixResult, fix
+from qwen_local.inspection.show import ShownRecord, pick, show
 from qwen_local.job.schema import Job
 from qwen_local.models.source import fetch_tokenizer, find_model
 from qwen_local.training.preparation import data_sources
 
 
 def read_making(job: Job) -> TokenizeConfig:
-    """How the records of a job become rows.
+    """Load the tokenizer and the options that turn a job's records into rows.
 
     Raises:
-        ModelError: the tokenizer cannot be had, or not be used.
-        JobError: the chat template cannot do what `data.thinking` asks for.
+        ModelError: the tokenizer is missing or invalid.
+        JobError: the chat template does not support `data.thinking`.
     """
     tokenizer = ChatTokenizer.load(fetch_tokenizer(find_model(job.model.name, job.model.revision)))
     tokenizer.check_thinking(job.data.thinking)
@@ -46,19 +46,19 @@ def read_making(job: Job) -> TokenizeConfig:
     )
 
 
-def check_job(job: Job, making: TokenizeConfig, *, quiet: bool) -> Check:
-    """Everything there is to say about the data of a job.
+def check_job(job: Job, making: TokenizeConfig, *, quiet: bool) -> DataCheck:
+    """Check all data of a job.
 
     Args:
-        job: whose data are read.
-        making: how they become rows.
-        quiet: show no progress.
+        job: the job.
+        making: tokenizer and options.
+        quiet: True for no progress bar.
 
     Raises:
-        DatasetError: a source is not there.
+        DatasetError: a source does not exist.
     """
     train, evaluation = locate(*data_sources(job))
-    return Check.of(
+    return DataCheck.of(
         job.model.name,
         _check(making, train, quiet=quiet),
         _check(making, evaluation, quiet=quiet) if evaluation else None,
@@ -67,17 +67,17 @@ def check_job(job: Job, making: TokenizeConfig, *, quiet: bool) -> Check:
 
 def show_job(
     job: Job, making: TokenizeConfig, *, row: int | None = None, line: int | None = None
-) -> Shown:
-    """One training record of a job.
+) -> ShownRecord:
+    """Return one training record of a job, marked up for display.
 
     Args:
-        job: whose data are read.
-        making: how they become rows.
-        row: the record's number, counted from 1.
-        line: the number behind the colon of its place; it wins.
+        job: the job.
+        making: tokenizer and options.
+        row: number of the record, from 1.
+        line: line number of the record; takes precedence over `row`.
 
     Raises:
-        DatasetError: no such record, or it has faults.
+        DatasetError: the record does not exist or has faults.
     """
     example = pick(_only_source(job).examples(), row=row, line=line)
     rows = making.tokenizer.encode(draft_rows(making, example))
@@ -85,11 +85,11 @@ def show_job(
     return show(example, rows, decode, max_length=making.max_length, overlong=making.overlong)
 
 
-def fix_job(job: Job, making: TokenizeConfig, output: Path) -> Fixed:
-    """A repaired copy of the training data of a job.
+def fix_job(job: Job, making: TokenizeConfig, output: Path) -> FixResult:
+    """Write a repaired copy of a job's training data.
 
     Raises:
-        DatasetError: something is at `output`, or nothing is left to write.
+        DatasetError: `output` exists, or no record is left to write.
     """
     source = _only_source(job)
     path = Path(source.name) if source.sha256 is not None else None
@@ -97,7 +97,7 @@ def fix_job(job: Job, making: TokenizeConfig, output: Path) -> Fixed:
 
 
 class _Reader:
-    """Reads records one by one as training reads them all: the first settles the format."""
+    """Reads single records as training reads them: the first record decides the format."""
 
     def __init__(self, source: Source, making: TokenizeConfig) -> None:
         self._source, self._making = source, making
@@ -107,7 +107,7 @@ class _Reader:
         [example] = examples([record], source.format, columns=source.columns, turns=source.turns)
         if isinstance(example, tuple):
             return example
-        found = look(self._making, [example])
+        found = inspect_block(self._making, [example])
         if found.faulty:
             return tuple(fault for _, _, first in found.faults.by_count() for fault in first)
         self._source = replace(source, format=cast(FormatName, example.format))
@@ -115,26 +115,26 @@ class _Reader:
 
 
 def _only_source(job: Job) -> Source:
-    """Where the training rows come from.
+    """Return the single training source.
 
     Raises:
-        DatasetError: it is not there, or there are several.
+        DatasetError: the source does not exist, or the job has several.
     """
     sources, _ = locate(*data_sources(job))
     if len(sources) > 1:
         names = ", ".join(source.name for source in sources)
-        hint = "name one of them as FILE"
+        hint = "pass one of them as FILE"
         raise DatasetError.at("data.train", f"expected a single source; found {names}", hint)
     return sources[0]
 
 
 def _check(making: TokenizeConfig, sources: Sequence[Source], *, quiet: bool) -> SetCheck:
-    found = Findings.begin(making)
+    found = SetFindings.empty(making)
     without_rows: list[str] = []
     for source in sources:
         before = found.rows
-        with Progress(source.name, 0, quiet=quiet) as progress:
-            for part in in_order(partial(look, making), blocks(source.examples())):
+        with RecordProgress(source.name, 0, quiet=quiet) as progress:
+            for part in in_order(partial(inspect_block, making), blocks(source.examples())):
                 found.merge(part)
                 progress.add(part.records)
         if found.rows == before:

@@ -1,4 +1,4 @@
-"""Faults by kind: what they say, without what differs from one to the next."""
+"""Kinds of faults: messages without the values that differ between records."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 
 QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
 NUMBER = re.compile(r"\\u[0-9a-f]{4}|\d+")
-FIXED = re.compile(r"(?:an? |half |null$|true$|false$|nothing$|UTF-|the end)")
-"""What may stand behind `found` and is no value of the data."""
+NOT_A_VALUE = re.compile(r"(?:an? |half |null$|true$|false$|nothing$|UTF-|the end)")
+"""Matches text after `found` that is not a value from the data."""
 BLANK = "..."
-LONGEST = 160
+MAX_KIND_LENGTH = 160
 
 
 def kind_of(problem: str) -> str:
-    """The problem with the values of the data blanked.
+    """Replace the data's values in a problem by `...`.
 
     >>> kind_of("expected system, user or assistant; found 'bot'")
     'expected system, user or assistant; found ...'
@@ -24,15 +24,15 @@ def kind_of(problem: str) -> str:
     >>> kind_of("expected text; found a NUL character (character 3)")
     'expected text; found a NUL character (character ...)'
     """
-    expected, found, seen = problem.partition("; found ")
+    expected, found, value = problem.partition("; found ")
     if found:
-        seen = _blanked(seen) if FIXED.match(seen) else BLANK
-    kind = _blanked(expected) + found + seen
-    return kind if len(kind) <= LONGEST else kind[: LONGEST - len(BLANK)] + BLANK
+        value = _blanked(value) if NOT_A_VALUE.match(value) else BLANK
+    kind = _blanked(expected) + found + value
+    return kind if len(kind) <= MAX_KIND_LENGTH else kind[: MAX_KIND_LENGTH - len(BLANK)] + BLANK
 
 
 def _blanked(text: str) -> str:
-    """Numbers and quoted words blanked; quoted marks such as ',' belong to the problem."""
+    """Blank numbers and quoted words; quoted punctuation such as ',' is part of the problem."""
     words = QUOTED.sub(
         lambda match: BLANK if any(map(str.isalnum, match[0])) else match[0],
         text,

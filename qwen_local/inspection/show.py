@@ -1,4 +1,4 @@
-"""One record as it is learned: what is context, what is trained, what is cut off."""
+"""`data show`: one record with its context, supervised and cut tokens."""
 
 from __future__ import annotations
 
@@ -7,37 +7,39 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from qwen_local.console.visible import visible
 from qwen_local.datasets.formats import Example, Meta
 from qwen_local.datasets.record_files import Faults
 from qwen_local.datasets.tokenizer import Tokenized
 from qwen_local.datasets.trim import Overlong, trim
 from qwen_local.errors import DatasetError
-from qwen_local.inference.text import visible
-from qwen_local.inspection.check_page import reason
+from qwen_local.inspection.check_page import dropped_reason
 from qwen_local.inspection.draw import Canvas, Part, marked
 
 Decode = Callable[[Sequence[int]], str]
-"""The text of tokens, that of control tokens included."""
+"""Decodes token ids to text, including control tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShownRow:
-    """One row of the record. T = its tokens, N = its stretches."""
+    """One row of a record. T = tokens, N = segments."""
 
     ids_T: tuple[int, ...]
+    """Token ids."""
     parts_T: tuple[Part, ...]
+    """Part of each token."""
     texts_T: tuple[str, ...]
-    """Of each token by itself: half a character is shown as U+FFFD."""
+    """Text of each single token; incomplete characters are U+FFFD."""
     text_N: tuple[tuple[Part, str], ...]
-    """The row's text, in stretches of one part each."""
+    """Text of the row, in segments of one part each."""
     dropped: str | None
-    """Why there is no such row in training, or None."""
+    """Reason why training drops the row, or None."""
     literals: int
-    """How often the data hold the text of a control token."""
+    """Number of times the data contain the text of a control token."""
 
     def to_json(self, *, ids: bool) -> dict[str, Any]:
-        """The row in JSON's types; with `ids`, token by token as well."""
-        said: dict[str, Any] = {
+        """Return the row as a JSON object; with `ids`, also every token."""
+        row: dict[str, Any] = {
             "tokens": len(self.ids_T),
             "trained": self.parts_T.count("trained"),
             "cut": self.parts_T.count("cut"),
@@ -46,14 +48,14 @@ class ShownRow:
             "text": [{"part": part, "text": text} for part, text in self.text_N],
         }
         if ids:
-            said["ids"] = list(self.ids_T)
-            said["parts"] = list(self.parts_T)
-        return said
+            row["ids"] = list(self.ids_T)
+            row["parts"] = list(self.parts_T)
+        return row
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shown:
-    """A record and the rows that it becomes."""
+class ShownRecord:
+    """A record and its rows."""
 
     place: str
     format: str
@@ -62,7 +64,7 @@ class Shown:
     max_length: int
 
     def to_json(self, *, ids: bool) -> dict[str, Any]:
-        """The record in JSON's types."""
+        """Return the record as a JSON object."""
         rows = [row.to_json(ids=ids) for row in self.rows]
         return {
             "place": self.place,
@@ -73,15 +75,15 @@ class Shown:
         }
 
     def describe(self, canvas: Canvas, *, ids: bool) -> str:
-        """The record for a person, safe for a terminal.
+        """Describe the record as text that is safe to print on a terminal.
 
         Args:
-            canvas: where it is shown.
-            ids: each token on a line of its own, instead of the text.
+            canvas: capabilities of the terminal.
+            ids: True to list one token per line instead of the text.
         """
         if not self.rows:
-            said = "nothing of it is learned (every answer has weight 0)"
-            return visible(f"{self.place} ({self._about}): {said}")
+            reason = "no supervised tokens (every answer has weight 0)"
+            return visible(f"{self.place} ({self._about}): {reason}")
         return "\n\n".join("\n".join(self._row(number, canvas, ids)) for number in self._numbers)
 
     @property
@@ -97,14 +99,14 @@ class Shown:
     def _row(self, number: int, canvas: Canvas, ids: bool) -> Iterator[str]:
         row = self.rows[number]
         which = f", row {number + 1} of {len(self.rows)}" if len(self.rows) > 1 else ""
-        counts = [f"{len(row.ids_T):,} tokens", f"{row.parts_T.count('trained'):,} trained"]
+        counts = [f"{len(row.ids_T):,} tokens", f"{row.parts_T.count('trained'):,} supervised"]
         if cut := row.parts_T.count("cut"):
             counts.append(f"{cut:,} cut off")
         yield visible(f"{self.place} ({self._about}{which}): {', '.join(counts)}")
         if row.dropped is not None:
-            yield f"dropped: {reason(row.dropped, self.max_length)}"
+            yield f"dropped: {dropped_reason(row.dropped, self.max_length)}"
         if row.literals:
-            yield f"control tokens that are plain text of the data: {row.literals:,} (see --ids)"
+            yield f"control tokens written as plain text in the data: {row.literals:,} (see --ids)"
         if ids:
             yield from _listed(row, canvas)
         else:
@@ -118,20 +120,20 @@ def show(
     *,
     max_length: int,
     overlong: Overlong,
-) -> Shown:
-    """A record as training takes it.
+) -> ShownRecord:
+    """Mark up a record as training uses it.
 
     Args:
         example: the record.
-        rows: what it becomes.
-        decode: gives text back.
-        max_length: tokens of the longest row allowed.
-        overlong: what becomes of longer ones.
+        rows: rows of the record.
+        decode: decodes token ids.
+        max_length: maximum row length in tokens.
+        overlong: action for longer rows.
     """
     shown = tuple(
         _show_row(row, decode, max_length, overlong, empty=example.says_nothing) for row in rows
     )
-    return Shown(
+    return ShownRecord(
         place=example.where,
         format=example.format,
         meta=example.meta,
@@ -143,15 +145,15 @@ def show(
 def pick(
     examples: Iterable[Example | Faults], *, row: int | None = None, line: int | None = None
 ) -> Example:
-    """One record: by its number, by its line, or the first.
+    """Return one record: by number, by line, or the first.
 
     Args:
-        examples: of one source.
-        row: counted from 1, records with faults among them.
-        line: the number behind the colon of its place; it wins.
+        examples: examples of one source.
+        row: number of the record, from 1, counting faulty records.
+        line: line number of the record; takes precedence over `row`.
 
     Raises:
-        DatasetError: the record has faults, or none is there.
+        DatasetError: the record does not exist or has faults.
     """
     number, at = 0, None
     for number, item in enumerate(examples, 1):
@@ -163,15 +165,15 @@ def pick(
         if line is not None and at is not None and at > line:
             break
     if number == 0:
-        raise DatasetError.at("--row", "expected at least one record; found none")
+        raise DatasetError.at("--row", "the source has no records")
     if line is not None:
-        problem = f"expected the line of a record; found {line}"
-        raise DatasetError.at("--line", problem, f"the nearest one looked at is at {at}")
+        problem = f"no record starts at line {line}"
+        raise DatasetError.at("--line", problem, f"try --line {at}")
     raise DatasetError.at("--row", f"expected at most {number}, the last record; found {row}")
 
 
 def _number(where: str) -> int | None:
-    """The line in a place.
+    """Return the line number of a place, or None.
 
     >>> _number("a.jsonl:17"), _number("a.jsonl:17: messages[0].role"), _number("a.jsonl")
     (17, 17, None)
@@ -185,15 +187,15 @@ def _show_row(
 ) -> ShownRow:
     kept = trim(row.supervised, max_length=max_length, overlong=overlong)
     dropped = "empty_answer" if empty else kept.dropped
-    # A row that is dropped as a whole is shown as what it would have been. What stands behind the
-    # last trained token is no loss, either: it is context that teaches nothing.
+    # A dropped row is shown as if it were kept. Tokens after the last supervised one are shown as
+    # context, because cutting them changes no loss.
     limit = len(row.ids)
     if kept.cut:
         limit = kept.kept
     elif kept.dropped == "nothing_trained":
         limit = max_length
     parts = [_part(at, trained, limit) for at, trained in enumerate(row.supervised)]
-    stretches = [
+    segments = [
         (part, [id for _, id in group])
         for part, group in groupby(zip(parts, row.ids, strict=True), key=lambda pair: pair[0])
     ]
@@ -201,7 +203,7 @@ def _show_row(
         ids_T=tuple(row.ids),
         parts_T=tuple(parts),
         texts_T=tuple(decode([id]) for id in row.ids),
-        text_N=tuple((part, decode(ids)) for part, ids in stretches),
+        text_N=tuple((part, decode(ids)) for part, ids in segments),
         dropped=dropped,
         literals=row.literals,
     )
@@ -214,7 +216,8 @@ def _part(at: int, trained: bool, limit: int) -> Part:
 
 
 def _listed(row: ShownRow, canvas: Canvas) -> Iterator[str]:
-    """A line for each token: its id, what becomes of it, its text in quotes."""
+    """Yield a line per token: id, part, quoted text."""
     for id, part, text in zip(row.ids_T, row.parts_T, row.texts_T, strict=True):
-        line = f"{id:>7}  {part:<7}  {text!r}"
+        shown = "supervised" if part == "trained" else part
+        line = f"{id:>7}  {shown:<10}  {text!r}"
         yield marked(part, line, canvas) if canvas.color else line

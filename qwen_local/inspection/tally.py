@@ -1,4 +1,4 @@
-"""Counts and places of a million rows in little memory, the same however the rows are divided."""
+"""Counts and places of many rows in little memory, independent of how the rows are divided."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any, Generic, Self, TypeVar
 
 T = TypeVar("T")
 
-KINDS = 100
-"""Kinds that a tally tells apart."""
-FIRST = 5
-"""Items of a kind that it keeps."""
+MAX_KINDS = 100
+"""Maximum number of kinds in a tally."""
+ITEMS_PER_KIND = 5
+"""Number of items that a tally keeps per kind."""
 
 
 class Tally(Generic[T]):
-    """How often each kind of thing occurs, and the first items of each kind.
+    """Number of items of each kind, and the first items of each kind.
 
-    What the data call a thing may make any number of kinds. Of more than `KINDS` the first by
-    name are kept: such a kind is among the first of every part of the data, too, so its count is
-    exact and no division of the data into blocks changes which are kept.
+    The data can produce any number of kinds; a tally keeps the first `MAX_KINDS` by name. A kind
+    that is kept overall is also kept in every block of the data, so its count is exact, and the
+    division into blocks does not change which kinds are kept.
     """
 
     __slots__ = ("counts", "first", "total")
 
     def __init__(self) -> None:
         self.total = 0
-        """Of all kinds, those that are not kept included."""
+        """Number of items of all kinds, including kinds that are not kept."""
         self.counts: dict[str, int] = {}
         self.first: dict[str, list[T]] = {}
 
@@ -36,7 +36,7 @@ class Tally(Generic[T]):
         self._add(kind, 1, (item,))
 
     def merge(self, other: Self) -> None:
-        """Take in the tally of what comes behind."""
+        """Add the tally of the items that follow."""
         rest = other.total - sum(other.counts.values())
         for kind, count in other.counts.items():
             self._add(kind, count, other.first[kind])
@@ -45,7 +45,7 @@ class Tally(Generic[T]):
     def _add(self, kind: str, count: int, items: Iterable[T]) -> None:
         self.total += count
         if kind not in self.counts:
-            if len(self.counts) == KINDS:
+            if len(self.counts) == MAX_KINDS:
                 last = max(self.counts)
                 if kind > last:
                     return
@@ -53,10 +53,10 @@ class Tally(Generic[T]):
             self.counts[kind], self.first[kind] = 0, []
         self.counts[kind] += count
         first = self.first[kind]
-        first += list(items)[: FIRST - len(first)]
+        first += list(items)[: ITEMS_PER_KIND - len(first)]
 
     def by_count(self) -> list[tuple[str, int, list[T]]]:
-        """(kind, count, first items), the most frequent first."""
+        """Return (kind, count, first items), the most frequent first."""
         ordered = sorted(self.counts.items(), key=lambda pair: (-pair[1], pair[0]))
         return [(kind, count, self.first[kind]) for kind, count in ordered]
 
@@ -66,7 +66,7 @@ class Tally(Generic[T]):
         mine = (self.total, self.counts, self.first)
         return mine == (other.total, other.counts, other.first)
 
-    __hash__ = None  # type: ignore[assignment]  # it changes
+    __hash__ = None  # type: ignore[assignment]  # mutable
 
     def __getstate__(self) -> tuple[Any, ...]:
         return (self.total, self.counts, self.first)
@@ -76,12 +76,12 @@ class Tally(Generic[T]):
 
 
 class Places:
-    """Where rows stand, as `train.jsonl:17`: eight bytes a row, not a string."""
+    """Places such as `train.jsonl:17`, stored in eight bytes each instead of a string."""
 
     __slots__ = ("_names", "_numbers", "_starts")
 
     def __init__(self, places: Iterable[str] = ()) -> None:
-        """Begin with these.
+        """Store these places.
 
         >>> places = Places(["a.jsonl:1", "a.jsonl:3", "b.csv:2"])
         >>> places[1], places[2], len(places)
@@ -94,7 +94,7 @@ class Places:
             self.append(place)
 
     def append(self, place: str) -> None:
-        """Add a place behind the others."""
+        """Add a place at the end."""
         name, _, number = place.rpartition(":")
         if not self._names or self._names[-1] != name:
             self._starts.append(len(self._numbers))
@@ -102,7 +102,7 @@ class Places:
         self._numbers.append(int(number))
 
     def extend(self, other: Self) -> None:
-        """Add places behind the others."""
+        """Add places at the end."""
         for start, name in zip(other._starts, other._names, strict=True):
             if not self._names or self._names[-1] != name:
                 self._starts.append(len(self._numbers) + start)
@@ -122,4 +122,4 @@ class Places:
         mine = (self._numbers, self._starts, self._names)
         return mine == (other._numbers, other._starts, other._names)
 
-    __hash__ = None  # type: ignore[assignment]  # it changes
+    __hash__ = None  # type: ignore[assignment]  # mutable

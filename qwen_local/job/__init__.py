@@ -1,1 +1,1 @@
-"""The job: its schema, its YAML reader with places, and presets."""
+"""The job: schema, YAML reader with file:line places, and presets."""

@@ -1,7 +1,7 @@
-"""What pydantic finds wrong with a value, in our words and with the mend.
+"""Convert pydantic validation errors to our messages, each with a hint.
 
-Every field of the job says in its description what it is (a noun phrase), so that the mend can be
-built here: "rank is the rank of the update; for example 16".
+Every field of the job has a description that is a noun phrase, so that the hint can be built here:
+"rank: rank of the LoRA matrices; for example 16".
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 def explain(key: str, field: FieldInfo, errors: Sequence[ErrorDetails]) -> tuple[str, str]:
-    """(problem, hint) for one value.
+    """Return (problem, hint) for one value.
 
     Args:
-        key: the name of the field, without its section.
-        field: what may stand there.
-        errors: of this one value; a field that takes one of several types has an error for each.
+        key: name of the field, without its section.
+        field: definition of the field.
+        errors: errors of this one value; a union type has one error per member.
     """
     value = errors[0]["input"]
     for error in errors:
         context = error.get("ctx", {})
-        if error["type"] == "job":  # a rule of job/schema.py, already in its own words
+        if error["type"] == "job":  # raised by job/schema.py, which words its own messages
             return error["msg"], context.get("hint") or _about(key, field)
-        if error["type"] in BOUNDS:  # the type is right, and only the value is not
+        if error["type"] in BOUNDS:  # the type is right, the value is out of range
             plain = {name: f"{limit:.12g}" for name, limit in context.items()}
             bound = BOUNDS[error["type"]].format(**plain)
             return f"{bound}; found {show(value)}", _about(key, field)
@@ -60,17 +60,17 @@ def explain(key: str, field: FieldInfo, errors: Sequence[ErrorDetails]) -> tuple
     null = ["null"] if type(None) in get_args(field.annotation) else []
     *most, last = [*names, *kinds, *null]
     expected = f"{', '.join(most)} or {last}" if most else last
-    return f"expected {expected}; found {show(value)}", _mend(key, field, value, names, kinds)
+    return f"expected {expected}; found {show(value)}", _hint(key, field, value, names, kinds)
 
 
 def _names(error: ErrorDetails) -> list[str]:
-    """The words that a choice takes, from pydantic's `'drop', 'cut' or 'error'`."""
+    """Return the allowed words of a literal, from pydantic's `'drop', 'cut' or 'error'`."""
     if error["type"] != "literal_error":
         return []
     return re.findall(r"'([^']*)'", error["ctx"]["expected"])
 
 
-def _mend(
+def _hint(
     key: str, field: FieldInfo, value: object, names: Sequence[str], kinds: Sequence[str]
 ) -> str:
     if isinstance(value, str):
@@ -88,4 +88,4 @@ def _about(key: str, field: FieldInfo) -> str:
     shown = example if isinstance(example, str) else show(example)
     if isinstance(example, BaseModel):
         shown = "{" + ", ".join(f"{name}: {show(value)}" for name, value in example) + "}"
-    return f"{key} is {field.description}; for example {shown}"
+    return f"{key}: {field.description}; for example {shown}"

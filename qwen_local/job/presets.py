@@ -1,21 +1,21 @@
-"""Presets: what a job leaves out, filled in from the size of the model.
+"""Presets: values for the keys that a job leaves out, chosen by the size of the model.
 
-The rows are those of reference run R5, which advises ranges. Where R1 (a 1.5 B model: rank 16,
-batch 8) or R4 (a 0.6 B model: rank 16) ran with a value inside the range, that value is taken, else
-the low end: the smaller adapter, the lighter dropout and the fewer passes. `batch_size: 8` lies in
-every row. R5 sets alpha to 2 x rank, which is what the job does where alpha is left out, so that it
+The table follows reference run R5, which gives ranges. If R1 (a 1.5 B model: rank 16, batch 8) or
+R4 (a 0.6 B model: rank 16) used a value inside the range, the preset has that value. Otherwise it
+has the low end: the smaller adapter, the lighter dropout and fewer epochs. `batch_size: 8` is
+inside every range. R5 sets alpha to 2 x rank, which is also the default of `lora.alpha`, so alpha
 follows a rank that the user chose.
 
-| preset | parameters      | row of R5 | rank  | dropout  | learning rate | batch | epochs |
+| preset | parameters      | R5 row    | rank  | dropout  | learning rate | batch | epochs |
 |--------|-----------------|-----------|-------|----------|---------------|-------|--------|
 | small  | 0.1 B to 1 B    | 0.6B      | 8-16  | 0.05     | 3e-4          | 4-8   | 5-8    |
 | medium | 1 B to 3.5 B    | 1.7B      | 16-32 | 0.1      | 2e-4          | 8-16  | 3-5    |
 | large  | 3.5 B and above | 7B and up | 32-64 | 0.1-0.15 | 1e-4          | 4-8   | 3-5    |
 
 The boundaries are the geometric means of the neighboring rows, rounded: sqrt(0.6 x 1.7) = 1.0 and
-sqrt(1.7 x 7) = 3.4. So Qwen2.5-3B (3.1 B) is medium and Qwen3-4B (4.0 B) is large. `tiny` is the
-embedded model's own: no row of R5 reaches down to 2 M parameters, where a higher rate and more
-warm-up serve, and where dropout only costs accuracy.
+sqrt(1.7 x 7) = 3.4. So Qwen2.5-3B (3.1 B) is medium and Qwen3-4B (4.0 B) is large. `tiny` is for
+the embedded model: R5 has no row for 2 M parameters, which need a higher learning rate and a longer
+warm-up, and where dropout only costs accuracy.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-Choice: TypeAlias = Literal["auto", "tiny", "small", "medium", "large", "none"]
-CHOICES: tuple[Choice, ...] = get_args(Choice)
-"""What `--preset` takes: by the model's size, one by name, or only the defaults of the job."""
+PresetName: TypeAlias = Literal["auto", "tiny", "small", "medium", "large", "none"]
+PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
+"""Values of `--preset`: chosen by model size, a preset by name, or only the defaults of the job."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preset:
-    """Values for keys of the job that the user left out."""
+    """Values for the job keys that the user left out."""
 
-    name: Choice
+    name: PresetName
     below: float
-    """The preset of models with fewer parameters than this, and with no smaller preset."""
+    """`auto` chooses the first preset whose bound is above the model's number of parameters."""
     values: Mapping[str, int | float]
-    """By dotted key."""
+    """Value by dotted key."""
 
 
 def _preset(
-    name: Choice,
+    name: PresetName,
     below: float,
     *,
     rank: int,
@@ -78,15 +78,15 @@ PRESETS = (
     _preset("medium", 3.5e9, rank=16, dropout=0.1, learning_rate=2e-4, batch_size=8, epochs=3),
     _preset("large", math.inf, rank=32, dropout=0.1, learning_rate=1e-4, batch_size=8, epochs=3),
 )
-"""Smallest models first."""
+"""All presets, smallest models first."""
 
 
-def choose(choice: Choice, parameters: int) -> Preset | None:
-    """The preset of a choice, for a model with this many parameters; None for `none`.
+def choose(name: PresetName, parameters: int) -> Preset | None:
+    """Return the preset for a model with this many parameters; None for `none`.
 
     >>> choose("auto", 596_049_920).name, choose("large", 596_049_920).name
     ('small', 'large')
     """
-    if choice == "auto":
+    if name == "auto":
         return next(preset for preset in PRESETS if parameters < preset.below)
-    return next((preset for preset in PRESETS if preset.name == choice), None)
+    return next((preset for preset in PRESETS if preset.name == name), None)

@@ -1,8 +1,8 @@
-"""From what the user wrote (a YAML file, `--set`, flags) to settings that know where they stand.
+"""Read the job file, `--set` and flags into settings, each with its place for error messages.
 
-Only the syntax is known here, and which keys exist; what a value may be is said in `job/schema.py`.
-YAML 1.2 is composed into nodes and no further, so no tag can construct anything: a value is text, a
-number, true, false, null, or a list or a mapping of these.
+This module knows the syntax and which keys exist; `job/schema.py` checks the values. YAML 1.2 is
+only composed into nodes, never constructed, so a tag cannot create an object: a value is text, a
+number, true, false, null, or a list or mapping of these.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from ruamel.yaml.nodes import Node
 
 Schema: TypeAlias = Mapping[str, tuple[str, ...]]
-"""The keys of every section, in order; a key in no section has none: `{"output": ()}`."""
+"""Keys of every section, in order; a top-level key has none: `{"output": ()}`."""
 
 
 class Order(NamedTuple):
-    """Where a fault is listed: the file first, then `--set`, then the flags, each in its order."""
+    """Sort key of a fault: the file first, then `--set`, then flags, each in input order."""
 
     source: int
     position: int
@@ -35,7 +35,7 @@ FILE, SETS, FLAGS = range(3)
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One value as the user wrote it."""
+    """One value, as the user wrote it."""
 
     value: object
     where: str
@@ -45,30 +45,30 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What one source sets, by dotted key, and what is wrong with how it says so."""
+    """Settings of one source by dotted key, and its syntax faults."""
 
     settings: dict[str, Setting] = field(default_factory=dict)
     faults: list[tuple[Order, Fault]] = field(default_factory=list)
 
     def fault(self, order: Order, where: str, problem: str, hint: str | None) -> None:
-        """Note one more thing to mend."""
+        """Add a fault."""
         self.faults.append((order, Fault(where, problem, hint)))
 
 
 @dataclass(frozen=True, slots=True)
 class Nested:
-    """A value that no key takes, kept only to be named in a message."""
+    """Placeholder for a value that no key accepts; error messages show its kind."""
 
     kind: str
 
 
 A_MAPPING, LISTS = Nested("a mapping"), Nested("a list of lists")
 CORE = "tag:yaml.org,2002:"
-"""How YAML spells `!!` in full."""
+"""Expansion of YAML's `!!`."""
 
 
 def show(value: object) -> str:
-    """A value as a message shows it.
+    """Format a value for an error message.
 
     >>> show(True), show(None), show("fast"), show(8.0), show([1, 2])
     ('true', 'null', "'fast'", '8.0', 'a list')
@@ -89,7 +89,7 @@ def show(value: object) -> str:
 
 
 def file_layer(path: Path, schema: Schema) -> Layer:
-    """The settings of a job file. An empty file, or an empty section, sets nothing."""
+    """Read the settings of a job file; an empty file or section sets nothing."""
     layer, top = Layer(), Order(FILE, 0)
     try:
         root = _compose(path.read_bytes().decode())
@@ -114,7 +114,7 @@ def file_layer(path: Path, schema: Schema) -> Layer:
 
 
 def set_layer(sets: Sequence[str], schema: Schema) -> Layer:
-    """The settings of `--set key=value`; the last one wins where a key is set twice."""
+    """Read the settings of `--set key=value`; if a key is set twice, the last one wins."""
     layer = Layer()
     for position, text in enumerate(sets):
         order, where = Order(SETS, position), f"--set {text}"
@@ -141,7 +141,7 @@ def set_layer(sets: Sequence[str], schema: Schema) -> Layer:
 
 
 def flag_layer(flags: Mapping[str, object], keys: Mapping[str, str]) -> Layer:
-    """The settings of flags, by flag (`--epochs`); None is a flag that was not given."""
+    """Convert flag values, keyed by flag (`--epochs`), to settings; None means not given."""
     given = [(flag, value) for flag, value in flags.items() if value is not None]
     return Layer(
         {
@@ -155,12 +155,12 @@ def flag_layer(flags: Mapping[str, object], keys: Mapping[str, str]) -> Layer:
 
 
 def _dotted(schema: Schema) -> list[str]:
-    """Every key in full: `train.epochs`, ..., `output`."""
+    """Return every dotted key: `train.epochs`, ..., `output`."""
     return [f"{top}.{key}" if key else top for top, keys in schema.items() for key in keys or ("",)]
 
 
 def _nearest(section: str, key: str, schema: Schema) -> str | None:
-    """The key that was probably meant, in full: the same name elsewhere, else a similar one."""
+    """Return the most likely dotted key: the same name in another section, or a similar name."""
     key = key.rpartition(".")[2].replace("-", "_").lower()
     homes = {full.rpartition(".")[2]: full for full in reversed(_dotted(schema))}
     if key in homes:
@@ -179,13 +179,13 @@ def _hint_in_file(section: str, key: str, schema: Schema) -> str:
     home, _, name = near.rpartition(".")
     if home == section:
         return f"did you mean {name}?"
-    return f"{name} belongs under {home}" if home else f"{name} belongs at the top, in no section"
+    return f"{name} belongs under {home}" if home else f"{name} is a top-level key"
 
 
 def _takes(section: str, schema: Schema) -> str:
-    """What could stand in the place of a key that is like none."""
-    inside = schema.get(section)
-    return f"{section} takes {_join(inside)}" if inside else f"a job takes {_join(schema)}"
+    """List the valid keys, for an unknown key that resembles none of them."""
+    keys = schema.get(section)
+    return f"keys of {section}: {_join(keys)}" if keys else f"top-level keys: {_join(schema)}"
 
 
 def _join(words: Iterable[str]) -> str:
@@ -197,7 +197,7 @@ def _join(words: Iterable[str]) -> str:
 
 
 class _NotYaml(Exception):
-    """The text is no YAML document. Line and column count from 1."""
+    """Raised if the text is not valid YAML. Line and column count from 1."""
 
     def __init__(self, problem: str, line: int, column: int, hint: str) -> None:
         super().__init__(problem, line, column, hint)
@@ -207,11 +207,11 @@ class _NotYaml(Exception):
 def _yaml() -> YAML:
     from ruamel.yaml import YAML
 
-    return YAML(typ="safe", pure=True)  # the C parser knows YAML 1.1 only, where 1e-4 is text
+    return YAML(typ="safe", pure=True)  # the C parser implements YAML 1.1, where 1e-4 is text
 
 
 def _compose(text: str) -> Node | None:
-    """The one document of a text as nodes, or None where there is nothing in it."""
+    """Parse a single YAML document into nodes; None if it is empty."""
     from ruamel.yaml.error import MarkedYAMLError
     from ruamel.yaml.reader import ReaderError
 
@@ -219,10 +219,12 @@ def _compose(text: str) -> Node | None:
         node: Node | None = _yaml().compose(text)
     except MarkedYAMLError as error:
         mark, context = error.problem_mark, error.context or "while"
-        assert mark is not None  # the scanner, the parser and the composer always say where
+        assert mark is not None  # scanner, parser and composer always set the position
         problem = error.problem if context.startswith("while") else f"{context}, {error.problem}"
         tab = "'\\t'" in str(problem)
-        hint = "indent with spaces, not with tabs" if tab else "put text with special signs in ''"
+        hint = (
+            "indent with spaces, not tabs" if tab else "quote text with special characters: '...'"
+        )
         raise _NotYaml(str(problem), mark.line + 1, mark.column + 1, hint) from None
     except ReaderError as error:
         before = text[: error.position]
@@ -230,7 +232,7 @@ def _compose(text: str) -> Node | None:
         problem = f"the character U+{ord(text[error.position]):04X} is not allowed"
         raise _NotYaml(problem, line, column, "remove it") from None
     except (OverflowError, ValueError):  # an escape such as "\\UFFFFFFFF"
-        raise _NotYaml("an escape names no character", 1, 1, "write the character itself") from None
+        raise _NotYaml("invalid escape sequence", 1, 1, "write the character itself") from None
     except RecursionError:
         raise _NotYaml("nested too deeply", 1, 1, "a job has two levels: section, key") from None
     return node
@@ -239,7 +241,7 @@ def _compose(text: str) -> Node | None:
 def _leaves(
     root: Node, path: Path, schema: Schema, layer: Layer
 ) -> Iterator[tuple[str, str, int, Node]]:
-    """(section or "", key, line, value) of all in a job; what cannot be one becomes a fault."""
+    """Yield (section or "", key, line, value) for every key; anything else becomes a fault."""
     for top, line, node in _entries(root, "", path, schema, layer):
         if schema.get(top):
             for key, at, value in _entries(node, top, path, schema, layer):
@@ -251,7 +253,7 @@ def _leaves(
 def _entries(
     node: Node, section: str, path: Path, schema: Schema, layer: Layer
 ) -> Iterator[tuple[str, int, Node]]:
-    """(key, line, value) of a mapping. Nothing at all is a mapping too: an empty one."""
+    """Yield (key, line, value) for each entry of a mapping; null counts as an empty mapping."""
     value = _value(node)
     if value is None:
         return
@@ -268,44 +270,44 @@ def _entries(
         key = name if isinstance(name, str) else show(name)
         if key in first:
             where = f"{path}:{line}: {section}.{key}" if section else f"{path}:{line}: {key}"
-            problem = f"given twice; first on line {first[key]}"
-            layer.fault(Order(FILE, line), where, problem, "keep one of the two")
+            problem = f"duplicate key; first on line {first[key]}"
+            layer.fault(Order(FILE, line), where, problem, "remove one of them")
         else:
             first[key] = line
             yield key, line, value_node
 
 
-DEEPEST = 4
-"""Levels of a value: a list of mappings, one of which holds a mapping."""
+MAX_DEPTH = 4
+"""Maximum nesting of a value. A list of mappings that contain mappings needs three levels."""
 
 
-def _value_or_mapping(node: Node, deepest: int = DEEPEST) -> object:
-    """The value of a key, lists of mappings and mappings included, in which each key stands once.
+def _value_or_mapping(node: Node, depth: int = MAX_DEPTH) -> object:
+    """Convert a node to a value, including mappings and lists of mappings.
 
-    Aliases can make a cycle, so there is an end to how deep it goes.
+    The depth is limited because aliases can form a cycle.
     """
     from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
     value = _value(node)
-    if deepest == 0:
+    if depth == 0:
         return value
     if isinstance(value, Nested) and isinstance(node, SequenceNode):
         if any(isinstance(item, SequenceNode) for item in node.value) or value != LISTS:
             return value
-        return [_value_or_mapping(item, deepest - 1) for item in node.value]
+        return [_value_or_mapping(item, depth - 1) for item in node.value]
     if value != A_MAPPING:
         return value
     assert isinstance(node, MappingNode)
     if not all(isinstance(key, ScalarNode) for key, _ in node.value):
-        return Nested("a mapping with a key that is no text")
-    entries = {str(key.value): _value_or_mapping(item, deepest - 1) for key, item in node.value}
+        return Nested("a mapping with a key that is not text")
+    entries = {str(key.value): _value_or_mapping(item, depth - 1) for key, item in node.value}
     if len(entries) < len(node.value):
-        return Nested("a mapping with a key given twice")
+        return Nested("a mapping with a duplicate key")
     return entries
 
 
 def _value(node: Node) -> object:
-    """The value of a node. Aliases can make a cycle of lists, so only flat ones are entered."""
+    """Convert a scalar or a flat list; aliases can form a cycle, so nested lists stay closed."""
     from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
     yaml = _yaml()
@@ -328,5 +330,5 @@ def _value(node: Node) -> object:
             case "float":
                 return float(yaml.constructor.construct_yaml_float(node))
     except ValueError:
-        pass  # `_`, or more digits than Python converts: no number after all
-    return str(node.value)  # dates too are text, as YAML 1.2 has none
+        pass  # `_`, or more digits than Python's limit: treat it as text
+    return str(node.value)  # dates are text: YAML 1.2 has no date type

@@ -1,15 +1,15 @@
-"""The job: every option, said once, and how a job is read.
+"""The job: the schema of every option, and the function that reads a job.
 
-A job is read in two steps, because a preset depends on the model's size, which is known only once
-the model's name is:
+Reading takes two steps, because the preset depends on the size of the model, and the model is known
+only after the first step:
 
-    draft = read_job(Path("job.yaml"), sets=["train.epochs=1"])   # every fault of the user's
-    job = draft.complete(parameters)                              # the preset fills what is left
+    draft = read_job(Path("job.yaml"), sets=["train.epochs=1"])   # reports every fault at once
+    job = draft.complete(parameters)                              # fills the rest from the preset
 
 Precedence: flag > `--set` > file > preset > default.
 
-Values are strict: `true` is no number, `"8"` no number either, and 8.0 is no whole number; a whole
-number does for a number. null means what the key's description says, and only where it says so.
+Values are strict: `true` and `"8"` are not numbers, and 8.0 is not a whole number. A whole number
+is accepted as a number. null is accepted only by keys whose description defines it.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from qwen_local.datasets.column_map import FormatName, settle
+from qwen_local.datasets.column_map import FormatName, resolve_format
 from qwen_local.embedded import SAMPLE_DATA, TINY_MODEL
 from qwen_local.errors import DatasetError, Fault, JobError
 from qwen_local.job.faults import explain
-from qwen_local.job.presets import CHOICES, Choice, choose
+from qwen_local.job.presets import PRESET_NAMES, PresetName, choose
 from qwen_local.job.reader import (
     FLAGS,
     Layer,
@@ -61,7 +61,7 @@ Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 Quantization: TypeAlias = Literal["none", "4bit", "8bit"]
 
 ONE_OF_TWO = {"steps": "epochs", "warmup_steps": "warmup_ratio"}
-"""Keys of `train` that say the same thing in two ways: exactly one of each pair is set."""
+"""Pairs of `train` keys that express the same quantity: exactly one of each pair is set."""
 
 
 class _Section(BaseModel):
@@ -69,36 +69,34 @@ class _Section(BaseModel):
 
 
 class ModelSpec(_Section):
-    """The model that is trained."""
+    """The base model."""
 
-    name: Text = Field(
-        default=TINY_MODEL, description="a local folder, a hub id or the embedded model"
-    )
+    name: Text = Field(default=TINY_MODEL, description="local folder, Hub id or the embedded model")
     revision: Text | None = Field(
         default=None,
-        description="the commit, branch or tag of a hub model, or null for the newest",
+        description="commit, branch or tag of a Hub model; null = the newest commit",
         examples=["main"],
     )
     quantization: Quantization = Field(
-        default="none", description="what the blocks' linear layers are held in while training"
+        default="none", description="weight quantization of the blocks' linear layers"
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        default="auto", description="the number type that the frozen model computes in"
+        default="auto", description="compute dtype of the frozen base model"
     )
 
 
 class EvalSource(_Section):
-    """One of several sources, and how it is read."""
+    """One evaluation source, and how to read it."""
 
-    name: Text = Field(description="a file, a folder or a hub id", examples=["data/more.jsonl"])
+    name: Text = Field(description="file, folder or Hub id", examples=["data/more.jsonl"])
     format: FormatName | None = Field(
         default=None,
-        description="how its records are written, or null for format and columns of the section",
+        description="record format; null = data.format and data.columns",
         examples=["auto"],
     )
     columns: dict[str, str] | None = Field(default=None)
     limit: Count | None = Field(
-        default=None, description="how many records of it are read", examples=[1000]
+        default=None, description="maximum number of records to read", examples=[1000]
     )
 
     @field_validator("columns", mode="before")
@@ -108,49 +106,51 @@ class EvalSource(_Section):
 
 
 class TrainSource(EvalSource):
-    """One of several sources, how it is read, and how often it is learned."""
+    """One training source, how to read it, and its weight in an epoch."""
 
     weight: float = Field(
-        default=1.0, gt=0, le=1000, description="how many times its rows count in an epoch"
+        default=1.0, gt=0, le=1000, description="number of times each row counts in an epoch"
     )
 
 
 class DataSpec(_Section):
-    """What is learned, and what is held out."""
+    """The training and evaluation data."""
 
     train: Text | tuple[TrainSource, ...] = Field(
         default=SAMPLE_DATA,
-        description="a file, a folder, a hub id, the sample data or a list of these",
+        description="file, folder, Hub id, the sample data, or a list of these",
     )
     eval: Text | tuple[EvalSource, ...] | None = Field(
         default=None,
-        description="the evaluation data, or null to split it from the training data",
+        description="evaluation data; null = the source's validation split, or a held-out fraction",
         examples=["data/valid.jsonl"],
     )
     eval_fraction: Share = Field(
-        default=0.05, description="the share of the rows that a split holds out, 0 for none"
+        default=0.05, description="fraction of the training rows to hold out; 0 = none"
     )
     format: FormatName = Field(
-        default="auto", description="how a record is written; auto = as the first record"
+        default="auto", description="record format; auto = detect it from the first record"
     )
     columns: dict[str, str] | None = Field(
         default=None,
-        description="the columns that stand for keys of the format, or null where they are those",
+        description="column name for each format key; null = the format's own names",
         examples=["{prompt: question, completion: answer}"],
     )
-    max_length: int = Field(default=2048, ge=8, description="the longest row, in tokens")
+    max_length: int = Field(default=2048, ge=8, description="maximum row length in tokens")
     overlong: Literal["drop", "cut", "error"] = Field(
-        default="drop", description="what becomes of a row that is longer than max_length"
+        default="drop", description="action for rows longer than max_length"
     )
     limit: Count | None = Field(
-        default=None, description="how many records are read, or null for all", examples=[1000]
+        default=None,
+        description="maximum number of records to read; null = all",
+        examples=[1000],
     )
     train_on: Literal["assistant", "last"] = Field(
         default="assistant",
-        description="which turns are learned: all of the assistant's, or the last",
+        description="supervised turns: all assistant turns, or only the last one",
     )
     thinking: Literal["auto", "keep", "drop", "empty"] = Field(
-        default="auto", description="what becomes of the assistant's reasoning: see docs/data.md"
+        default="auto", description="handling of the assistant's reasoning; see docs/data.md"
     )
 
     @field_validator("train", "eval", mode="before")
@@ -176,33 +176,31 @@ class DataSpec(_Section):
 
 
 class LoraSpec(_Section):
-    """The low-rank update W + scale * B A, said once for every engine."""
+    """The low-rank update W + scale * B A, shared by both engines."""
 
-    rank: int = Field(default=16, ge=1, le=1024, description="the rank of the update")
+    rank: int = Field(default=16, ge=1, le=1024, description="rank of the LoRA matrices")
     alpha: float = Field(
         default=None,  # becomes 2 x rank below, before it is checked
         gt=0,
         validate_default=True,
-        description="the rank times the scale of the update, or null for 2 x rank",
+        description="numerator of the LoRA scale, alpha / rank; null = 2 x rank",
         examples=[32],
     )
-    dropout: Share = Field(
-        default=0.05, description="the share of the adapter's inputs that is dropped"
-    )
+    dropout: Share = Field(default=0.05, description="dropout probability of the adapter's inputs")
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
         default="all-linear", description="all-linear, or a list of linear layers"
     )
     layers: Literal["all"] | Count = Field(
         default="all",
-        description="how many blocks carry the adapter, counted from the last",
+        description="number of blocks with an adapter, counted from the last",
         examples=[8],
     )
-    rslora: bool = Field(default=False, description="whether scale is alpha / sqrt(rank)")
+    rslora: bool = Field(default=False, description="true = scale by alpha / sqrt(rank)")
 
     @field_validator("alpha", mode="before")
     @classmethod
     def _twice_the_rank(cls, alpha: object, info: ValidationInfo) -> object:
-        # A faulty rank is not in the data, and has a fault of its own: any alpha will do.
+        # An invalid rank is missing from the data and is reported by itself: any alpha will do.
         return 2 * info.data.get("rank", 1) if alpha is None else alpha
 
     @field_validator("targets", mode="before")
@@ -218,114 +216,114 @@ class LoraSpec(_Section):
 
     @property
     def scale(self) -> float:
-        """The multiplier itself (MLX stores this; PEFT stores alpha, rank and rslora)."""
+        """Multiplier of the update (MLX stores this; PEFT stores alpha, rank and rslora)."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     @property
     def target_names(self) -> tuple[str, ...]:
-        """The short names of the adapted layers, in the order of a block."""
+        """Short names of the adapted layers, in block order."""
         return tuple(
             name for name in LINEARS if self.targets == "all-linear" or name in self.targets
         )
 
     def blocks(self, total: int) -> range:
-        """The blocks that carry the adapter, out of `total`: all of them or the last ones.
+        """Return the indices of the blocks with an adapter: all of `total`, or the last ones.
 
         >>> LoraSpec(layers=4).blocks(28)
         range(24, 28)
 
         Raises:
-            JobError: the model has fewer blocks than were asked for.
+            JobError: the model has fewer blocks than requested.
         """
         count = total if self.layers == "all" else self.layers
         if count > total:
-            problem = f"must be at most {total}, the blocks of this model; found {count}"
+            problem = f"must be at most {total}, the model's number of blocks; found {count}"
             raise JobError.at("lora.layers", problem, f"write all, or a number up to {total}")
         return range(total - count, total)
 
 
 class EarlyStopping(_Section):
-    """When a run ends before its last step: see `training/stopping.py` for the rule."""
+    """The rule that ends a run before its last step; see `training/stopping.py`."""
 
     patience: Count = Field(
-        default=3, description="the evaluations in a row without a gain that end the run"
+        default=3, description="number of consecutive evaluations without improvement"
     )
     min_delta: float = Field(
-        default=0.0, ge=0, description="the fall of the evaluation loss that counts as a gain"
+        default=0.0, ge=0, description="smallest loss decrease that counts as an improvement"
     )
 
 
 class TrainSpec(_Section):
-    """How long, how fast and in what portions."""
+    """Length, optimizer, batches, evaluation and checkpoints."""
 
     epochs: Count | None = Field(
-        default=3, description="the number of passes over the data, or null where steps is set"
+        default=3, description="number of passes over the data; null if steps is set"
     )
     steps: Count | None = Field(
         default=None,
         validate_default=True,
-        description="the number of optimizer steps, or null where epochs is set",
+        description="number of optimizer steps; null if epochs is set",
         examples=[1000],
     )
-    batch_size: Count = Field(default=8, description="the number of rows of an optimizer step")
+    batch_size: Count = Field(default=8, description="number of rows per optimizer step")
     learning_rate: float = Field(
-        default=2e-4, gt=0, lt=1, description="the highest learning rate, reached after the warm-up"
+        default=2e-4, gt=0, lt=1, description="peak learning rate, reached after warm-up"
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(
-        default="cosine", description="how the learning rate goes on after the warm-up"
+        default="cosine", description="learning rate schedule after warm-up"
     )
     warmup_ratio: Share | None = Field(
         default=0.03,
-        description="the share of the steps that warms up, or null where warmup_steps is set",
+        description="fraction of the steps used for warm-up; null if warmup_steps is set",
     )
     warmup_steps: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
         default=None,
         validate_default=True,
-        description="the steps that warm up, or null where warmup_ratio is set",
+        description="number of warm-up steps; null if warmup_ratio is set",
         examples=[100],
     )
-    weight_decay: float = Field(default=0.0, ge=0, lt=1, description="AdamW's weight decay")
+    weight_decay: float = Field(default=0.0, ge=0, lt=1, description="AdamW weight decay")
     max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
-        default=1.0, description="the norm that gradients are clipped to, or null for no clipping"
+        default=1.0, description="maximum gradient norm; null = no clipping"
     )
     seed: int = Field(
         default=0,
         ge=0,
         le=2**32 - 1,
-        description="what the order, the adapter's start and dropout follow from",
+        description="seed of the row order, adapter initialization and dropout",
     )
     gradient_checkpointing: Literal["auto"] | bool = Field(
         default="auto",
-        description="whether activations are computed twice to save memory; auto = where it helps",
+        description="recompute activations to save memory; auto = only if needed",
         examples=[True],
     )
     micro_batch_tokens: Literal["auto"] | Count = Field(
         default="auto",
-        description="the most tokens that are computed at once, with padding where there is any",
+        description="maximum number of tokens per micro-batch, including padding",
         examples=[4096],
     )
     eval_every: Literal["auto"] | Count = Field(
         default="auto",
-        description="the number of steps between evaluations; auto = under 10 % of the time",
+        description="number of steps between evaluations; auto = under 10 % of the time",
         examples=[50],
     )
     save_every: Literal["auto"] | Count = Field(
         default="auto",
-        description="the number of steps between checkpoints; auto = every ten minutes",
+        description="number of steps between checkpoints; auto = every ten minutes",
         examples=[100],
     )
     keep: Count = Field(
-        default=2, description="the number of newest checkpoints that stay, beside the best"
+        default=2, description="number of newest checkpoints to keep, in addition to the best"
     )
     early_stopping: EarlyStopping | None = Field(
         default=EarlyStopping(),
-        description="a mapping of patience and min_delta, or null to train all steps",
+        description="mapping of patience and min_delta; null = train all steps",
     )
     restarts: Annotated[int, Field(ge=0, le=100)] = Field(
-        default=0, description="how often a run that dies is begun again from its last checkpoint"
+        default=0, description="maximum number of restarts from the last checkpoint after a crash"
     )
     report_to: tuple[Literal["tensorboard"], ...] = Field(
-        default=(), description="where else the curves of metrics.jsonl go, a list"
+        default=(), description="list of other places that receive the training curves"
     )
 
     @field_validator("early_stopping", mode="before")
@@ -344,13 +342,13 @@ class TrainSpec(_Section):
         except ValidationError as error:
             first, *_ = error.errors(include_url=False)
             key = str(first["loc"][0])
-            problem, mend = explain(key, EarlyStopping.model_fields[key], [first])
-            raise _fault(f"{key}: {problem}", mend) from None
+            problem, hint = explain(key, EarlyStopping.model_fields[key], [first])
+            raise _fault(f"{key}: {problem}", hint) from None
 
     @field_validator("report_to", mode="before")
     @classmethod
     def _known_and_installed(cls, names: object) -> object:
-        hint = "write [tensorboard], or [] for metrics.jsonl alone"
+        hint = "write [tensorboard], or [] for metrics.jsonl only"
         if not isinstance(names, list | tuple):
             raise _fault(f"expected a list; found {show(names)}", hint)
         known = _each_once(names, ("tensorboard",), "tensorboard", hint)
@@ -364,7 +362,7 @@ class TrainSpec(_Section):
     @model_validator(mode="before")
     @classmethod
     def _a_count_replaces_the_default(cls, values: Any) -> Any:
-        """`steps` without `epochs` unsets the latter; so do the two of the warm-up."""
+        """Unset `epochs` if only `steps` is given; likewise for the two warm-up keys."""
         given = values if isinstance(values, dict) else {}
         unset = {other for key, other in ONE_OF_TWO.items() if given.get(key) is not None}
         return dict.fromkeys(unset) | given if unset else values
@@ -374,16 +372,16 @@ class TrainSpec(_Section):
     def _one_of_two(cls, value: int | None, info: ValidationInfo) -> int | None:
         key = cast(str, info.field_name)
         other = ONE_OF_TWO[key]
-        if other not in info.data:  # faulty, and told so
+        if other not in info.data:  # invalid, and already reported
             return value
         if value is not None and info.data[other] is not None:
-            raise _fault(f"expected {other} or {key}; found both", "remove one of the two")
+            raise _fault(f"expected {other} or {key}; found both", "remove one of them")
         if value is None and info.data[other] is None:
-            raise _fault(f"expected {other} or {key}; found neither", "set one of the two")
+            raise _fault(f"expected {other} or {key}; found neither", "set one of them")
         return value
 
     def total_steps(self, rows: int) -> int:
-        """Optimizer steps of the run: an epoch has ceil(rows / batch_size).
+        """Return the number of optimizer steps; an epoch has ceil(rows / batch_size).
 
         >>> TrainSpec(epochs=3, batch_size=8).total_steps(100)
         39
@@ -394,7 +392,7 @@ class TrainSpec(_Section):
         return self.epochs * math.ceil(rows / self.batch_size)
 
     def warm_up(self, steps: int) -> int:
-        """Optimizer steps of the warm-up, out of `steps`: floor(ratio x steps), or as set.
+        """Return the number of warm-up steps: floor(ratio x steps), or `warmup_steps`.
 
         >>> TrainSpec(warmup_ratio=0.29).warm_up(100)  # 29, though 0.29 * 100 < 29 in floats
         29
@@ -405,20 +403,20 @@ class TrainSpec(_Section):
 
 
 class Job(_Section):
-    """One run, completely."""
+    """All options of one run."""
 
-    model: ModelSpec = Field(default=ModelSpec(), description="the model that is trained")
-    data: DataSpec = Field(default=DataSpec(), description="what is learned")
+    model: ModelSpec = Field(default=ModelSpec(), description="the base model")
+    data: DataSpec = Field(default=DataSpec(), description="the training and evaluation data")
     lora: LoraSpec = Field(default=LoraSpec(), description="the adapter")
-    train: TrainSpec = Field(default=TrainSpec(), description="how it is trained")
+    train: TrainSpec = Field(default=TrainSpec(), description="the training options")
     output: Text | None = Field(
         default=None,
-        description="the run's folder, or null for runs/<model>-<date>-<n>",
+        description="run directory; null = runs/<model>-<date>-<n>",
         examples=["runs/my-run"],
     )
 
     def to_yaml(self) -> str:
-        """The job with every value written out; `read_job` with preset `none` reads it back."""
+        """Return YAML with every value; `read_job` with preset `none` reads it back."""
         from ruamel.yaml import YAML
 
         yaml = YAML(typ="safe", pure=True)
@@ -456,35 +454,35 @@ FLAG_KEYS: Mapping[str, str] = {
     "--seed": "train.seed",
     "--output": "output",
 }
-"""The keys that have a flag, because they are changed most."""
+"""Job key of each flag. Only the keys that people change most have one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draft:
-    """A job whose every value is sound, before the preset has filled what the user left out."""
+    """A valid job to which the preset has not been applied yet."""
 
     job: Job
-    """Before the preset."""
-    preset: Choice
+    """The job without the preset."""
+    preset: PresetName
     layers: tuple[Layer, ...]
-    """What the user set, the weakest source first."""
+    """The user's settings, lowest precedence first."""
 
     @property
     def model(self) -> ModelSpec:
-        """The model, which no preset changes."""
+        """The base model; presets never change it."""
         return self.job.model
 
     def sets(self, key: str) -> bool:
-        """Whether the user set this dotted key, in the file or on the command line."""
+        """Return True if the user set this dotted key in the file or on the command line."""
         return any(key in layer.settings for layer in self.layers)
 
     def where(self, key: str) -> str:
-        """Where a dotted key is set, as `job.yaml:3: lora.rank`; the key itself where it is not."""
+        """Return the place of a setting, such as `job.yaml:3: lora.rank`; the key if not set."""
         found = [layer.settings[key].where for layer in self.layers if key in layer.settings]
         return found[-1] if found else key
 
     def complete(self, parameters: int) -> Job:
-        """The job for a model with this many parameters."""
+        """Apply the preset for a model with this many parameters."""
         preset = choose(self.preset, parameters)
         values = {} if preset is None else preset.values
         below = Layer({k: Setting(v, f"preset: {k}", Order(-1, 0)) for k, v in values.items()})
@@ -498,33 +496,33 @@ def read_job(
     flags: Mapping[str, object] | None = None,
     preset: str = "auto",
 ) -> Draft:
-    """Read what the user wrote.
+    """Read and check a job.
 
     Args:
-        path: the job file; None for a job of defaults.
-        sets: `key=value`, as given to `--set`.
-        flags: values by flag, the keys of `FLAG_KEYS`; None is a flag that was not given.
-        preset: one of `presets.CHOICES`.
+        path: the job file; None for the default job.
+        sets: `key=value` strings, as given to `--set`.
+        flags: value by flag (the keys of `FLAG_KEYS`); None means not given.
+        preset: one of `presets.PRESET_NAMES`.
 
     Raises:
-        JobError: every fault of the file, of `--set` and of the flags at once.
+        JobError: all faults of the file, `--set` and the flags together.
     """
     layers = [
         Layer() if path is None else file_layer(path, SCHEMA),
         set_layer(sets, SCHEMA),
         flag_layer(flags or {}, FLAG_KEYS),
     ]
-    if preset not in CHOICES:
-        *most, last = CHOICES
+    if preset not in PRESET_NAMES:
+        *most, last = PRESET_NAMES
         problem = f"expected {', '.join(most)} or {last}; found {show(preset)}"
-        hint = "auto chooses by the size of the model"
+        hint = "use auto to choose by model size"
         layers[-1].fault(Order(FLAGS, len(FLAG_KEYS)), "--preset", problem, hint)
     job = _check(layers)
-    return Draft(job=job, preset=cast(Choice, preset), layers=tuple(layers))
+    return Draft(job=job, preset=cast(PresetName, preset), layers=tuple(layers))
 
 
 def _check(layers: Iterable[Layer]) -> Job:
-    """The job that the layers make, the weakest first; every fault at once."""
+    """Merge the layers (lowest precedence first) and validate; raise all faults together."""
     faults = [fault for layer in layers for fault in layer.faults]
     settings = _merge(layer.settings for layer in layers)
     tree: dict[str, Any] = {}
@@ -541,7 +539,7 @@ def _check(layers: Iterable[Layer]) -> Job:
 
 
 def _merge(layers: Iterable[Mapping[str, Setting]]) -> dict[str, Setting]:
-    """The strongest setting of every key, and of two keys that say the same thing the stronger."""
+    """Keep the setting with the highest precedence for every key and every `ONE_OF_TWO` pair."""
     merged: dict[str, Setting] = {}
     for layer in layers:
         merged |= layer
@@ -560,22 +558,22 @@ def _faults(
 ) -> Iterable[tuple[Order, Fault]]:
     by_key: dict[str, list[ErrorDetails]] = defaultdict(list)
     for details in error.errors(include_url=False):
-        top, *rest = map(str, details["loc"])  # beyond the key: which of several types it was not
+        top, *rest = map(str, details["loc"])  # after the key: the members of a union type
         by_key[f"{top}.{rest[0]}" if top in SECTIONS else top].append(details)
     for dotted, errors in by_key.items():
         section, _, key = dotted.rpartition(".")
         model = SECTIONS[section] if section else Job
         problem, hint = explain(key, model.model_fields[key], errors)
-        # `steps` is at fault, too, where only `epochs: null` was written.
+        # With only `epochs: null`, pydantic reports `steps`, which has no setting of its own.
         setting = settings.get(dotted) or settings[f"{section}.{ONE_OF_TWO[key]}"]
         yield setting.order, Fault(setting.where, problem, hint)
 
 
 def _sources(items: Sequence[object], model: type[EvalSource], hint: str) -> tuple[EvalSource, ...]:
-    """The items of a list of sources: names, or mappings of what the model takes.
+    """Validate a list of sources, each a name or a mapping of the model's fields.
 
     Raises:
-        PydanticCustomError: everything that is wrong with them, and how to mend the first.
+        PydanticCustomError: all problems of the list, with a hint for the first.
     """
     sources: list[EvalSource] = []
     problems: list[tuple[str, str]] = []
@@ -592,8 +590,8 @@ def _sources(items: Sequence[object], model: type[EvalSource], hint: str) -> tup
             for details in error.errors(include_url=False):
                 by_key[str(details["loc"][0])].append(details)
             for key, errors in by_key.items():
-                problem, mend = _explain_item(key, errors, model, hint)
-                problems.append((f"item {position}: {problem}", mend))
+                problem, item_hint = _explain_item(key, errors, model, hint)
+                problems.append((f"item {position}: {problem}", item_hint))
     if problems:
         raise _fault("; ".join(problem for problem, _ in problems), problems[0][1])
     return tuple(sources)
@@ -602,35 +600,33 @@ def _sources(items: Sequence[object], model: type[EvalSource], hint: str) -> tup
 def _explain_item(
     key: str, errors: Sequence[ErrorDetails], model: type[EvalSource], hint: str
 ) -> tuple[str, str]:
-    """(problem, hint) for one key of an item."""
+    """Return (problem, hint) for one key of an item."""
     match errors[0]["type"]:
         case "missing":
             return f"{key} is missing", hint
         case "extra_forbidden":
             return f"unknown key {show(key)}", hint
         case _:
-            problem, mend = explain(key, model.model_fields[key], errors)
-            return f"{key}: {problem}", mend
+            problem, field_hint = explain(key, model.model_fields[key], errors)
+            return f"{key}: {problem}", field_hint
 
 
 def _columns(columns: object, format: FormatName) -> object:
-    """The columns, if the keys that they stand for are those of one format.
+    """Return the column map if its keys belong to one format.
 
     Raises:
-        PydanticCustomError: they are not.
+        PydanticCustomError: the map is invalid.
     """
-    hint = (
-        "write {prompt: question, completion: answer}: the key, and the column that stands for it"
-    )
+    hint = "map each format key to a column, such as {prompt: question, completion: answer}"
     if columns is None:
         return None
     if not isinstance(columns, dict):
         raise _fault(f"expected a mapping or null; found {show(columns)}", hint)
     for key, column in columns.items():
         if not isinstance(column, str) or not column:
-            raise _fault(f"{key}: expected the name of a column; found {show(column)}", hint)
+            raise _fault(f"{key}: expected a column name; found {show(column)}", hint)
     try:
-        settle(columns, format)
+        resolve_format(columns, format)
     except DatasetError as error:
         [fault] = error.faults
         raise _fault(fault.problem, fault.hint or hint) from None
@@ -640,25 +636,25 @@ def _columns(columns: object, format: FormatName) -> object:
 def _each_once(
     names: Sequence[object], known: Sequence[str], what: str, hint: str
 ) -> tuple[object, ...]:
-    """The items of a list, each of them known and given once.
+    """Check that every item of a list is known and occurs once.
 
     Args:
-        names: as the user wrote them.
-        known: what may stand there.
-        what: one of these, in words.
-        hint: the mend for an item that is none.
+        names: items as the user wrote them.
+        known: allowed items.
+        what: description of one allowed item, for the message.
+        hint: hint for an unknown item.
 
     Raises:
-        PydanticCustomError: the first item that may not stand there.
+        PydanticCustomError: the first item that is unknown or repeated.
     """
     for position, name in enumerate(names):
         if name not in known:
             raise _fault(f"expected {what} at item {position + 1}; found {show(name)}", hint)
         if name in names[:position]:
-            raise _fault(f"{name} is given twice", "keep one of the two")
+            raise _fault(f"{name} occurs twice", "remove one of them")
     return tuple(names)
 
 
 def _fault(problem: str, hint: str) -> PydanticCustomError:
-    """A rule of this file that a value breaks, for `explain` to hand on as it is."""
+    """Make an error that `explain` passes on unchanged."""
     return PydanticCustomError("job", "{problem}", {"problem": problem, "hint": hint})

@@ -1,6 +1,6 @@
-"""Recipes: published data as rows that `train` reads.
+"""Recipes: convert published data sets to records that `train` reads.
 
-Each recipe reads its sources, draws rows from them and writes a folder with `train.jsonl` and
-`valid.jsonl`. Which rows are drawn depends on a hash of their content and the seed, not on where
-they stand in the file; only `code-alpaca` without `--sample` takes the first ones on purpose.
+Each recipe reads its sources, samples rows and writes a folder with `train.jsonl` and
+`valid.jsonl`. The sample depends on a hash of each row's content and on the seed, not on the order
+of the file. The exception is `code-alpaca` without `--sample`, which takes the first rows.
 """

@@ -1,8 +1,8 @@
-"""A table of texts and their labels as rows that ask for the label.
+"""Classification: convert a table of texts and labels to prompts that ask for the label.
 
-The source is read twice. The first pass notes a hash of each text, 12 bytes a row, and so finds
-texts that repeat and texts that stand with two labels; the second takes up the rows that were
-drawn. Memory holds the hashes and the drawn rows, never the source.
+The source is read twice. The first pass keeps a hash and a label of each text (12 bytes per row)
+to find repeated texts and texts with two labels. The second pass collects the sampled rows. Memory
+holds the hashes and the sampled rows, never the whole source.
 
 Shapes: N = rows with text and label.
 """
@@ -21,87 +21,100 @@ from qwen_local.datasets.record_files import Record
 from qwen_local.datasets.sources import Source, Wanted, locate
 from qwen_local.errors import DatasetError, Fault
 from qwen_local.recipes.csv_columns import column_faults
-from qwen_local.recipes.output import TRAIN, VALID, Row, Summary, balance, check_output, write_rows
+from qwen_local.recipes.output import (
+    TRAIN,
+    VALID,
+    RecipeSummary,
+    Row,
+    balance,
+    check_output,
+    write_rows,
+)
 from qwen_local.recipes.subset import draw
 
 INSTRUCTION = "Which category does this text belong to? Answer with the category alone."
-CATEGORIES = "{categories}"
-"""What an instruction may hold in the place of the labels."""
+CATEGORIES_FIELD = "{categories}"
+"""Placeholder in an instruction that is replaced by the list of labels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wishes:
-    """What the rows are to be like."""
+class ClassificationOptions:
+    """Options of the `classification` recipe."""
 
     text_column: str = "text"
     label_column: str = "label"
     per_category: int = 150
-    """Most rows of a label, of both files together."""
+    """Maximum number of rows per label, training and evaluation together."""
     instruction: str = INSTRUCTION
     eval_fraction: float = 0.1
-    """Of each label's rows."""
+    """Fraction of each label's rows that goes to `valid.jsonl`."""
     seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
-    """The rows to be taken up."""
+class RowSelection:
+    """The sampled rows, identified by the hash of their text."""
 
-    side: Mapping[int, str]
-    """By the draw of its text, the file that a row goes to."""
+    file_of: Mapping[int, str]
+    """Output file of each sampled row, by the hash of its text."""
     left_out: Mapping[str, int]
+    """Number of rows that are not used, by reason."""
     short: Mapping[str, int]
-    """Different texts of the labels that have fewer than were wished for."""
+    """Number of different texts, for each label with fewer than `per_category`."""
 
 
-def build(source: str, output: Path, *, overwrite: bool, wishes: Wishes) -> Summary:
-    """The folder of rows from a table.
+def build(
+    source: str, output: Path, *, overwrite: bool, options: ClassificationOptions
+) -> RecipeSummary:
+    """Write the folder of rows for a table.
 
     Raises:
-        DatasetError: the source cannot be used; every fault of it is named.
+        DatasetError: the source is invalid; the error lists every fault.
         JobError: the output cannot be written.
     """
     [table], _ = locate([Wanted(name=source)])
     check_output(output, overwrite=overwrite, sources=[Path(table.name)])
-    notes = _Notes(table, wishes)
-    labels = sorted(notes.numbers)
+    first_pass = _FirstPass(table, options)
+    labels = sorted(first_pass.label_ids)
     if len(labels) < 2:
         seen = ", ".join(map(quoted, labels)) or "none"
         problem = f"expected at least two different labels; found {seen}"
-        raise DatasetError.at(f"{table.name}: {wishes.label_column}", problem)
-    choice = notes.choose()
-    asked = wishes.instruction.replace(CATEGORIES, ", ".join(labels))
+        raise DatasetError.at(f"{table.name}: {options.label_column}", problem)
+    selection = first_pass.select()
+    instruction = options.instruction.replace(CATEGORIES_FIELD, ", ".join(labels))
     rows: dict[str, dict[int, Row]] = {TRAIN: {}, VALID: {}}
-    for text, label in _pairs(table, wishes, []):
-        drawn = draw(wishes.seed, text)
-        if label and drawn in choice.side:
-            asks = {"prompt": f"{asked}\n\n{text}", "completion": label}
-            rows[choice.side[drawn]][drawn] = asks
-    sides = {name: [side[drawn] for drawn in sorted(side)] for name, side in rows.items()}
-    write_rows(output, sides[TRAIN], sides[VALID])
-    return Summary(
+    for text, label in _pairs(table, options, []):
+        key = draw(options.seed, text)
+        if label and key in selection.file_of:
+            row = {"prompt": f"{instruction}\n\n{text}", "completion": label}
+            rows[selection.file_of[key]][key] = row
+    files = {name: [by_key[key] for key in sorted(by_key)] for name, by_key in rows.items()}
+    write_rows(output, files[TRAIN], files[VALID])
+    return RecipeSummary(
         output=output,
-        rows={name: len(side) for name, side in sides.items()},
-        labels={name: balance(row["completion"] for row in side) for name, side in sides.items()},
-        left_out=choice.left_out,
-        notes=_shortfalls(choice.short, len(labels), wishes),
+        rows={name: len(file) for name, file in files.items()},
+        labels={name: balance(row["completion"] for row in file) for name, file in files.items()},
+        left_out=selection.left_out,
+        notes=_shortfalls(selection.short, len(labels), options),
     )
 
 
-def _pairs(table: Source, wishes: Wishes, faults: list[Fault]) -> Iterator[tuple[str, str]]:
-    """(text, label) of each row, without the space around them; faults go into `faults`."""
-    wanted = (wishes.text_column, wishes.label_column)
+def _pairs(
+    table: Source, options: ClassificationOptions, faults: list[Fault]
+) -> Iterator[tuple[str, str]]:
+    """Yield the stripped (text, label) of each row; append invalid rows to `faults`."""
+    required = (options.text_column, options.label_column)
     for number, record in enumerate(table.read()):
         if isinstance(record, tuple):
             faults += record
-        elif number == 0 and (missing := column_faults(table.name, [*record.value], wanted)):
+        elif number == 0 and (missing := column_faults(table.name, [*record.value], required)):
             faults += missing
             return
         else:
-            cells = [_cell(record, name) for name in wanted]
-            wrong = [cell for cell in cells if isinstance(cell, Fault)]
-            faults += wrong
-            if not wrong:
+            cells = [_cell(record, name) for name in required]
+            cell_faults = [cell for cell in cells if isinstance(cell, Fault)]
+            faults += cell_faults
+            if not cell_faults:
                 text, label = map(str, cells)
                 yield text, label
         if len(faults) >= FAULTS_KEPT:
@@ -109,7 +122,7 @@ def _pairs(table: Source, wishes: Wishes, faults: list[Fault]) -> Iterator[tuple
 
 
 def _cell(record: Record, column: str) -> str | Fault:
-    """The text in a cell. A number is a label as it is written, an empty cell no text."""
+    """Return the text of a cell; a number becomes its text, null the empty text."""
     match record.value.get(column):
         case None:
             return ""
@@ -121,66 +134,67 @@ def _cell(record: Record, column: str) -> str | Fault:
             return Fault(f"{record.where}: {column}", f"expected text; found {found(other)}")
 
 
-class _Notes:
-    """What the first pass notes of a table."""
+class _FirstPass:
+    """Hashes and labels of a table, collected by the first pass."""
 
-    def __init__(self, table: Source, wishes: Wishes) -> None:
-        """Reads the table.
+    def __init__(self, table: Source, options: ClassificationOptions) -> None:
+        """Read the table.
 
         Raises:
-            DatasetError: it cannot be used.
+            DatasetError: the table is invalid.
         """
-        self._wishes = wishes
-        self._drawn, self._label = array("Q"), array("i")
+        self._options = options
+        self._key, self._label = array("Q"), array("i")
         self._empty = {"empty_text": 0, "empty_label": 0}
-        self.numbers: dict[str, int] = {}
-        """Of each label, in the order in which they come."""
+        self.label_ids: dict[str, int] = {}
+        """Id of each label, in order of first occurrence."""
         faults: list[Fault] = []
-        for text, label in _pairs(table, wishes, faults):
+        for text, label in _pairs(table, options, faults):
             if text and label:
-                self._drawn.append(draw(wishes.seed, text))
-                self._label.append(self.numbers.setdefault(label, len(self.numbers)))
+                self._key.append(draw(options.seed, text))
+                self._label.append(self.label_ids.setdefault(label, len(self.label_ids)))
             else:
                 self._empty["empty_label" if text else "empty_text"] += 1
         if faults:
             raise DatasetError(faults)
 
-    def choose(self) -> Choice:
-        """Of each label the texts with the smallest draws; the smallest of these for evaluation.
+    def select(self) -> RowSelection:
+        """Select the texts with the smallest hashes per label, the smallest for evaluation.
 
-        A text that stands with two labels is left out wherever it stands, because no answer to it
-        is right; a text that stands twice with one label is taken once.
+        All rows of a text with two labels are left out, because no answer to it is right. A text
+        that repeats with the same label is used once.
         """
-        drawn_N, label_N = np.array(self._drawn, np.uint64), np.array(self._label, np.int32)
-        order_N = np.lexsort((label_N, drawn_N))
-        drawn_N, label_N = drawn_N[order_N], label_N[order_N]
-        new_text_N = np.append(True, drawn_N[1:] != drawn_N[:-1])
+        key_N, label_N = np.array(self._key, np.uint64), np.array(self._label, np.int32)
+        order_N = np.lexsort((label_N, key_N))
+        key_N, label_N = key_N[order_N], label_N[order_N]
+        new_text_N = np.append(True, key_N[1:] != key_N[:-1])
         first = np.flatnonzero(new_text_N)
-        rows = np.diff(first, append=len(drawn_N))
+        rows = np.diff(first, append=len(key_N))
+        # Labels are sorted within a text, so they all agree if the first equals the last.
         agreed = label_N[first] == label_N[first + rows - 1]
-        texts, label = drawn_N[first[agreed]], label_N[first[agreed]]
-        side: dict[int, str] = {}
+        texts, label = key_N[first[agreed]], label_N[first[agreed]]
+        file_of: dict[int, str] = {}
         short: dict[str, int] = {}
-        for name, number in sorted(self.numbers.items()):
-            its = texts[label == number]
-            taken = its[: self._wishes.per_category].tolist()
-            held = round(self._wishes.eval_fraction * len(taken))
-            side |= {drawn: VALID if n < held else TRAIN for n, drawn in enumerate(taken)}
-            if len(its) < self._wishes.per_category:
-                short[name] = len(its)
+        for name, label_id in sorted(self.label_ids.items()):
+            candidates = texts[label == label_id]
+            selected = candidates[: self._options.per_category].tolist()
+            held_out = round(self._options.eval_fraction * len(selected))
+            file_of |= {key: VALID if n < held_out else TRAIN for n, key in enumerate(selected)}
+            if len(candidates) < self._options.per_category:
+                short[name] = len(candidates)
         left_out = {
             **self._empty,
             "contradictory": int(rows[~agreed].sum()),
             "repeated": int((rows[agreed] - 1).sum()),
-            "not_drawn": len(texts) - len(side),
+            "not_drawn": len(texts) - len(file_of),
         }
-        return Choice(side=side, left_out=left_out, short=short)
+        return RowSelection(file_of=file_of, left_out=left_out, short=short)
 
 
-def _shortfalls(short: Mapping[str, int], labels: int, wishes: Wishes) -> list[str]:
-    """What the labels that have too few texts are told as."""
+def _shortfalls(short: Mapping[str, int], labels: int, options: ClassificationOptions) -> list[str]:
+    """Describe the labels that have too few texts."""
     if not short:
         return []
     fewest = min(short, key=lambda label: short[label])
-    said = f"{len(short):,} of {labels:,} labels have fewer than {wishes.per_category:,} texts"
-    return [f"{said}; {quoted(fewest)} has the fewest: {short[fewest]:,}"]
+    note = f"{len(short):,} of {labels:,} labels have fewer than {options.per_category:,} texts"
+    return [f"{note}; {quoted(fewest)} has the fewest: {short[fewest]:,}"]

@@ -1,4 +1,4 @@
-"""CodeAlpaca with its code in fences: what a coding assistant is to answer."""
+"""CodeAlpaca: coding questions whose answers have their code in Markdown fences."""
 
 from __future__ import annotations
 
@@ -15,87 +15,99 @@ from qwen_local.datasets.formats import Example
 from qwen_local.datasets.record_files import Faults
 from qwen_local.datasets.sources import Wanted, locate
 from qwen_local.errors import DatasetError, Fault
-from qwen_local.recipes.fences import Answer, fenced
-from qwen_local.recipes.output import TRAIN, VALID, Row, Summary, balance, check_output, write_rows
+from qwen_local.recipes.fences import FencedAnswer, fenced
+from qwen_local.recipes.output import (
+    TRAIN,
+    VALID,
+    RecipeSummary,
+    Row,
+    balance,
+    check_output,
+    write_rows,
+)
 from qwen_local.recipes.subset import draw, held_out
 
 FORMAT = "alpaca"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wishes:
-    """What the rows are to be like."""
+class CodeAlpacaOptions:
+    """Options of the `code-alpaca` recipe."""
 
     rows: int | None = None
-    """Of both files together; None for all."""
+    """Number of rows, training and evaluation together; None for all."""
     sample: bool = False
-    """Drawn from the whole source; otherwise its first rows."""
+    """True to sample from the whole source, False to take its first rows."""
     eval_fraction: float = 0.1
+    """Fraction of the rows that goes to `valid.jsonl`."""
     seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exercise:
-    """A question and its answer as it is to be learned."""
+    """A question and its fenced answer."""
 
     before: Sequence[Mapping[str, Any]]
-    """The messages of the conversation that come before the answer."""
+    """Messages of the conversation before the answer."""
     question: str
-    answer: Answer
-    drawn: int
+    answer: FencedAnswer
+    key: int
+    """Hash of question and answer, which decides the sampling."""
 
     def row(self) -> Row:
-        """In the `messages` format, which also has room for a system message."""
-        said = {"role": "assistant", "content": self.answer.text}
-        return {"messages": [*self.before, said]}
+        """Return the row in the `messages` format, which can hold a system message."""
+        answer = {"role": "assistant", "content": self.answer.text}
+        return {"messages": [*self.before, answer]}
 
 
-def build(source: str, output: Path, *, overwrite: bool, wishes: Wishes) -> Summary:
-    """The folder of rows from CodeAlpaca's file, or from a data set on the hub that is like it.
+def build(
+    source: str, output: Path, *, overwrite: bool, options: CodeAlpacaOptions
+) -> RecipeSummary:
+    """Write the folder of rows for CodeAlpaca's file, or for a Hub data set in its format.
 
-    The rows that are chosen are held in memory; the source is read once, and without `sample` no
-    further than they reach.
+    Memory holds the selected rows. The source is read once; without `sample`, reading stops after
+    the last selected row.
 
     Raises:
-        DatasetError: the source cannot be used; every fault in what was read of it is named.
+        DatasetError: the source is invalid; the error lists every fault in the part that was read.
         JobError: the output cannot be written.
     """
     [found], _ = locate([Wanted(name=source)])
     check_output(output, overwrite=overwrite, sources=[Path(found.name)])
-    reading = _Reading(wishes.seed)
-    every = reading.exercises(found.examples())
-    if wishes.sample and wishes.rows is not None:
-        chosen = heapq.nsmallest(wishes.rows, every, key=lambda exercise: exercise.drawn)
+    reader = _Reader(options.seed)
+    exercises = reader.exercises(found.examples())
+    if options.sample and options.rows is not None:
+        selected = heapq.nsmallest(options.rows, exercises, key=lambda exercise: exercise.key)
     else:
-        chosen = list(islice(every, wishes.rows))
-    if reading.faults:
-        raise DatasetError(reading.faults)
-    if not chosen:
-        raise DatasetError.at(found.name, "gives no row: it holds no question with an answer")
+        selected = list(islice(exercises, options.rows))
+    if reader.faults:
+        raise DatasetError(reader.faults)
+    if not selected:
+        raise DatasetError.at(found.name, "contains no question with an answer")
     held = held_out(
-        Counter(exercise.question for exercise in chosen),
-        fraction=wishes.eval_fraction,
-        seed=wishes.seed,
+        Counter(exercise.question for exercise in selected),
+        fraction=options.eval_fraction,
+        seed=options.seed,
     )
-    sides = {
-        TRAIN: [exercise for exercise in chosen if exercise.question not in held],
-        VALID: [exercise for exercise in chosen if exercise.question in held],
+    files = {
+        TRAIN: [exercise for exercise in selected if exercise.question not in held],
+        VALID: [exercise for exercise in selected if exercise.question in held],
     }
-    write_rows(output, *([exercise.row() for exercise in side] for side in sides.values()))
+    write_rows(output, *([exercise.row() for exercise in file] for file in files.values()))
     notes = []
-    if wishes.rows is not None and len(chosen) < wishes.rows:
-        notes.append(f"{len(chosen):,} rows, not {wishes.rows:,}: the source has no more")
-    return Summary(
+    if options.rows is not None and len(selected) < options.rows:
+        notes.append(f"{len(selected):,} rows, not {options.rows:,}: the source has no more")
+    return RecipeSummary(
         output=output,
-        rows={name: len(side) for name, side in sides.items()},
-        labels={name: balance(e.answer.kind for e in side) for name, side in sides.items()},
-        left_out={**reading.left_out, "not_drawn": reading.usable - len(chosen)},
+        rows={name: len(file) for name, file in files.items()},
+        labels={name: balance(e.answer.kind for e in file) for name, file in files.items()},
+        left_out={**reader.left_out, "not_drawn": reader.usable - len(selected)},
         notes=notes,
     )
 
 
-class _Reading:
-    """A source being read: what is wrong with it, and what of it is left out."""
+class _Reader:
+    """Reader of a source that collects its faults and counts the rows it leaves out."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -104,14 +116,14 @@ class _Reading:
         self.usable = 0
 
     def exercises(self, read: Iterable[Example | Faults]) -> Iterator[Exercise]:
-        """The exercises, each once."""
+        """Yield the exercises, each once."""
         seen: set[int] = set()
         for example in read:
             if isinstance(example, tuple):
                 self.faults += example
             elif example.format != FORMAT:
                 problem = f"expected the {FORMAT} format; found the {example.format} format"
-                hint = "`train` reads it as it is"
+                hint = "train reads this format directly; no recipe is needed"
                 self.faults.append(Fault(example.where, problem, hint))
             elif exercise := self._exercise(example, seen):
                 self.usable += 1
@@ -123,10 +135,10 @@ class _Reading:
         assert not isinstance(example.content, str)  # this format has messages
         *before, last = example.content
         question = "\n".join(message["content"] for message in before)
-        drawn = draw(self._seed, question, last["content"])
-        if example.says_nothing or drawn in seen:
+        key = draw(self._seed, question, last["content"])
+        if example.says_nothing or key in seen:
             self.left_out["empty_answer" if example.says_nothing else "repeated"] += 1
             return None
-        seen.add(drawn)
+        seen.add(key)
         answer = fenced(question, last["content"])
-        return Exercise(before=before, question=question, answer=answer, drawn=drawn)
+        return Exercise(before=before, question=question, answer=answer, key=key)

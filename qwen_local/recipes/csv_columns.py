@@ -1,4 +1,4 @@
-"""The columns that a table must have."""
+"""Checks that a table has the required columns."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from qwen_local.datasets.faults import meant, quoted
 from qwen_local.errors import Fault
 
 
-def column_faults(where: str, columns: Sequence[str], wanted: Iterable[str]) -> list[Fault]:
-    """A fault for each column that is not there once, with the nearest name that is.
+def column_faults(where: str, columns: Sequence[str], required: Iterable[str]) -> list[Fault]:
+    """Return a fault for each required column that is missing or repeated.
 
     Args:
         where: the table, or the place of its header.
-        columns: those that are there.
-        wanted: those that are needed.
+        columns: column names of the table.
+        required: required column names.
 
     >>> [fault] = column_faults("ratings.csv:1", ["userid", "rating"], ["userId", "rating"])
     >>> print(fault)
@@ -24,7 +24,7 @@ def column_faults(where: str, columns: Sequence[str], wanted: Iterable[str]) -> 
     """
     seen = ", ".join(map(quoted, columns)) or "none"
     faults = []
-    for name in wanted:
+    for name in required:
         if columns.count(name) > 1:
             problem = f"expected one column {quoted(name)}; found {seen}"
             faults.append(Fault(where, problem, "rename or remove all but one"))

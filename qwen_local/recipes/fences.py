@@ -1,10 +1,10 @@
-r"""Answers of code into Markdown fences, as a coding assistant writes them.
+r"""Wrap answers that consist of code in Markdown fences, as a coding assistant writes them.
 
-An answer is code when its first line and at least half of all its lines look like code; prose, a
-bare value (`42`, `[1, 2, 3]`) and an explanation that contains code stay as they are. The language
-of the fence is the one that the answer shows (`#include`, `SELECT ... FROM`) and the question does
-not contradict, or, where the answer shows none, the only one that the question names. In doubt the
-fence has none.
+An answer is code if its first line and at least half of all its lines look like code. Prose, bare
+values (`42`, `[1, 2, 3]`) and explanations that contain code stay unchanged. The fence has a
+language if the answer shows one (`#include`, `SELECT ... FROM`) that the question does not
+contradict, or if the answer shows none and the question names exactly one. Otherwise the fence has
+no language.
 
 >>> print(fenced("Print hello in Python.", "print('hello')").text)
 ```python
@@ -27,7 +27,7 @@ STATEMENT = re.compile(
       (?:async|await|break|case|catch|class|const|continue|def|default|do|echo|elif|else|end|enum
         |except|export|finally|fn|for|foreach|from|func|function|if|import|int|interface|let|namespace
         |package|print|private|protected|public|raise|return|static|struct|switch|throw|try|using
-        |var|void|while|with|yield)\b (?! \s+ (?:[a-z]+\s+){3,} )   # four words on end: a sentence
+        |var|void|while|with|yield)\b (?! \s+ (?:[a-z]+\s+){3,} )   # four words in a row: prose
     | (?:ALTER|AND|CREATE|DELETE|DROP|FROM|GROUP|HAVING|INNER|INSERT|JOIN|LEFT|LIMIT|ON|ORDER|RIGHT
         |SELECT|SET|UNION|UPDATE|VALUES|WHERE|WITH)\b
     | \# | // | /\* | -- | \"{3} | '{3} | <[!?/a-zA-Z] | [@$]\w | [})\]]  # comments, tags, brackets
@@ -36,14 +36,14 @@ STATEMENT = re.compile(
     """,
     re.VERBOSE,
 )
-"""What a line of code begins with."""
-ENDS = re.compile(r"[{};\\]$|=>$|\)\s*:$|^[\w<>:*&\[\]]+\s+[\w*&]+\(.*\)$")
-"""What a line of code ends with."""
+"""Matches the start of a line of code."""
+CODE_END = re.compile(r"[{};\\]$|=>$|\)\s*:$|^[\w<>:*&\[\]]+\s+[\w*&]+\(.*\)$")
+"""Matches the end of a line of code."""
 SENTENCE = re.compile(r"[A-Z][a-z]* (?:[a-z]+,? ){2}")
-"""What a sentence begins with, whatever code it quotes."""
+"""Matches the start of a sentence, even if it quotes code."""
 INDENTED = re.compile(r"[ \t]")
 
-NAMED = {
+LANGUAGE_NAMES = {
     "bash": r"bash|shell",
     "c": r"(?:in|using) C(?![\w+#])|C(?= (?:code|function|language|program))",
     "cpp": r"C\+\+",
@@ -64,9 +64,10 @@ NAMED = {
     "typescript": r"TypeScript",
     "xml": r"XML",
 }
-"""How a question names a language. `c` is also a name that variables have, so its case counts."""
+"""Pattern of each language's name in a question. Only `c` is case-sensitive, because `c` is also a
+common variable name."""
 
-SHOWN = {
+LANGUAGE_SIGNS = {
     "bash": r"\A\#!\s*/\S*sh\b|\A\#!/usr/bin/env (?:ba)?sh",
     "cpp": r"^\s*\#include\s*<(?:iostream|vector|string|map|algorithm|bits/)|\bstd::|\bcout\s*<<",
     "c": r"^\s*\#include\s*<(?:stdio|stdlib|string)\.h>",
@@ -85,59 +86,61 @@ SHOWN = {
     "swift": r"\bfunc \w+\(.*->",
     "xml": r"\A\s*<\?xml",
 }
-"""What only this language's code has."""
+"""Pattern of code that occurs only in this language."""
 
-_NAMED = {
+_NAME_PATTERNS = {
     name: re.compile(rf"(?<!\w)(?:{pattern})(?!\w)", 0 if name == "c" else re.IGNORECASE)
-    for name, pattern in NAMED.items()
+    for name, pattern in LANGUAGE_NAMES.items()
 }
-_SHOWN = {name: re.compile(pattern, re.MULTILINE) for name, pattern in SHOWN.items()}
+_SIGN_PATTERNS = {
+    name: re.compile(pattern, re.MULTILINE) for name, pattern in LANGUAGE_SIGNS.items()
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer as it is to be learned."""
+class FencedAnswer:
+    """An answer, in a fence if it is code."""
 
     text: str
     kind: str
-    """The language of its fence, `no language`, `fenced before`, or `prose` for no fence."""
+    """Language of the fence, or `no language`, `fenced before` (it had a fence) or `prose`."""
 
 
-def fenced(question: str, answer: str) -> Answer:
-    """The answer, in a fence where it is code."""
+def fenced(question: str, answer: str) -> FencedAnswer:
+    """Wrap the answer in a fence if it is code."""
     if FENCE in answer:
-        return Answer(answer, FENCED_BEFORE)
+        return FencedAnswer(answer, FENCED_BEFORE)
     if not looks_like_code(answer):
-        return Answer(answer, PROSE)
+        return FencedAnswer(answer, PROSE)
     tag = language(question, answer)
     code = answer.strip("\n").rstrip()
-    return Answer(f"{FENCE}{tag or ''}\n{code}\n{FENCE}", tag or NO_LANGUAGE)
+    return FencedAnswer(f"{FENCE}{tag or ''}\n{code}\n{FENCE}", tag or NO_LANGUAGE)
 
 
 def looks_like_code(text: str) -> bool:
-    """Whether the first line and at least half of the lines that are not blank look like code.
+    """Return True if the first line and at least half of the non-blank lines look like code.
 
     >>> looks_like_code("x = 1\\nprint(x)"), looks_like_code("For example:\\nx = 1")
     (True, False)
     """
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
-    alike = [_is_code(line) for line in lines]
-    return bool(lines) and alike[0] and 2 * sum(alike) >= len(lines)
+    is_code = [_is_code(line) for line in lines]
+    return bool(lines) and is_code[0] and 2 * sum(is_code) >= len(lines)
 
 
 def _is_code(line: str) -> bool:
     if SENTENCE.match(line):
         return False
-    return bool(INDENTED.match(line) or STATEMENT.match(line) or ENDS.search(line))
+    return bool(INDENTED.match(line) or STATEMENT.match(line) or CODE_END.search(line))
 
 
 def language(question: str, answer: str) -> str | None:
-    """The one language that question and answer agree on, None in doubt.
+    """Return the one language that question and answer agree on, or None.
 
     >>> language("Write a JavaScript loop.", "i += 1"), language("Port this Java to Python.", "i")
     ('javascript', None)
     """
-    named = {name for name, pattern in _NAMED.items() if pattern.search(question)}
-    shown = {name for name, pattern in _SHOWN.items() if pattern.search(answer)}
+    named = {name for name, pattern in _NAME_PATTERNS.items() if pattern.search(question)}
+    shown = {name for name, pattern in _SIGN_PATTERNS.items() if pattern.search(answer)}
     agreed = named & shown if named and shown else named | shown
     return agreed.pop() if len(agreed) == 1 else None

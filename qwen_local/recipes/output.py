@@ -1,4 +1,4 @@
-"""What a recipe leaves: a folder that `train` reads, and a summary of what went into it."""
+"""Output of a recipe: the folder that `train` reads, and a summary."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from qwen_local.errors import JobError
 from qwen_local.files import new_name, sync_folder
 
 TRAIN, VALID = "train.jsonl", "valid.jsonl"
-MOST_LABELS = 20
-"""Labels that the summary counts one by one; `--json` counts them all."""
+MAX_LABELS_SHOWN = 20
+"""Maximum number of labels that the summary lists one by one; `--json` lists all."""
 
 Row = Mapping[str, Any]
 """One line of a file, in the `prompt` or the `messages` format."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Summary:
-    """What a recipe made of its sources."""
+class RecipeSummary:
+    """Result of a recipe: rows written, rows left out."""
 
     output: Path
     rows: Mapping[str, int]
-    """Of each file that was written."""
+    """Number of rows of each file."""
     labels: Mapping[str, Mapping[str, int]]
-    """The same rows by their label, or by the kind of their answer."""
+    """Number of rows of each file, by label or by kind of answer."""
     left_out: Mapping[str, int]
-    """What was not used, by reason."""
+    """Number of rows that were not used, by reason."""
     notes: Sequence[str] = field(default=())
-    """Wishes that the sources could not meet."""
+    """Requests that the sources could not satisfy."""
 
     def to_json(self) -> dict[str, Any]:
-        """One object for other programs."""
+        """Return the JSON object of `--json`."""
         return {**asdict(self), "output": str(self.output), "notes": list(self.notes)}
 
     def __str__(self) -> str:
@@ -51,13 +51,13 @@ class Summary:
 
 
 def _by_label(rows: Mapping[str, int]) -> str:
-    if len(rows) > MOST_LABELS:
-        return f"{len(rows):,} labels of {min(rows.values()):,} to {max(rows.values()):,}"
+    if len(rows) > MAX_LABELS_SHOWN:
+        return f"{len(rows):,} labels, {min(rows.values()):,} to {max(rows.values()):,} rows each"
     return ", ".join(f"{label} {n:,}" for label, n in rows.items())
 
 
 def balance(labels: Iterable[str]) -> dict[str, int]:
-    """Rows of each label, the most frequent one first.
+    """Count the rows of each label, the most frequent first.
 
     >>> balance(["No", "Yes", "Yes"])
     {'Yes': 2, 'No': 1}
@@ -67,15 +67,15 @@ def balance(labels: Iterable[str]) -> dict[str, int]:
 
 
 def check_output(folder: Path, *, overwrite: bool, sources: Iterable[Path]) -> None:
-    """Say before any work whether the folder can be written.
+    """Check before any work that the folder can be written.
 
     Args:
-        folder: is to hold the rows.
-        overwrite: whether `train.jsonl` and `valid.jsonl` in it may be replaced.
-        sources: files that are read, and never written; what is no file is no matter.
+        folder: the output folder.
+        overwrite: True if `train.jsonl` and `valid.jsonl` in it may be replaced.
+        sources: input files, which are never overwritten; names that are not files are ignored.
 
     Raises:
-        JobError: the folder is a file, holds something, or holds a source.
+        JobError: the folder is a file, is not empty, or contains a source.
     """
     another = "choose another folder with --output"
     try:
@@ -83,49 +83,49 @@ def check_output(folder: Path, *, overwrite: bool, sources: Iterable[Path]) -> N
         if not there.is_dir():
             raise JobError.at("--output", f"{there} is not a folder", another)
         if not os.access(there, os.W_OK):
-            raise JobError.at("--output", f"{there} cannot be written to", another)
+            raise JobError.at("--output", f"{there} is not writable", another)
         if folder.exists() and any(folder.iterdir()) and not overwrite:
-            ways = f"{another}, or replace its {TRAIN} and {VALID} with --overwrite"
-            raise JobError.at("--output", f"{folder} is not empty", ways)
+            hint = f"{another}, or replace its {TRAIN} and {VALID} with --overwrite"
+            raise JobError.at("--output", f"{folder} is not empty", hint)
         for source in sources:
             for old in (folder / TRAIN, folder / VALID):
                 if old.exists() and source.exists() and old.samefile(source):
-                    raise JobError.at("--output", f"{old} is what the rows come from", another)
+                    raise JobError.at("--output", f"{old} is an input file", another)
     except OSError as error:
         raise JobError.at("--output", f"{folder}: {error.strerror}", another) from None
 
 
 def write_rows(folder: Path, train: Iterable[Row], valid: Iterable[Row]) -> None:
-    """Both files, or neither; without rows for evaluation there is no `valid.jsonl`.
+    """Write both files or neither; without evaluation rows there is no `valid.jsonl`.
 
-    Rows of two builds never lie side by side, whenever the power fails: the old `valid.jsonl` goes
-    before the new `train.jsonl` comes.
+    The folder never mixes files of two builds, even after a power failure: the old `valid.jsonl` is
+    removed before the new `train.jsonl` appears.
 
     Raises:
-        OSError: they cannot be written; what was in the folder still is.
+        OSError: a file cannot be written; the old files are still there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _new_file(folder / TRAIN, train), _new_file(folder / VALID, valid) as has_valid:
         (folder / VALID).unlink(missing_ok=True)
         sync_folder(folder)
-        _beside(folder / TRAIN).replace(folder / TRAIN)
+        _temporary(folder / TRAIN).replace(folder / TRAIN)
         if has_valid:
-            _beside(folder / VALID).replace(folder / VALID)
+            _temporary(folder / VALID).replace(folder / VALID)
         sync_folder(folder)
 
 
-def _beside(path: Path) -> Path:
+def _temporary(path: Path) -> Path:
     return path.with_name(new_name(path.name))
 
 
 @contextmanager
 def _new_file(path: Path, rows: Iterable[Row]) -> Iterator[bool]:
-    """A file with these rows beside `path`, on the disk and not renamed yet.
+    """Write the rows to a temporary file beside `path` and sync it; the caller renames it.
 
     Yields:
-        Whether there are any rows in it.
+        True if the file has rows.
     """
-    new = _beside(path)
+    new = _temporary(path)
     try:
         with new.open("wb") as file:
             for row in rows:

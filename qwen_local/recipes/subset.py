@@ -1,7 +1,7 @@
-"""Draws that depend on what a thing is and on the seed, never on where it stands.
+"""Sampling by hash: the sample depends on the content and the seed, not on the order of a file.
 
-A thing's draw is a hash of it. Those with the smallest draws are a fair sample of any size, the
-same one however the file is sorted, and a larger sample contains every smaller one.
+The items with the smallest hashes are a random sample of any size. A larger sample contains every
+smaller one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from qwen_local.datasets.split import mixed
 
 
 def draw(seed: int, *parts: str) -> int:
-    """A number in [0, 2^64) for these parts; which strings they are counts, and their order.
+    """Hash these strings, in this order, to a number in [0, 2^64).
 
     >>> draw(0, "a", "b") == draw(0, "a", "b"), draw(0, "a", "b") == draw(0, "ab", "")
     (True, False)
@@ -25,11 +25,11 @@ def draw(seed: int, *parts: str) -> int:
 
 
 def draws(seed: int, numbers: np.ndarray) -> np.ndarray:
-    """`draw` for whole columns; different numbers have different draws.
+    """Hash a column of numbers; different numbers have different hashes.
 
     Args:
-        seed: moves the numbers first.
-        numbers: of any integer type, shape [N].
+        seed: seed of the hash.
+        numbers: any integer type, shape [N].
 
     Returns:
         uint64 [N].
@@ -38,7 +38,7 @@ def draws(seed: int, numbers: np.ndarray) -> np.ndarray:
 
 
 def smallest(draws_N: np.ndarray, size: int) -> np.ndarray:
-    """Where the `size` smallest draws stand (all of them where there are fewer), in any order.
+    """Return the indices of the `size` smallest hashes (or of all), in any order.
 
     >>> sorted(smallest(np.array([30, 10, 40, 20], np.uint64), 2).tolist())
     [1, 3]
@@ -48,18 +48,18 @@ def smallest(draws_N: np.ndarray, size: int) -> np.ndarray:
 
 
 def held_out(rows: Mapping[str, int], *, fraction: float, seed: int) -> set[str]:
-    """The questions to be kept for evaluation, each with all of its rows.
+    """Return the questions to hold out for evaluation, each with all of its rows.
 
     Args:
-        rows: of each question.
-        fraction: of all rows, 0 <= fraction < 1; met to the row unless questions repeat.
-        seed: another seed chooses other questions.
+        rows: number of rows of each question.
+        fraction: fraction of all rows, 0 <= fraction < 1; exact unless questions repeat.
+        seed: seed of the hash.
 
     >>> sorted(held_out({"a": 1, "b": 1, "c": 1, "d": 1}, fraction=0.5, seed=0))
     ['a', 'd']
     """
     total = sum(rows.values())
-    left = min(round(fraction * total), total - 1)  # something is left to train on
+    left = min(round(fraction * total), total - 1)  # leave at least one row for training
     chosen = set()
     for question in sorted(rows, key=lambda question: draw(seed, "held out", question)):
         if rows[question] <= left:

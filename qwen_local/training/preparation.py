@@ -14,7 +14,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from qwen_local.backends.base import Setup, peak_resident_bytes
 from qwen_local.backends.probe import in_a_line
 from qwen_local.backends.select import Choice, DType, Machine
-from qwen_local.datasets.column_map import settle
+from qwen_local.datasets.column_map import resolve_format
 from qwen_local.datasets.prepare import Prepared, prepare
 from qwen_local.datasets.sources import Wanted, locate, looks_local
 from qwen_local.datasets.tokenizer import ChatTokenizer
@@ -187,7 +187,7 @@ def _wanted(data: DataSpec, said: str | Sequence[EvalSource] | None) -> list[Wan
             Wanted(
                 name=sample.get(source.name, source.name),
                 weight=source.weight if isinstance(source, TrainSource) else 1.0,
-                format=settle(columns, own.format or "auto"),
+                format=resolve_format(columns, own.format or "auto"),
                 columns=columns,
                 limit=min(limits, default=None),
             )

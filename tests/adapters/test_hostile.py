@@ -113,7 +113,7 @@ def test_a_name_that_is_none_of_this_models_is_refused(name: str, good: Path) ->
         (lambda h: h[NAME].update(shape=[2**62, 2**62]), "not a readable safetensors file"),
         (lambda h: h[NAME].update(shape=[-1]), "not a readable safetensors file"),
         (lambda h: h[NAME].update(dtype="PICKLE"), "not a readable safetensors file"),
-        (lambda h: h[NAME].update(dtype="I32"), "is of type I32; expected floats"),
+        (lambda h: h[NAME].update(dtype="I32"), "has type I32; expected floats"),
         (lambda h: h.pop(NAME), "not a readable safetensors file"),
         (lambda h: h.update({NAME: 5}), "not a readable safetensors file"),
     ],

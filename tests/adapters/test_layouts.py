@@ -359,7 +359,7 @@ def test_arrays_of_another_kind_are_refused(saved: tuple[Path, ModelFiles]) -> N
     with pytest.raises(ModelError) as error:
         load_adapter(folder / "peft", model.architecture)
     assert str(error.value) == (
-        f"{path}: not a readable safetensors file: codes is of type I8; expected floats"
+        f"{path}: not a readable safetensors file: codes has type I8; expected floats"
     )
 
 

@@ -38,20 +38,20 @@ def texts(tmp_path: Path) -> Path:
 
 def test_movielens_is_built_and_summed_up(cli: Cli, films: Path) -> None:
     flags = ["--train", "20", "--eval", "4", "--balance"]
-    said = cli("data", "build", "movielens", films, "--output", "rows", *flags)
-    assert (said.code, said.out) == (
+    result = cli("data", "build", "movielens", films, "--output", "rows", *flags)
+    assert (result.code, result.out) == (
         0,
         "rows/train.jsonl: 20 rows (No 10, Yes 10)\n"
         "rows/valid.jsonl: 4 rows (No 2, Yes 2)\n"
         "left out: too little history 50, not drawn 46\n",
     )
-    assert said.err == f"{films}: 120 ratings, 12 titles\n"
+    assert result.err == f"{films}: 120 ratings, 12 titles\n"
 
 
-def test_what_the_data_could_not_give_is_said_on_stderr(cli: Cli, films: Path) -> None:
+def test_a_shortfall_is_reported_on_stderr(cli: Cli, films: Path) -> None:
     flags = ["--train", "100", "--eval", "0", "--json"]
-    said = cli("data", "build", "movielens", films, "--output", "rows", *flags)
-    assert json.loads(said.out) == {
+    result = cli("data", "build", "movielens", films, "--output", "rows", *flags)
+    assert json.loads(result.out) == {
         "output": "rows",
         "rows": {"train.jsonl": 70, "valid.jsonl": 0},
         "labels": {"train.jsonl": {"Yes": 40, "No": 30}, "valid.jsonl": {}},
@@ -63,15 +63,15 @@ def test_what_the_data_could_not_give_is_said_on_stderr(cli: Cli, films: Path) -
             "not_drawn": 0,
         },
         "notes": [
-            "train.jsonl has 70 rows, not 100: its users gave no more ratings with history enough"
+            "train.jsonl has 70 rows, not 100: its users have no more ratings with enough history"
         ],
     }
-    assert said.err.splitlines()[1:] == json.loads(said.out)["notes"]
+    assert result.err.splitlines()[1:] == json.loads(result.out)["notes"]
 
 
 def test_quiet_is_quiet(cli: Cli, films: Path) -> None:
-    said = cli("data", "build", "movielens", films, "--output", "rows", "--quiet")
-    assert (said.code, said.err) == (0, "")
+    result = cli("data", "build", "movielens", films, "--output", "rows", "--quiet")
+    assert (result.code, result.err) == (0, "")
 
 
 def test_code_alpaca_is_built_and_summed_up(cli: Cli, tmp_path: Path) -> None:
@@ -80,8 +80,8 @@ def test_code_alpaca_is_built_and_summed_up(cli: Cli, tmp_path: Path) -> None:
         for n in range(30)
     ]
     (tmp_path / "alpaca.json").write_text(json.dumps(rows))
-    said = cli("data", "build", "code-alpaca", "alpaca.json", "--rows", "20", "--output", "rows")
-    assert (said.code, said.out, said.err) == (
+    result = cli("data", "build", "code-alpaca", "alpaca.json", "--rows", "20", "--output", "rows")
+    assert (result.code, result.out, result.err) == (
         0,
         "rows/train.jsonl: 18 rows (python 18)\n"
         "rows/valid.jsonl: 2 rows (python 2)\n"
@@ -92,8 +92,8 @@ def test_code_alpaca_is_built_and_summed_up(cli: Cli, tmp_path: Path) -> None:
 
 def test_classification_is_built_and_summed_up(cli: Cli, texts: Path) -> None:
     flags = ["--per-category", "10", "--instruction", "One of {categories}?"]
-    said = cli("data", "build", "classification", texts, "--output", "rows", *flags)
-    assert (said.code, said.out, said.err) == (
+    result = cli("data", "build", "classification", texts, "--output", "rows", *flags)
+    assert (result.code, result.out, result.err) == (
         0,
         "rows/train.jsonl: 18 rows (a 9, b 9)\n"
         "rows/valid.jsonl: 2 rows (a 1, b 1)\n"
@@ -106,17 +106,17 @@ def test_classification_is_built_and_summed_up(cli: Cli, texts: Path) -> None:
 
 def test_a_build_is_trained_on_as_it_is(cli: Cli, films: Path) -> None:
     assert cli("data", "build", "movielens", films, "--output", "rows", "--quiet").code == 0
-    said = cli("train", "--model", "qwen-local/tiny", "--data", "rows", "--steps", "1", "--json")
-    assert said.code == 0, said.err
-    assert json.loads(said.out)["eval_loss"] > 0
+    result = cli("train", "--model", "qwen-local/tiny", "--data", "rows", "--steps", "1", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["eval_loss"] > 0
 
 
 def test_a_build_is_replaced_only_on_request(cli: Cli, texts: Path) -> None:
     command = ["data", "build", "classification", texts, "--output", "rows"]
     assert cli(*command).code == 0
     before = Path("rows/train.jsonl").read_bytes()
-    said = cli(*command, "--seed", "1")
-    assert (said.code, said.out, said.err) == (
+    result = cli(*command, "--seed", "1")
+    assert (result.code, result.out, result.err) == (
         2,
         "",
         "--output: rows is not empty\n\nhint: choose another folder with --output, "
@@ -132,9 +132,9 @@ def test_every_fault_of_both_films_and_ratings_comes_in_one_message(cli: Cli, fi
         file.write("1,2,six,3\n1,2\n")
     with (films / "movies.csv").open("a", encoding="utf-8") as file:
         file.write("x,Film,Drama\n")
-    said = cli("data", "build", "movielens", films, "--output", "rows")
-    assert (said.code, said.out) == (2, "")
-    assert said.err == (
+    result = cli("data", "build", "movielens", films, "--output", "rows")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == (
         f"{films}/movies.csv:14: movieId: expected a whole number from 0 to 2147483647; "
         "found 'x'\n\n"
         f"{films}/ratings.csv:122: rating: expected stars from 0.5 to 5 in steps of a half; "
@@ -145,21 +145,23 @@ def test_every_fault_of_both_films_and_ratings_comes_in_one_message(cli: Cli, fi
 
 
 def test_a_sample_of_all_rows_is_a_contradiction(cli: Cli) -> None:
-    said = cli("data", "build", "code-alpaca", "alpaca.json", "--sample", "--output", "rows")
-    assert said.code == 2
-    assert said.err.splitlines()[-1] == "Error: --sample draws --rows of them: say how many."
+    result = cli("data", "build", "code-alpaca", "alpaca.json", "--sample", "--output", "rows")
+    assert result.code == 2
+    assert (
+        result.err.splitlines()[-1] == "Error: --sample needs --rows: the number of rows to sample."
+    )
 
 
 @pytest.mark.parametrize(
-    ("command", "wishes"),
+    ("command", "options"),
     [
-        ("movielens", movielens.Wishes()),
-        ("code-alpaca", code_alpaca.Wishes()),
-        ("classification", classification.Wishes()),
+        ("movielens", movielens.MovieLensOptions()),
+        ("code-alpaca", code_alpaca.CodeAlpacaOptions()),
+        ("classification", classification.ClassificationOptions()),
     ],
 )
-def test_the_defaults_of_the_flags_are_those_of_the_recipe(command: str, wishes: Any) -> None:
+def test_the_defaults_of_the_flags_are_those_of_the_recipe(command: str, options: Any) -> None:
     given = build.commands[command].make_context(command, ["source", "--output", "rows"]).params
-    wished = {field.name: getattr(wishes, field.name) for field in fields(wishes)}
-    wished.pop("instruction", None)  # left to the recipe: it is long
-    assert wished.items() <= given.items()
+    defaults = {field.name: getattr(options, field.name) for field in fields(options)}
+    defaults.pop("instruction", None)  # left to the recipe: it is long
+    assert defaults.items() <= given.items()

@@ -59,7 +59,7 @@ def answer_to(child: pexpect.spawn, line: str) -> str:
 def test_a_person_talks_with_a_model(engine: Engine, tmp_path: Path) -> None:
     with terminal(tmp_path, *CHAT, "--model", TINY, "--backend", engine) as child:
         assert "answers: the likeliest token each time\r\n" in child.before
-        assert "/help lists the commands, Ctrl+D leaves\r\n" in child.before
+        assert "type /help for commands; press Ctrl+D to exit\r\n" in child.before
         assert "The sky is blue.\r\n" in answer_to(child, SKY)
         assert "The sky is blue.\r\n" in answer_to(child, "/retry")
         assert "The sky is blue.\r\n" in answer_to(child, f"{UP}{UP}")  # the history of lines
@@ -77,10 +77,10 @@ def test_a_person_talks_with_a_model(engine: Engine, tmp_path: Path) -> None:
         child.send(f"half a li{CTRL_C}")
         child.expect_exact(PROMPT)
         child.send(CTRL_C)
-        child.expect_exact("(Ctrl+D leaves)\r\n")
+        child.expect_exact("(press Ctrl+D to exit)\r\n")
         child.expect_exact(PROMPT)
-        assert "forgotten" in answer_to(child, "/clear")
-        assert "is set" in answer_to(child, "/system Antworte kurz. 日本")
+        assert "cleared" in answer_to(child, "/clear")
+        assert "message set" in answer_to(child, "/system Antworte kurz. 日本")
         assert "/help lists them" in answer_to(child, "/nonsense")
         child.send(CTRL_D)
         child.expect(pexpect.EOF)
@@ -110,7 +110,7 @@ def test_an_answer_is_shown_as_it_comes_and_ctrl_c_stops_it_alone(
         child.expect_exact("(stopped)\r\n")
         child.expect_exact(PROMPT)
         shown = answer_to(child, "/save talk.jsonl")
-        assert "(talk.jsonl: 2 questions and answers; 2 of its answers not whole" in shown
+        assert "(talk.jsonl: 2 questions and answers; incomplete answers: 2" in shown
         child.send("/exit\r")
         child.expect(pexpect.EOF)
     assert child.exitstatus == 0
@@ -145,7 +145,7 @@ def test_a_terminal_that_only_takes_text_does(endless_model: Path, tmp_path: Pat
         shown = child.before
         assert "<think>ok</think>␛[31mred🙂日語é 🙂" in shown
         assert "\x1b" not in shown
-        assert "(cut off after 40 tokens: see --max-tokens)\r\n" in shown
+        assert "(cut off after 40 tokens; see --max-tokens)\r\n" in shown
         child.send(CTRL_C)
         child.expect_exact(">>> ")
         child.send(CTRL_D)
@@ -167,17 +167,17 @@ def test_from_a_pipe_every_line_is_a_turn_and_stdout_has_the_answers_alone(
     assert said.err == (
         f"qwen-local/tiny on {name} (cpu, float32): asked for by --backend and --device\n"
         "answers: the likeliest token each time\n"
-        "(the system message is set, for the whole conversation; /clear begins anew)\n"
+        "(system message set for the whole conversation; /clear starts over)\n"
     )
 
 
-def test_a_pipe_gets_the_bytes_as_the_model_says_them(cli: Cli, endless_model: Path) -> None:
+def test_a_pipe_gets_the_bytes_of_the_model_unchanged(cli: Cli, endless_model: Path) -> None:
     args = (*CHAT, "--model", endless_model, "--max-tokens", "37")
     said = cli(*args, stdin=b"Hi\n")
     assert said.out.startswith("<think>ok</think>\x1b[31mred🙂日語é 🙂")
     hidden = cli(*args, "--hide-thinking", stdin=b"Hi\n")
     assert f"<think>ok</think>{hidden.out}" == said.out
-    assert "(thinking)\n(cut off after 37 tokens: see --max-tokens)\n" in hidden.err
+    assert "(thinking)\n(cut off after 37 tokens; see --max-tokens)\n" in hidden.err
 
 
 def test_the_second_prompt_holds_the_first_turn_until_it_is_cleared(
@@ -190,7 +190,7 @@ def test_the_second_prompt_holds_the_first_turn_until_it_is_cleared(
     assert (said.code, len(told), said.out.count("\n")) == (1, 1, 3)
     tokens = int(told[0].split()[4])
     assert 2048 <= tokens < 3 * 1024
-    assert "hint: /clear forgets what was said before" in said.err
+    assert "hint: use /clear to remove earlier turns" in said.err
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_a_seed_repeats_a_conversation_and_its_retries(cli: Cli, engine: Engine)
 # --- two that are compared ---
 
 
-def test_compared_in_a_pipe_each_voice_says_what_it_says_alone(
+def test_compared_in_a_pipe_each_model_answers_as_it_does_alone(
     engine: Engine, cli: Cli, changing_adapter: Path
 ) -> None:
     args = (*CHAT, "--model", TINY, "--backend", engine, "--max-tokens", "8")
@@ -274,7 +274,7 @@ def test_compared_in_a_terminal_the_answers_stand_side_by_side(
         shown = answer_to(child, SKY)
         left = "--- base ---\r\nThe sky is blue.\r\n"
         assert f"{left}\x1b[2A\x1b[80G│ --- adapter ---\r\n\x1b[80G│ " in shown
-        assert "of the adapter; 1 of its answers not whole" in answer_to(child, "/save talk.jsonl")
+        assert "of the adapter; incomplete answers: 1" in answer_to(child, "/save talk.jsonl")
         child.send("/exit\r")
         child.expect(pexpect.EOF)
     assert child.exitstatus == 0

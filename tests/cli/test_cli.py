@@ -19,7 +19,7 @@ from qwen_local.backends.cuda.engine import TorchBackend
 from qwen_local.backends.select import Engine
 from qwen_local.cli.options import PRESETS, QUANTIZATIONS
 from qwen_local.embedded import tiny_model_path
-from qwen_local.job.presets import CHOICES
+from qwen_local.job.presets import PRESET_NAMES
 from qwen_local.job.schema import Quantization, read_job
 from qwen_local.runs.events import EndEvent, TrainEvent, read_events
 
@@ -103,7 +103,7 @@ def test_the_version_is_that_of_the_package(cli: Cli) -> None:
 
 
 def test_the_presets_of_the_flag_are_those_of_the_job() -> None:
-    assert tuple(PRESETS) == CHOICES
+    assert tuple(PRESETS) == PRESET_NAMES
 
 
 def test_the_quantizations_of_the_flags_are_those_of_the_job() -> None:
@@ -122,19 +122,17 @@ BAD_INPUT = {
         {"job.yaml": "train: {learning_rate: fast}\n"},
         ("job.yaml",),
         "job.yaml:1: train.learning_rate: expected a number; found 'fast'\n\n"
-        "hint: learning_rate is the highest learning rate, reached after the warm-up; "
-        "for example 0.0002",
+        "hint: learning_rate: peak learning rate, reached after warm-up; for example 0.0002",
     ),
     "several faults at once": (
         {"job.yaml": "epochs: 3\ntrain: {batch_size: 0}\n"},
         ("job.yaml", "--set", "lora.rnk=4", "--seed", "-1"),
         "job.yaml:1: epochs: unknown key\n\nhint: epochs belongs under train\n\n"
         "job.yaml:2: train.batch_size: must be at least 1; found 0\n\n"
-        "hint: batch_size is the number of rows of an optimizer step; for example 8\n\n"
+        "hint: batch_size: number of rows per optimizer step; for example 8\n\n"
         "--set lora.rnk=4: unknown key\n\nhint: did you mean lora.rank?\n\n"
         "--seed: must be at least 0; found -1\n\n"
-        "hint: seed is what the order, the adapter's start and dropout follow from; "
-        "for example 0",
+        "hint: seed: seed of the row order, adapter initialization and dropout; for example 0",
     ),
     "a model that is not there": (
         {},
@@ -176,7 +174,7 @@ BAD_INPUT = {
         {"rows.jsonl": '{"text": "fine"}\n{"text": \n'},
         ("--data", "rows.jsonl"),
         "rows.jsonl:2: not valid JSON: Expecting value at column 9; found the end\n\n"
-        'hint: write one object a line, such as {"prompt": "Hi", "completion": "Hello."}',
+        'hint: write one object per line, such as {"prompt": "Hi", "completion": "Hello."}',
     ),
     "an unknown role": (
         {"rows.jsonl": '{"messages": [{"role": "bot", "content": "Hi."}]}\n'},

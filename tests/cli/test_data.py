@@ -1,4 +1,4 @@
-"""`data check` and `data show`: every fault at its line, what is learned, what is mended."""
+"""`data check` and `data show`: faults with their lines, supervised tokens, repairs."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def lines(*content: str | bytes) -> Path:
 
 
 def messages(*turns: tuple[str, Any]) -> str:
-    said = [{"role": role, "content": content} for role, content in turns]
-    return json.dumps({"messages": said})
+    result = [{"role": role, "content": content} for role, content in turns]
+    return json.dumps({"messages": result})
 
 
 def check(cli: Cli, *arguments: str | Path) -> Any:
-    said = cli("data", "check", *arguments, "--json")
-    report = json.loads(said.out)
-    assert said.code == (0 if report["accepted"] or report["fixed"] else 2), said.err
+    result = cli("data", "check", *arguments, "--json")
+    report = json.loads(result.out)
+    assert result.code == (0 if report["accepted"] or report["fixed"] else 2), result.err
     return report
 
 
@@ -55,7 +55,7 @@ def faults(report: Any) -> list[tuple[str, str]]:
 
 # --- every fault, at its line ---
 
-SAID = ("user", "Hi"), ("assistant", "Yes")
+QUESTION_AND_ANSWER = ("user", "Hi"), ("assistant", "Yes")
 FAULTY: dict[str, tuple[str | bytes, str, str]] = {
     "not JSON": (
         "{oops",
@@ -83,8 +83,8 @@ FAULTY: dict[str, tuple[str | bytes, str, str]] = {
         "a.jsonl:2",
         "expected at most 16777216 bytes on a line",
     ),
-    "NaN": ('{"prompt": NaN}', "a.jsonl:2", "NaN is not JSON"),
-    "Infinity": ('{"prompt": -Infinity}', "a.jsonl:2", "-Infinity is not JSON"),
+    "NaN": ('{"prompt": NaN}', "a.jsonl:2", "NaN is not valid JSON"),
+    "Infinity": ('{"prompt": -Infinity}', "a.jsonl:2", "-Infinity is not valid JSON"),
     "a key twice": (
         '{"prompt": "a", "prompt": "b"}',
         "a.jsonl:2",
@@ -107,7 +107,7 @@ FAULTY: dict[str, tuple[str | bytes, str, str]] = {
         "expected a string; found 3",
     ),
     "another format": (
-        messages(*SAID),
+        messages(*QUESTION_AND_ANSWER),
         "a.jsonl:2",
         "expected the prompt format, as a.jsonl:1 has it; found the messages format",
     ),
@@ -152,7 +152,7 @@ def test_each_fault_is_found_at_its_line(kind: str, cli: Cli) -> None:
 @pytest.mark.parametrize("kind", TURNS)
 def test_each_fault_of_a_conversation_is_found_at_its_line(kind: str, cli: Cli) -> None:
     line, where, problem = TURNS[kind]
-    assert faults(check(cli, lines(messages(*SAID), line))) == [(where, problem)]
+    assert faults(check(cli, lines(messages(*QUESTION_AND_ANSWER), line))) == [(where, problem)]
 
 
 def test_all_faults_are_found_in_one_pass_and_grouped(cli: Cli) -> None:
@@ -163,12 +163,12 @@ def test_all_faults_are_found_in_one_pass_and_grouped(cli: Cli) -> None:
     assert max(kinds.values()) == 2_001
 
 
-def test_a_report_for_a_person_names_kinds_lines_and_mends(cli: Cli) -> None:
+def test_the_text_report_lists_kinds_lines_and_hints(cli: Cli) -> None:
     bot = messages(("user", "Hi"), ("bot", "Yes"))
-    said = cli("data", "check", lines(messages(*SAID), bot, bot, "[]"))
-    assert (said.code, said.err) == (2, TALK)
+    result = cli("data", "check", lines(messages(*QUESTION_AND_ANSWER), bot, bot, "[]"))
+    assert (result.code, result.err) == (2, TALK)
     assert (
-        said.out.partition("faults\n")[2]
+        result.out.partition("faults\n")[2]
         == """\
       2  expected system, user, assistant or tool; found ...
            a.jsonl:2: messages[1].role: found 'bot'
@@ -188,50 +188,48 @@ Training refuses a.jsonl: 3 faults in 3 records.
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "there is no record"),
-        (b"\n \n\n", "there is no record"),
-        (b'{"prompt": "a", "completion": " "}\n', "no row is left to learn from"),
+        (b"", "it has no records"),
+        (b"\n \n\n", "it has no records"),
+        (b'{"prompt": "a", "completion": " "}\n', "it has no usable rows"),
     ],
 )
-def test_a_file_that_gives_nothing_is_refused(content: bytes, problem: str, cli: Cli) -> None:
+def test_a_file_without_records_is_refused(content: bytes, problem: str, cli: Cli) -> None:
     Path("a.jsonl").write_bytes(content)
-    said = cli("data", "check", "a.jsonl")
-    assert said.code == 2
-    assert said.out.endswith(f"\nTraining refuses a.jsonl: {problem}.\n")
+    result = cli("data", "check", "a.jsonl")
+    assert result.code == 2
+    assert result.out.endswith(f"\nTraining refuses a.jsonl: {problem}.\n")
 
 
-def test_a_file_that_is_not_there_is_an_error_with_a_guess(cli: Cli) -> None:
+def test_a_missing_file_is_an_error_with_a_suggestion(cli: Cli) -> None:
     lines(GOOD)
-    said = cli("data", "check", "b.jsonl")
-    assert (said.code, said.out) == (2, "")
-    assert said.err == f"{TALK}b.jsonl: no such file or folder\n\nhint: did you mean a.jsonl?\n"
+    result = cli("data", "check", "b.jsonl")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == f"{TALK}b.jsonl: no such file or folder\n\nhint: did you mean a.jsonl?\n"
 
 
 def test_a_folder_without_data_is_an_error(cli: Cli) -> None:
     Path("rows").mkdir()
-    said = cli("data", "check", "rows")
-    assert said.code == 2
-    assert "rows: expected one file named train (" in said.err
+    result = cli("data", "check", "rows")
+    assert result.code == 2
+    assert "rows: expected one file named train (" in result.err
 
 
-def test_many_faults_of_a_kind_are_counted_and_the_first_named(cli: Cli) -> None:
-    said = cli("data", "check", lines(GOOD, *["[]"] * 1_200))
-    assert "\n  1,200  expected an object; found a list\n" in said.out
-    assert said.out.count("found a list") == 1 + 5
-    assert "\n           ... and 1,195 more\n" in said.out
+def test_many_faults_of_a_kind_are_counted_and_the_first_listed(cli: Cli) -> None:
+    result = cli("data", "check", lines(GOOD, *["[]"] * 1_200))
+    assert "\n  1,200  expected an object; found a list\n" in result.out
+    assert result.out.count("found a list") == 1 + 5
+    assert "\n           ... and 1,195 more\n" in result.out
 
 
 def test_places_do_not_repeat_the_folder_of_the_heading(cli: Cli) -> None:
     Path("rows").mkdir()
     lines(GOOD, GOOD).rename("rows/a.jsonl")
-    said = cli("data", "check", "rows/a.jsonl")
-    assert said.out.startswith("rows/a.jsonl: 2 records, 2 usable\n")
-    assert (
-        "\n      1  records that repeat another word for word: a.jsonl:2 = a.jsonl:1\n" in said.out
-    )
+    result = cli("data", "check", "rows/a.jsonl")
+    assert result.out.startswith("rows/a.jsonl: 2 records, 2 usable\n")
+    assert "\n      1  records that repeat another exactly: a.jsonl:2 = a.jsonl:1\n" in result.out
 
 
-def test_quiet_says_nothing_on_stderr(cli: Cli) -> None:
+def test_quiet_prints_nothing_on_stderr(cli: Cli) -> None:
     assert cli("data", "check", lines(GOOD), "--quiet").err == ""
 
 
@@ -248,7 +246,7 @@ def test_a_folder_gives_both_sets(cli: Cli) -> None:
     }
 
 
-def test_a_byte_order_mark_and_windows_line_ends_are_fine(cli: Cli) -> None:
+def test_a_byte_order_mark_and_windows_line_endings_are_accepted(cli: Cli) -> None:
     Path("a.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{GOOD}\r\n{OTHER}\r\n".encode())
     report = check(cli, "a.jsonl")
     assert (report["accepted"], report["usable"]) == (True, 2)
@@ -257,25 +255,25 @@ def test_a_byte_order_mark_and_windows_line_ends_are_fine(cli: Cli) -> None:
 def test_utf_16_is_one_fault_that_names_it(cli: Cli) -> None:
     Path("a.jsonl").write_bytes(f"{GOOD}\n{OTHER}\n".encode("utf-16"))
     assert faults(check(cli, "a.jsonl")) == [
-        ("a.jsonl:1", "expected UTF-8; found UTF-16 (its mark is at byte 0)")
+        ("a.jsonl:1", "expected UTF-8; found UTF-16 (byte order mark at byte 0)")
     ]
 
 
 def test_the_evaluation_data_may_have_another_format(cli: Cli) -> None:
-    Path("b.jsonl").write_text(messages(*SAID) + "\n")
+    Path("b.jsonl").write_text(messages(*QUESTION_AND_ANSWER) + "\n")
     report = check(cli, lines(GOOD), "--eval-data", "b.jsonl")
     assert report["accepted"]
     assert report["shared"]["exact"] == 1
 
 
-def test_faults_of_the_evaluation_data_are_told_apart(cli: Cli) -> None:
+def test_faults_of_the_evaluation_data_are_reported_separately(cli: Cli) -> None:
     Path("b.jsonl").write_text("oops\n")
-    said = cli("data", "check", lines(GOOD), "--eval-data", "b.jsonl")
-    assert said.code == 2
-    assert said.out.endswith("\nTraining refuses b.jsonl: 1 fault in 1 record.\n")
+    result = cli("data", "check", lines(GOOD), "--eval-data", "b.jsonl")
+    assert result.code == 2
+    assert result.out.endswith("\nTraining refuses b.jsonl: 1 fault in 1 record.\n")
 
 
-# --- what is learned ---
+# --- supervised tokens ---
 
 
 def test_the_report_has_what_the_design_asks_of_it(cli: Cli) -> None:
@@ -293,12 +291,12 @@ def test_the_report_has_what_the_design_asks_of_it(cli: Cli) -> None:
 def test_rows_that_are_all_too_long_are_refused(cli: Cli) -> None:
     report = check(cli, lines(GOOD, OTHER), "--max-length", "8")
     assert (report["refused"], report["dropped"]) == (
-        "no row is left to learn from",
+        "it has no usable rows",
         {"overlong": 2},
     )
 
 
-def test_rows_that_are_too_long_are_faults_where_the_job_says_so(cli: Cli) -> None:
+def test_overlong_rows_are_faults_with_overlong_error(cli: Cli) -> None:
     report = check(cli, lines(GOOD), "--max-length", "8", "--overlong", "error")
     assert faults(report) == [
         ("a.jsonl:1", "expected at most 8 tokens (data.max_length); found 11")
@@ -315,7 +313,7 @@ def test_control_tokens_in_the_text_are_noted(cli: Cli) -> None:
     assert report["notes"] == [{"note": "control_text", "count": 1, "first": ["a.jsonl:1"]}]
 
 
-def test_a_job_says_how_its_data_are_read(cli: Cli) -> None:
+def test_the_options_of_a_job_apply(cli: Cli) -> None:
     lines(GOOD, OTHER)
     Path("job.yaml").write_text("data: {train: a.jsonl, limit: 1, max_length: 99}\n")
     report = check(cli, "--job", "job.yaml", "--max-length", "77")
@@ -323,9 +321,9 @@ def test_a_job_says_how_its_data_are_read(cli: Cli) -> None:
 
 
 def test_without_a_file_or_a_job_nothing_is_checked(cli: Cli) -> None:
-    said = cli("data", "check")
-    assert said.code == 2
-    assert "Name a FILE, or a job with --job." in said.err
+    result = cli("data", "check")
+    assert result.code == 2
+    assert "Name a FILE, or a job with --job." in result.err
 
 
 def test_a_model_without_a_chat_template_is_refused(cli: Cli, tmp_path: Path) -> None:
@@ -333,9 +331,9 @@ def test_a_model_without_a_chat_template_is_refused(cli: Cli, tmp_path: Path) ->
     config = json.loads(Path("bare/tokenizer_config.json").read_text())
     del config["chat_template"]
     Path("bare/tokenizer_config.json").write_text(json.dumps(config))
-    said = cli("data", "check", lines(GOOD), "--model", "bare")
-    assert said.code == 2
-    assert said.err.startswith("bare/chat_template.jinja: no chat template")
+    result = cli("data", "check", lines(GOOD), "--model", "bare")
+    assert result.code == 2
+    assert result.err.startswith("bare/chat_template.jinja: no chat template")
 
 
 def test_the_choices_are_those_of_the_job() -> None:
@@ -351,11 +349,11 @@ TWO = messages(("user", "Hi"), ("assistant", "One."), ("user", "And?"), ("assist
 
 
 def test_a_row_is_shown_with_marks_where_there_is_no_color(cli: Cli) -> None:
-    said = cli("data", "show", lines(TWO))
+    result = cli("data", "show", lines(TWO))
     assert (
-        said.out
+        result.out
         == """\
-a.jsonl:1 (messages): 29 tokens, 8 trained
+a.jsonl:1 (messages): 29 tokens, 8 supervised
 <|im_start|>user
 Hi<|im_end|>
 <|im_start|>assistant
@@ -366,83 +364,80 @@ And?<|im_end|>
 ⟦Two.<|im_end|>⟧
 """
     )
-    assert said.err == f"{TALK}(context, ⟦trained⟧, ⟦cut: left away⟧)\n"
+    assert result.err == f"{TALK}(context, ⟦supervised⟧, ⟦cut: removed⟧)\n"
 
 
 def test_what_is_cut_off_is_shown(cli: Cli) -> None:
-    said = cli("data", "show", lines(TWO), "--max-length", "27", "--overlong", "cut")
-    assert said.out.endswith("⟦Two⟧⟦cut: .<|im_end|>⟧\n")
+    result = cli("data", "show", lines(TWO), "--max-length", "27", "--overlong", "cut")
+    assert result.out.endswith("⟦Two⟧⟦cut: .<|im_end|>⟧\n")
 
 
-def test_a_dropped_row_says_why(cli: Cli) -> None:
-    said = cli("data", "show", lines(TWO), "--max-length", "10")
-    assert said.out.splitlines()[1] == "dropped: longer than 10 tokens"
+def test_a_dropped_row_shows_the_reason(cli: Cli) -> None:
+    result = cli("data", "show", lines(TWO), "--max-length", "10")
+    assert result.out.splitlines()[1] == "dropped: longer than 10 tokens"
 
 
-def test_a_row_that_says_nothing_says_why(cli: Cli) -> None:
-    said = cli("data", "show", lines('{"prompt": "Hi", "completion": ""}'))
-    assert said.out.splitlines()[1] == "dropped: an answer is empty or white space"
+def test_an_empty_answer_shows_the_reason(cli: Cli) -> None:
+    result = cli("data", "show", lines('{"prompt": "Hi", "completion": ""}'))
+    assert result.out.splitlines()[1] == "dropped: an answer is empty or whitespace"
 
 
 def test_a_question_that_leaves_no_room_is_shown_cut(cli: Cli) -> None:
-    said = cli("data", "show", lines(GOOD), "--max-length", "8", "--overlong", "cut")
-    first, why, *_ = said.out.splitlines()
-    assert first.endswith("11 tokens, 0 trained, 3 cut off")
-    assert why == "dropped: no trained token is left"
+    result = cli("data", "show", lines(GOOD), "--max-length", "8", "--overlong", "cut")
+    first, why, *_ = result.out.splitlines()
+    assert first.endswith("11 tokens, 0 supervised, 3 cut off")
+    assert why == "dropped: no supervised token is left"
 
 
 def test_the_last_turn_alone_can_be_trained(cli: Cli) -> None:
-    said = cli("data", "show", lines(TWO), "--train-on", "last")
-    assert "\nOne.<|im_end|>\n" in said.out and "⟦Two.<|im_end|>⟧" in said.out
+    result = cli("data", "show", lines(TWO), "--train-on", "last")
+    assert "\nOne.<|im_end|>\n" in result.out and "⟦Two.<|im_end|>⟧" in result.out
 
 
 def test_a_row_is_found_by_its_number_and_by_its_line(cli: Cli) -> None:
     for which in (("--line", "3"), ("--row", "2")):
-        said = cli("data", "show", lines(GOOD, "", OTHER), *which)
-        assert said.out.startswith("a.jsonl:3 (prompt): ")
-        assert "⟦No<|im_end|>⟧" in said.out
+        result = cli("data", "show", lines(GOOD, "", OTHER), *which)
+        assert result.out.startswith("a.jsonl:3 (prompt): ")
+        assert "⟦No<|im_end|>⟧" in result.out
 
 
 def test_a_line_without_a_record_is_an_error(cli: Cli) -> None:
-    said = cli("data", "show", lines(GOOD, "", OTHER, GOOD), "--line", "2")
-    assert said.code == 2
-    assert said.err == (
-        f"{TALK}--line: expected the line of a record; found 2\n\n"
-        "hint: the nearest one looked at is at 3\n"
-    )
+    result = cli("data", "show", lines(GOOD, "", OTHER, GOOD), "--line", "2")
+    assert result.code == 2
+    assert result.err == (f"{TALK}--line: no record starts at line 2\n\nhint: try --line 3\n")
 
 
 def test_a_number_beyond_the_last_record_is_an_error(cli: Cli) -> None:
-    said = cli("data", "show", lines(GOOD, "", OTHER), "--row", "3")
-    assert said.code == 2
-    assert said.err == f"{TALK}--row: expected at most 2, the last record; found 3\n"
+    result = cli("data", "show", lines(GOOD, "", OTHER), "--row", "3")
+    assert result.code == 2
+    assert result.err == f"{TALK}--row: expected at most 2, the last record; found 3\n"
 
 
 def test_number_and_line_are_not_given_together(cli: Cli) -> None:
-    said = cli("data", "show", lines(GOOD), "--row", "1", "--line", "1")
-    assert said.code == 2
-    assert "Name a record by --row or by --line, not by both." in said.err
+    result = cli("data", "show", lines(GOOD), "--row", "1", "--line", "1")
+    assert result.code == 2
+    assert "Name a record by --row or by --line, not by both." in result.err
 
 
 def test_a_faulty_record_is_shown_as_its_faults(cli: Cli) -> None:
-    said = cli("data", "show", lines(GOOD, '{"prompt": "a"}'), "--row", "2")
-    assert said.code == 2
-    assert "a.jsonl:2: completion: expected a string; it is missing" in said.err
+    result = cli("data", "show", lines(GOOD, '{"prompt": "a"}'), "--row", "2")
+    assert result.code == 2
+    assert "a.jsonl:2: completion: expected a string; it is missing" in result.err
 
 
 def test_ids_are_listed_token_by_token(cli: Cli) -> None:
-    said = cli("data", "show", lines(GOOD), "--ids")
-    listed = [line.split(maxsplit=2) for line in said.out.splitlines()[1:]]
-    assert [(part, text) for _, part, text in listed if part == "trained"] == [
-        ("trained", "'Yes'"),
-        ("trained", "'<|im_end|>'"),
+    result = cli("data", "show", lines(GOOD), "--ids")
+    listed = [line.split(maxsplit=2) for line in result.out.splitlines()[1:]]
+    assert [(part, text) for _, part, text in listed if part == "supervised"] == [
+        ("supervised", "'Yes'"),
+        ("supervised", "'<|im_end|>'"),
     ]
     assert all(id.isdigit() for id, _, _ in listed)
 
 
 def test_a_row_in_json_has_its_parts_and_ids(cli: Cli) -> None:
-    said = cli("data", "show", lines(GOOD), "--ids", "--json")
-    shown = json.loads(said.out)
+    result = cli("data", "show", lines(GOOD), "--ids", "--json")
+    shown = json.loads(result.out)
     [row] = shown["rows"]
     assert [part["text"] for part in row["text"] if part["part"] == "trained"] == ["Yes<|im_end|>"]
     assert len(row["ids"]) == len(row["parts"]) == row["tokens"]
@@ -462,9 +457,9 @@ def test_data_cannot_drive_the_terminal(cli: Cli) -> None:
     wild = messages(("user", "\x1b]0;owned\x07"), ("assistant", "\x9b31m\x08"))
     lines(wild, '{"messages": [], "\\u001b": 1}')
     for arguments in (["show"], ["show", "--ids"], ["check"]):
-        said = cli("data", *arguments, "a.jsonl")
-        assert said.out
-        assert not [c for c in said.out if (ord(c) < 32 and c != "\n") or 0x7F <= ord(c) < 0xA0]
+        result = cli("data", *arguments, "a.jsonl")
+        assert result.out
+        assert not [c for c in result.out if (ord(c) < 32 and c != "\n") or 0x7F <= ord(c) < 0xA0]
 
 
 def test_a_terminal_that_has_no_unicode_gets_ascii(
@@ -488,7 +483,7 @@ def test_characters_that_stdout_cannot_take_become_their_codes(tmp_path: Path) -
     assert b"[[\\u65e5<|im_end|>]]" in done.stdout
 
 
-def test_colors_tell_the_parts_apart_on_a_terminal() -> None:
+def test_parts_have_different_colors_on_a_terminal() -> None:
     canvas = Canvas(color=True)
     assert marked("context", "a\nb", canvas) == "\x1b[2ma\x1b[22m\n\x1b[2mb\x1b[22m"
     assert marked("trained", "a", canvas) == "\x1b[32ma\x1b[39m"
@@ -510,12 +505,12 @@ def test_no_color_and_dumb_terminals_are_obeyed(
 # --- fix ---
 
 
-def test_what_can_be_mended_is_mended_and_told(cli: Cli) -> None:
+def test_repairable_faults_are_repaired_and_reported(cli: Cli) -> None:
     content = "\r\n".join(
         [
-            "\ufeff" + messages(*SAID),
+            "\ufeff" + messages(*QUESTION_AND_ANSWER),
             messages(("user", "Hi"), ("bot", "No")),
-            messages(*SAID),
+            messages(*QUESTION_AND_ANSWER),
             messages(("user", "a\0b"), ("assistant", "c")),
             '{"messages": [{"role": "user", "content": "x"}, '
             '{"role": "assistant", "content": "y\\ud83d"}], "n": NaN}',
@@ -525,21 +520,21 @@ def test_what_can_be_mended_is_mended_and_told(cli: Cli) -> None:
     )
     Path("a.jsonl").write_bytes(content.encode())
     before = Path("a.jsonl").read_bytes()
-    said = cli("data", "check", "a.jsonl", "--fix", "b.jsonl")
-    assert said.code == 0
+    result = cli("data", "check", "a.jsonl", "--fix", "b.jsonl")
+    assert result.code == 0
     assert (
-        said.out.partition("records.\n\n")[2]
+        result.out.partition("records.\n\n")[2]
         == """\
 b.jsonl: 4 records written
-      6  mended: lines that ended as Windows ends them: a.jsonl:1, a.jsonl:2, a.jsonl:3, ...
-      1  mended: NUL characters removed: a.jsonl:4
-      1  mended: NaN and Infinity made null: a.jsonl:5
-      1  mended: byte order mark removed: a.jsonl
-      1  mended: halves of surrogate pairs removed: a.jsonl:5
-      1  mended: roles renamed: a.jsonl:2
-      1  left out: an answer is empty or white space: a.jsonl:6
+      6  repaired: Windows line endings removed: a.jsonl:1, a.jsonl:2, a.jsonl:3, ...
+      1  repaired: NUL characters removed: a.jsonl:4
+      1  repaired: NaN and Infinity replaced by null: a.jsonl:5
+      1  repaired: byte order mark removed: a.jsonl
+      1  repaired: halves of surrogate pairs removed: a.jsonl:5
+      1  repaired: roles renamed: a.jsonl:2
+      1  left out: an answer is empty or whitespace: a.jsonl:6
       1  left out: not valid JSON: Expecting value at column ...; found ...: a.jsonl:7
-      1  left out: repeats an earlier record word for word: a.jsonl:3
+      1  left out: repeats an earlier record exactly: a.jsonl:3
 """
     )
     assert Path("a.jsonl").read_bytes() == before
@@ -551,27 +546,27 @@ b.jsonl: 4 records written
     assert check(cli, "b.jsonl")["accepted"]
 
 
-def test_nothing_is_ever_written_over(cli: Cli) -> None:
+def test_no_file_is_ever_overwritten(cli: Cli) -> None:
     lines("oops", GOOD)
-    said = cli("data", "check", "a.jsonl", "--fix", "a.jsonl")
-    assert (said.code, said.out) == (2, "")
-    assert said.err == "--fix: expected a file that is not there yet; found a.jsonl\n"
+    result = cli("data", "check", "a.jsonl", "--fix", "a.jsonl")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "--fix: expected the name of a new file; a.jsonl exists\n"
     assert Path("a.jsonl").read_text() == f"oops\n{GOOD}\n"
 
 
 @pytest.mark.parametrize(
     ("output", "problem"),
     [
-        ("link.jsonl", "expected a file that is not there yet; found link.jsonl"),
+        ("link.jsonl", "expected the name of a new file; link.jsonl exists"),
         ("b.json", "expected a .jsonl file; found b.json"),
-        ("nowhere/b.jsonl", "there is no folder nowhere"),
+        ("nowhere/b.jsonl", "no such folder: nowhere"),
     ],
 )
 def test_a_copy_has_a_place_of_its_own(output: str, problem: str, cli: Cli) -> None:
     lines(GOOD)
     Path("link.jsonl").symlink_to("not-there")
-    said = cli("data", "check", "a.jsonl", "--fix", output)
-    assert (said.code, said.err) == (2, f"--fix: {problem}\n")
+    result = cli("data", "check", "a.jsonl", "--fix", output)
+    assert (result.code, result.err) == (2, f"--fix: {problem}\n")
     assert sorted(path.name for path in Path().iterdir()) == ["a.jsonl", "link.jsonl"]
 
 
@@ -587,43 +582,45 @@ def test_a_copy_that_was_interrupted_is_not_there(
 
 
 def test_roles_are_renamed_as_the_format_has_them(cli: Cli) -> None:
-    said = [{"from": "human", "value": "Hi"}, {"from": "bot", "value": "Yes"}]
-    lines(json.dumps({"conversations": said}))
+    result = [{"from": "human", "value": "Hi"}, {"from": "bot", "value": "Yes"}]
+    lines(json.dumps({"conversations": result}))
     assert check(cli, "a.jsonl", "--fix", "b.jsonl")["fixed"]["mended"] == {"roles renamed": 1}
     [row] = [json.loads(line) for line in Path("b.jsonl").read_text().splitlines()]
     assert row["conversations"][1] == {"from": "gpt", "value": "Yes"}
 
 
-def test_where_nothing_is_left_no_file_is_written(cli: Cli) -> None:
-    said = cli("data", "check", lines("oops"), "--fix", "b.jsonl")
-    assert said.code == 2
-    assert said.err.endswith("--fix: no record is left that could be written\n")
+def test_without_usable_records_no_file_is_written(cli: Cli) -> None:
+    result = cli("data", "check", lines("oops"), "--fix", "b.jsonl")
+    assert result.code == 2
+    assert result.err.endswith("--fix: no usable record is left; nothing is written\n")
     assert sorted(path.name for path in Path().iterdir()) == ["a.jsonl"]
 
 
-def test_what_could_be_meant_in_two_ways_is_left_out(cli: Cli) -> None:
+def test_ambiguous_records_are_left_out(cli: Cli) -> None:
     twice = '{"prompt": "a", "prompt": "b", "completion": "c"}'
     fixed = check(cli, lines(GOOD, twice), "--fix", "b.jsonl")["fixed"]
     assert (fixed["rows"], fixed["mended"]) == (1, {})
     assert sum(fixed["left_out"].values()) == 1
 
 
-def test_what_is_left_out_all_the_same_does_not_count_as_mended(cli: Cli) -> None:
+def test_a_record_that_is_left_out_does_not_count_as_repaired(cli: Cli) -> None:
     null = '{"messages": [{"role": "bot", "content": null}]}'
     again = messages(("user", "H\0i"), ("assistant", "Yes"))
-    fixed = check(cli, lines(messages(*SAID), null, again), "--fix", "b.jsonl")["fixed"]
+    fixed = check(cli, lines(messages(*QUESTION_AND_ANSWER), null, again), "--fix", "b.jsonl")[
+        "fixed"
+    ]
     assert (fixed["rows"], fixed["mended"]) == (1, {})
     assert sum(fixed["left_out"].values()) == 2
 
 
-def test_lines_are_mended_wherever_they_stand(cli: Cli) -> None:
+def test_lines_are_repaired_anywhere_in_the_file(cli: Cli) -> None:
     first = '\ufeff{"prompt": "a", "completion": "b", "n": NaN}'
     last = '{"prompt": "c", "completion": "d\\u0000", "e\\u0000": 1}'
     lines(first, '{"prompt": "' + "a" * 2**24 + '"}', last)
     fixed = check(cli, "a.jsonl", "--fix", "b.jsonl")["fixed"]
     assert fixed["mended"] == {
         "byte order mark removed": 1,
-        "NaN and Infinity made null": 1,
+        "NaN and Infinity replaced by null": 1,
         "NUL characters removed": 1,
     }
     assert [json.loads(line) for line in Path("b.jsonl").read_text().splitlines()] == [
@@ -637,11 +634,11 @@ def test_one_source_is_shown_or_repaired_at_a_time(cli: Cli) -> None:
     Path("job.yaml").write_text("data: {train: [a.jsonl, a.jsonl]}\n")
     assert check(cli, "--job", "job.yaml")["sources"] == ["a.jsonl", "a.jsonl"]
     for arguments in (["show"], ["check", "--fix", "b.jsonl"]):
-        said = cli("data", *arguments, "--job", "job.yaml")
-        assert said.code == 2
-        assert said.err.endswith(
+        result = cli("data", *arguments, "--job", "job.yaml")
+        assert result.code == 2
+        assert result.err.endswith(
             "data.train: expected a single source; found a.jsonl, a.jsonl\n\n"
-            "hint: name one of them as FILE\n"
+            "hint: pass one of them as FILE\n"
         )
 
 
@@ -675,34 +672,34 @@ written = st.one_of(
 
 @given(content=st.lists(written, max_size=12), end=st.sampled_from([b"\n", b"\r\n"]))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_what_was_repaired_has_no_fault(content: list[bytes], end: bytes, cli: Cli) -> None:
+def test_a_repaired_file_has_no_fault(content: list[bytes], end: bytes, cli: Cli) -> None:
     """Whatever a file holds, there is a report, and the copy of what is left is accepted."""
     Path("b.jsonl").unlink(missing_ok=True)
     Path("a.jsonl").write_bytes(end.join([*content, GOOD.encode()]))
     short = ("--max-length", "40", "--overlong", "error")
-    said = cli("data", "check", "a.jsonl", "--fix", "b.jsonl", *short, "--json")
-    if said.code == 2:
-        assert said.err.endswith("--fix: no record is left that could be written\n")
+    result = cli("data", "check", "a.jsonl", "--fix", "b.jsonl", *short, "--json")
+    if result.code == 2:
+        assert result.err.endswith("--fix: no usable record is left; nothing is written\n")
         return
     report = check(cli, "b.jsonl", *short)
     assert report["accepted"]
     assert not report["dropped"]
     assert report["duplicates"]["exact"] == 0
-    assert report["rows"] == json.loads(said.out)["fixed"]["rows"]
+    assert report["rows"] == json.loads(result.out)["fixed"]["rows"]
 
 
-def test_a_source_of_which_nothing_is_left_is_refused_as_in_training(cli: Cli) -> None:
+def test_a_source_without_usable_rows_is_refused_as_in_training(cli: Cli) -> None:
     Path("b.jsonl").write_text('{"prompt": "?", "completion": " "}', encoding="utf-8")
     job = ("--set", f"data.train=[{lines(GOOD)}, b.jsonl]", "--set", "data.eval_fraction=0")
     Path("job.yaml").write_text("{}", encoding="utf-8")
-    said = cli("data", "check", "--job", "job.yaml", *job, "--json")
-    assert (said.code, json.loads(said.out)["refused"]) == (2, "no row is left of b.jsonl")
+    result = cli("data", "check", "--job", "job.yaml", *job, "--json")
+    assert (result.code, json.loads(result.out)["refused"]) == (2, "no usable rows in b.jsonl")
     assert cli("plan", "job.yaml", *job).code == 2
 
 
-def test_a_conversation_of_which_nothing_is_learned_is_told(cli: Cli) -> None:
+def test_a_conversation_without_supervised_tokens_is_reported(cli: Cli) -> None:
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!", "weight": 0}]
-    said = cli("data", "show", lines(json.dumps({"messages": turns})))
-    assert said.out == (
-        "a.jsonl:1 (messages): nothing of it is learned (every answer has weight 0)\n"
+    result = cli("data", "show", lines(json.dumps({"messages": turns})))
+    assert result.out == (
+        "a.jsonl:1 (messages): no supervised tokens (every answer has weight 0)\n"
     )

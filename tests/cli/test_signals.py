@@ -94,7 +94,7 @@ def test_debug_shows_where_it_was_stopped(start: Callable[..., Process]) -> None
     process.send_signal(SIGTERM)
     _, err = process.communicate(timeout=60)
     assert err.strip().startswith("Traceback (most recent call last):")
-    assert "\nqwen_local.signals.Stopped: stopped by SIGTERM\n" in err
+    assert "\nqwen_local.console.signals.Stopped: stopped by SIGTERM\n" in err
 
 
 # --- a child that is restarted ---

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_local.console.log import LogFile, Talk, handled, lasting_stderr, talk
+from qwen_local.console.log import ConsoleHandler, LogFile, handled, lasting_stderr, talk
 
 log = logging.getLogger("qwen_local")
 
@@ -28,7 +28,7 @@ class Gone(io.StringIO):
         return True
 
 
-def test_a_stderr_that_is_gone_fails_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writing_to_a_closed_stderr_does_not_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     gone = Gone()
     monkeypatch.setattr(sys, "stderr", gone)
     with lasting_stderr(), talk(quiet=False):
@@ -40,7 +40,7 @@ def test_a_stderr_that_is_gone_fails_nobody(monkeypatch: pytest.MonkeyPatch) -> 
     assert sys.stderr is gone
 
 
-def test_talk_to_what_is_gone_is_lost_without_a_traceback(
+def test_messages_to_a_closed_stream_are_lost_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stderr", Gone())
@@ -51,6 +51,8 @@ def test_talk_to_what_is_gone_is_lost_without_a_traceback(
     assert (tmp_path / "run.log").read_text().endswith(" said\n")
 
 
-def test_a_message_with_a_mistake_in_it_is_still_told(capfd: pytest.CaptureFixture[str]) -> None:
-    Talk(sys.stderr).handle(logging.makeLogRecord({"msg": "%d", "args": ("no number",)}))
+def test_a_formatting_error_in_a_message_is_still_reported(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    ConsoleHandler(sys.stderr).handle(logging.makeLogRecord({"msg": "%d", "args": ("no number",)}))
     assert "TypeError" in capfd.readouterr().err

@@ -85,7 +85,7 @@ CLEANING = """
 @pytest.mark.parametrize(
     ("signum", "code", "name"), [(SIGTERM, 143, "SIGTERM"), (SIGHUP, 129, "SIGHUP")]
 )
-def test_a_signal_ends_a_command_by_way_of_its_cleaning_up(
+def test_a_signal_ends_a_command_after_its_cleanup(
     signum: int, code: int, name: str, start: Start
 ) -> None:
     process = start(CLEANING)
@@ -94,7 +94,7 @@ def test_a_signal_ends_a_command_by_way_of_its_cleaning_up(
 
 
 @pytest.mark.parametrize("second", [SIGTERM, SIGHUP])
-def test_further_signals_do_not_break_the_cleaning_up(second: int, start: Start) -> None:
+def test_further_signals_do_not_interrupt_the_cleanup(second: int, start: Start) -> None:
     process = start(CLEANING)
     process.send_signal(SIGTERM)
     hear(process, "cleaning")
@@ -102,7 +102,7 @@ def test_further_signals_do_not_break_the_cleaning_up(second: int, start: Start)
     assert ended(process) == (143, "cleaned\nstopped by SIGTERM\n", "")
 
 
-def test_a_termination_does_not_break_the_cleaning_up_after_ctrl_c(start: Start) -> None:
+def test_a_termination_does_not_interrupt_the_cleanup_after_ctrl_c(start: Start) -> None:
     process = start(CLEANING)
     process.send_signal(SIGINT)
     hear(process, "cleaning")
@@ -135,7 +135,7 @@ def test_where_a_first_one_was_lost_the_next_is_raised(start: Start) -> None:
 
 
 @pytest.mark.parametrize("where", ["ends_by_signal()", "Stops() as stops"])
-def test_what_was_ignored_stays_ignored(where: str, start: Start) -> None:
+def test_an_ignored_signal_stays_ignored(where: str, start: Start) -> None:
     process = start(f"with {where}:\n say('ready')\n wait(0.5)\n say('done')", ignored="HUP INT")
     process.send_signal(SIGHUP)
     process.send_signal(SIGINT)
@@ -143,7 +143,7 @@ def test_what_was_ignored_stays_ignored(where: str, start: Start) -> None:
 
 
 @pytest.mark.parametrize("opened", [ends_by_signal, Stops])
-def test_the_handlers_are_put_back(opened: Opened) -> None:
+def test_the_handlers_are_restored(opened: Opened) -> None:
     before = [signal.getsignal(signum) for signum in STOPPING]
     with pytest.raises(ValueError), opened():
         assert [signal.getsignal(signum) for signum in STOPPING] != before
@@ -200,11 +200,11 @@ def test_a_first_signal_waits_for_the_step_and_for_what_is_saved(
     assert ended(process) == (
         code,
         f"saving\nsaved {name} False\nstopped by {name}\n",
-        f"{name}: the step is finished and saved first; once more stops at once\n",
+        f"{name}: finishing the step and saving; repeat to stop immediately\n",
     )
 
 
-def test_a_second_signal_waits_for_nothing(start: Start) -> None:
+def test_a_second_signal_stops_immediately(start: Start) -> None:
     process = start(LOOP)
     process.send_signal(SIGTERM)
     hear(process, "saving")
@@ -212,17 +212,17 @@ def test_a_second_signal_waits_for_nothing(start: Start) -> None:
     assert ended(process) == (
         130,
         "stopped by SIGINT\n",
-        "SIGTERM: the step is finished and saved first; once more stops at once\n",
+        "SIGTERM: finishing the step and saving; repeat to stop immediately\n",
     )
 
 
-def test_a_quiet_loop_says_nothing(start: Start) -> None:
+def test_a_quiet_loop_prints_nothing(start: Start) -> None:
     process = start(LOOP.replace("Stops()", "Stops(quiet=True)"))
     process.send_signal(SIGTERM)
     assert ended(process)[::2] == (143, "")
 
 
-def test_a_stderr_that_is_gone_changes_nothing(start: Start) -> None:
+def test_a_closed_stderr_has_no_effect(start: Start) -> None:
     process = start("os.close(2)\n" + textwrap.dedent(LOOP))
     process.send_signal(SIGHUP)
     assert ended(process) == (129, "saving\nsaved SIGHUP False\nstopped by SIGHUP\n", "")
@@ -253,7 +253,7 @@ def test_what_changes_nothing_is_given_up_at_a_first_signal_and_saving_still_wai
     assert ended(process) == (0, "stopped by SIGTERM SIGTERM False\nsaving\nsaved\n", "")
 
 
-def test_what_changes_nothing_is_not_begun_after_a_signal(start: Start) -> None:
+def test_work_without_state_does_not_start_after_a_signal(start: Start) -> None:
     process = start(AT_ONCE.replace("BEFORE", "0.5"))
     process.send_signal(SIGTERM)
     code, out, _ = ended(process)
@@ -269,7 +269,7 @@ def test_a_second_signal_after_an_evaluation_was_given_up_stops_the_saving(start
     process.send_signal(SIGINT)
     code, out, err = ended(process)
     assert (code, out) == (1, "")
-    assert err.endswith("\nqwen_local.signals.Stopped: stopped by SIGINT\n")
+    assert err.endswith("\nqwen_local.console.signals.Stopped: stopped by SIGINT\n")
 
 
 def test_a_second_signal_while_the_first_is_on_its_way_is_counted_and_breaks_no_cleaning_up() -> (

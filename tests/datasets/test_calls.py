@@ -102,7 +102,7 @@ OPENAI_CALL = {
         },
     ],
 )
-def test_all_ways_to_write_a_call_say_the_same(record: dict[str, Any]) -> None:
+def test_all_forms_of_a_call_are_equivalent(record: dict[str, Any]) -> None:
     example = read(record)
     assert example.content == TALK
     assert example.tools == (TOOL,)
@@ -235,7 +235,7 @@ TEXT_HINT = "\n\nhint: write the value itself, or JSON as a text"
         ),
         (
             '[{"name": "a", "name": "b"}]',
-            "tools: the key 'name' occurs more than once in one object\n\nhint: keep one of them",
+            "tools: the key 'name' occurs more than once in one object\n\nhint: remove one of them",
         ),
     ],
 )
@@ -299,7 +299,7 @@ def test_a_result_follows_its_call() -> None:
 
 
 @pytest.mark.parametrize("value", ["", " "])
-def test_a_call_that_calls_nothing_is_told(value: str) -> None:
+def test_an_empty_call_is_reported(value: str) -> None:
     talk = [SHAREGPT[0], {"from": "function_call", "value": value}, *SHAREGPT[2:]]
     assert message_of({"conversations": talk}) == (
         f"a.jsonl:1: conversations[1].value: expected the call of a tool; found nothing{CALL_HINT}"
@@ -316,12 +316,12 @@ def test_a_weight_of_zero_leaves_a_message_out() -> None:
     assert (example.untrained, example.ignored) == (frozenset({1}), ())
 
 
-def test_a_message_that_is_left_out_may_say_nothing() -> None:
+def test_an_unsupervised_message_may_be_empty() -> None:
     silent = {"role": "assistant", "content": "", "weight": 0}
     assert not read(chat(QUESTION, silent, QUESTION, ANSWER)).says_nothing
 
 
-def test_indices_count_the_system_message_that_stands_elsewhere() -> None:
+def test_indices_count_a_system_message_from_another_key() -> None:
     talk = [SHAREGPT[0], {**SHAREGPT[3], "weight": 0}, SHAREGPT[0], SHAREGPT[3]]
     assert read({"conversations": talk, "system": "Be brief."}).untrained == frozenset({2})
 

@@ -186,7 +186,7 @@ def test_real_entries_are_read_without_a_fault(name: str, rows: int, with_tools:
         ),
         (
             {"file_name": "poems.json", "tags": {"role_tag": "x"}},
-            ".tags: these are for the sharegpt format",
+            ".tags: only valid with the sharegpt format",
         ),
         (
             {"file_name": "poems.json", "formatting": "sharegpt", "tags": []},
@@ -194,24 +194,25 @@ def test_real_entries_are_read_without_a_fault(name: str, rows: int, with_tools:
         ),
         (
             {"script_url": "poems.py"},
-            ".script_url: a script is not run\n\nhint: choose an entry of plain conversations",
+            ".script_url: loading scripts are not supported\n\n"
+            "hint: use an entry with plain conversations",
         ),
         (
             {"file_name": "poems.json", "num_samples": 5, "ranking": False},
-            ".num_samples: rows are not sampled\n\n"
-            "hint: remove it, and set the limit of the source",
+            ".num_samples: sampling is not supported\n\n"
+            "hint: remove the key and set the limit of the source",
         ),
         (
             {"file_name": "poems.json", "ranking": True, "columns": {"chosen": "a"}},
-            ".ranking: preferences (a chosen and a rejected answer) are not learned\n\n"
-            "hint: choose an entry of plain conversations\n\n"
-            "data/dataset_info.json: poems.columns.chosen: preferences (a chosen and a rejected "
-            "answer) are not learned\n\nhint: choose an entry of plain conversations",
+            ".ranking: preference data (a chosen and a rejected answer) are not supported\n\n"
+            "hint: use an entry with plain conversations\n\n"
+            "data/dataset_info.json: poems.columns.chosen: preference data (a chosen and a "
+            "rejected answer) are not supported\n\nhint: use an entry with plain conversations",
         ),
         (
             {"file_name": "poems.json", "columns": {"images": "images"}},
-            ".columns.images: pictures are not learned\n\n"
-            "hint: choose an entry of plain conversations",
+            ".columns.images: images are not supported\n\n"
+            "hint: use an entry with plain conversations",
         ),
     ],
 )
@@ -226,7 +227,7 @@ def test_a_name_that_is_not_listed_suggests_the_nearest() -> None:
         "data/dataset_info.json: no entry 'poem'\n\nhint: did you mean \"poems\"?"
     )
     assert message_of("data#x") == (
-        "data/dataset_info.json: no entry 'x'\n\nhint: the entries are poems"
+        "data/dataset_info.json: no entry 'x'\n\nhint: available entries: poems"
     )
     assert message_of("data/dataset_info.json") == (
         "data/dataset_info.json: expected one of the data sets that it lists\n\n"
@@ -234,7 +235,7 @@ def test_a_name_that_is_not_listed_suggests_the_nearest() -> None:
     )
 
 
-def test_a_list_that_is_not_there_is_told() -> None:
+def test_a_missing_list_is_reported() -> None:
     hint = "\n\nhint: name a dataset_info.json, or the folder that holds it, before the #"
     assert message_of("data#poems") == f"data#poems: no dataset_info.json in data{hint}"
     assert message_of("no/dataset_info.json#poems") == (
@@ -242,7 +243,7 @@ def test_a_list_that_is_not_there_is_told() -> None:
     )
 
 
-def test_the_entry_alone_says_how_its_records_are_written() -> None:
+def test_only_the_entry_decides_the_format() -> None:
     put({"file_name": "poems.json"})
     hint = "\n\nhint: give this source `format: auto`"
     assert message_of(format="alpaca") == (
@@ -260,7 +261,7 @@ def test_the_entry_alone_says_how_its_records_are_written() -> None:
         (b"{\n'a'}", ":2: not valid JSON: Expecting property name enclosed in double quotes at "
                      "column 1; found \"'a'}\""),
         (b'{"a": 1, "a": 2}', ": the key 'a' occurs more than once in one object\n\n"
-                              "hint: keep one of them"),
+                              "hint: remove one of them"),
         (b'{"a": "\xff"}', ":1: expected UTF-8; found byte 0xff\n\nhint: save the file as UTF-8"),
         (b"[" * 100_000, ":1: expected at most 64 levels of nesting"),
     ],

@@ -296,7 +296,7 @@ def test_all_faults_of_all_sources_are_told_at_once(tiny: ChatTokenizer) -> None
     valid = put("valid.jsonl", {"prompt": "1?", "completion": None})
     assert message_of(tiny, train, eval=valid) == (
         "train.jsonl:2: not valid JSON: Expecting value at column 15; found the end\n\n"
-        'hint: write one object a line, such as {"prompt": "Hi", "completion": "Hello."}\n\n'
+        'hint: write one object per line, such as {"prompt": "Hi", "completion": "Hello."}\n\n'
         "train.jsonl:3: messages[1].role: expected system, user, assistant or tool; found 'bot'\n\n"
         'hint: change "bot" to "assistant"\n\n'
         "train.jsonl:4: messages: expected at least one assistant message; found user\n\n"
@@ -315,8 +315,8 @@ def test_what_the_template_refuses_carries_the_line(
     tokenizer = qwen["qwen2_5"]
     monkeypatch.setattr(tokenizer, "_template", compile_template("{{ raise_exception('no') }}"))
     assert message_of(tokenizer, put("a.jsonl", SHORT, LONG)) == (
-        "a.jsonl:1: messages: refused by the chat template: TemplateError: no\n\n"
-        "a.jsonl:2: messages: refused by the chat template: TemplateError: no"
+        "a.jsonl:1: messages: rejected by the chat template: TemplateError: no\n\n"
+        "a.jsonl:2: messages: rejected by the chat template: TemplateError: no"
     )
 
 
@@ -347,5 +347,5 @@ def test_a_data_set_that_is_no_file_is_not_waited_for(tiny: ChatTokenizer, tmp_p
     os.mkfifo(tmp_path / "pipe.jsonl")
     assert message_of(tiny, str(tmp_path / "pipe.jsonl")) == (
         f"{tmp_path / 'pipe.jsonl'}: expected a regular file; found a pipe\n\n"
-        "hint: write the data to a file, and name that"
+        "hint: write the data to a file and use its path"
     )

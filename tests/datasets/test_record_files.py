@@ -111,11 +111,11 @@ def test_parquet_records_know_their_rows() -> None:
 
 # --- what is refused ---
 
-LINE_HINT = '\n\nhint: write one object a line, such as {"prompt": "Hi", "completion": "Hello."}'
-FILE_HINT = "\n\nhint: `python -m json.tool FILE` points at the same place"
+LINE_HINT = '\n\nhint: write one object per line, such as {"prompt": "Hi", "completion": "Hello."}'
+FILE_HINT = "\n\nhint: `python -m json.tool FILE` reports the same place"
 
 
-def test_every_broken_line_is_told_and_the_others_are_read() -> None:
+def test_every_invalid_line_is_reported_and_the_others_are_read() -> None:
     lines = ['{"text": "1" "a": 2}', '{"text": "2"}', '{"text": "3"', "[1]", "7", "{} {}"]
     assert said("a.jsonl", "\n".join(lines)) == [
         "a.jsonl:1: not valid JSON: Expecting ',' delimiter at column 14; found '\"a\": 2}'"
@@ -129,7 +129,7 @@ def test_every_broken_line_is_told_and_the_others_are_read() -> None:
     ]
 
 
-def test_what_python_lets_pass_is_told_as_well() -> None:
+def test_json_that_only_python_accepts_is_reported() -> None:
     lines = [
         '{"text": "1", "text": "2"}',
         '{"text": "1", "a": NaN, "b": [-Infinity]}',
@@ -138,9 +138,9 @@ def test_what_python_lets_pass_is_told_as_well() -> None:
         '{"n": ' + "1" * 5000 + "}",
     ]
     assert said("a.jsonl", "\n".join(lines)) == [
-        "a.jsonl:1: the key 'text' occurs more than once in one object\n\nhint: keep one of them",
-        "a.jsonl:2: NaN is not JSON\n\nhint: write null, or leave the key out",
-        "a.jsonl:2: -Infinity is not JSON\n\nhint: write null, or leave the key out",
+        "a.jsonl:1: the key 'text' occurs more than once in one object\n\nhint: remove one of them",
+        "a.jsonl:2: NaN is not valid JSON\n\nhint: write null or remove the key",
+        "a.jsonl:2: -Infinity is not valid JSON\n\nhint: write null or remove the key",
         "a.jsonl:3: text: expected text; found a NUL character (character 2)\n\nhint: remove it",
         "a.jsonl:3: c.d[0]: expected text; found half of a surrogate pair, \\ud83d (character 1)"
         "\n\nhint: remove it",
@@ -175,15 +175,15 @@ def test_a_list_is_read_a_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
         + FILE_HINT,
     ]
     for size in (1, 2, 3, 7, 16, 50):
-        monkeypatch.setattr(record_files, "PIECE", size)
+        monkeypatch.setattr(record_files, "READ_CHUNK_BYTES", size)
         assert said("a.json", "\ufeff" + text) == whole
 
 
 def test_a_record_of_a_list_without_end_does_not_fill_the_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(record_files, "LONGEST_LINE", 30)
-    monkeypatch.setattr(record_files, "PIECE", 8)
+    monkeypatch.setattr(record_files, "MAX_LINE_BYTES", 30)
+    monkeypatch.setattr(record_files, "READ_CHUNK_BYTES", 8)
     assert said("a.json", '[{"text": "1"},\n{"text": "' + "x" * 900 + '"}]') == [
         ("a.json:1", {"text": "1"}),
         "a.json:2: expected at most 30 characters in a record",
@@ -197,7 +197,7 @@ def test_a_record_of_a_list_without_end_does_not_fill_the_memory(
 def test_a_row_of_a_table_without_end_does_not_fill_the_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(record_files, "LONGEST_LINE", 30)
+    monkeypatch.setattr(record_files, "MAX_LINE_BYTES", 30)
     many = "\n".join(["text", "1", *['"']] + ["x"] * 90)
     assert said("a.csv", many) == [
         ("a.csv:2", {"text": "1"}),
@@ -215,7 +215,7 @@ def test_a_carriage_return_ends_a_line_of_a_table() -> None:
 
 
 def test_a_line_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record_files, "LONGEST_LINE", 20)
+    monkeypatch.setattr(record_files, "MAX_LINE_BYTES", 20)
     lines = ['{"text": "1"}', '{"text": "' + "x" * 90 + '"}', '{"text": "3"}']
     assert said("a.jsonl", "\n".join(lines)) == [
         ("a.jsonl:1", {"text": "1"}),
@@ -224,7 +224,7 @@ def test_a_line_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyP
     ]
 
 
-LATIN = "\n\nhint: save the file as UTF-8 (it may be Latin-1 or Windows-1252 now)"
+LATIN = "\n\nhint: save the file as UTF-8 (it may be Latin-1 or Windows-1252)"
 
 
 def test_other_encodings_are_named_with_their_offset() -> None:
@@ -245,9 +245,9 @@ def test_other_encodings_are_named_with_their_offset() -> None:
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
 @pytest.mark.parametrize("width", ["16", "32"])
-def test_utf_16_and_32_are_told_once(kind: str, width: str) -> None:
+def test_utf_16_and_32_are_reported_once(kind: str, width: str) -> None:
     assert said(f"a.{kind}", ('{"text": "1"}\n' * 3).encode(f"utf-{width}")) == [
-        f"a.{kind}:1: expected UTF-8; found UTF-{width} (its mark is at byte 0)\n\n"
+        f"a.{kind}:1: expected UTF-8; found UTF-{width} (byte order mark at byte 0)\n\n"
         f"hint: convert it: iconv -f UTF-{width} -t UTF-8 a.{kind} > a.utf8.{kind}"
     ]
 
@@ -260,7 +260,7 @@ def test_a_json_file_stops_at_what_is_no_json() -> None:
     ]
     assert said("a.json", '{"text": "1"}\n{"text": "2"}') == [
         "a.json: expected a list of records, or an object with one list in it; found none\n\n"
-        "hint: write each list of records to a file of its own",
+        "hint: write each list of records to a separate file",
         'a.json:2: not valid JSON: Extra data at column 1; found \'{"text": "2"}\'' + FILE_HINT,
     ]
     assert said("a.json", '"text"') == [
@@ -274,18 +274,18 @@ def test_a_json_file_stops_at_what_is_no_json() -> None:
 def test_a_json_object_with_several_lists_is_ambiguous() -> None:
     assert said("a.json", '{"train": [{"text": "1"}], "test": []}') == [
         "a.json: expected a list of records, or an object with one list in it; found train, test"
-        "\n\nhint: write each list of records to a file of its own"
+        "\n\nhint: write each list of records to a separate file"
     ]
 
 
 def test_a_table_without_a_header_or_with_ragged_rows_is_refused() -> None:
     assert said("a.csv", "prompt,prompt\na,b\n") == [
-        "a.csv:1: expected a header of different column names; found 'prompt', 'prompt'\n\n"
-        "hint: name the columns in the first line"
+        "a.csv:1: expected a header with different column names; found 'prompt', 'prompt'\n\n"
+        "hint: write the column names in the first line"
     ]
     assert said("a.csv", "prompt,completion\na,b,c\nd,e\n") == [
         "a.csv:2: expected 2 fields, as in the header; found 3\n\n"
-        "hint: put a field that holds a comma into double quotes",
+        "hint: put double quotes around fields that contain a comma",
         ("a.csv:3", {"prompt": "d", "completion": "e"}),
     ]
     assert said("a.csv", 'text\n"a\n') == ["a.csv:2: not valid CSV: unexpected end of data"]
@@ -309,7 +309,7 @@ def test_a_parquet_file_with_two_columns_of_one_name_is_refused(tmp_path: Path) 
     (faults,) = read(path)
     assert isinstance(faults, tuple)
     assert [str(fault) for fault in faults] == [
-        f"{path}: expected each column once; found several named prompt\n\n"
+        f"{path}: expected unique column names; found several named prompt\n\n"
         "hint: rename or remove all but one"
     ]
 
@@ -351,23 +351,23 @@ def test_compressed_files_of_text_are_read_like_others(suffix: str) -> None:
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
 @pytest.mark.parametrize("suffix", PACK)
-def test_a_compressed_file_that_is_cut_short_is_told(suffix: str, kind: str) -> None:
+def test_a_truncated_compressed_file_is_reported(suffix: str, kind: str) -> None:
     name = f"a.{kind}.{suffix}"
     packed = PACK[suffix](ROWS)[:-6]
     *_, last = said(name, packed)
     place, _, problem = str(last).partition(": ")
     assert place.rpartition(":")[0] == name
     assert problem == (
-        "cannot be unpacked: the file is cut short\n\n"
+        "cannot be decompressed: the file is truncated\n\n"
         f"hint: copy the file again; `{PROGRAM[suffix]} -t FILE` tests it"
     )
 
 
-def test_a_cut_stream_is_told_at_the_line_that_was_reached() -> None:
+def test_a_truncated_stream_is_reported_at_the_last_line() -> None:
     lines = b"".join(b'{"text": "%d %s"}\n' % (n, random(n)) for n in range(20_000))
     packed = gzip.compress(lines)
     *good, last = said("a.jsonl.gz", packed[: len(packed) // 2])
-    assert str(last).startswith(f"a.jsonl.gz:{len(good) + 1}: cannot be unpacked")
+    assert str(last).startswith(f"a.jsonl.gz:{len(good) + 1}: cannot be decompressed")
     assert 5_000 < len(good) < 15_000
 
 
@@ -377,23 +377,23 @@ def random(seed: int) -> bytes:
 
 
 @pytest.mark.parametrize("suffix", PACK)
-def test_what_is_not_compressed_or_damaged_is_told(suffix: str) -> None:
+def test_a_damaged_or_uncompressed_file_is_reported(suffix: str) -> None:
     hint = f"hint: copy the file again; `{PROGRAM[suffix]} -t FILE` tests it"
     [plain] = said(f"a.jsonl.{suffix}", ROWS)
     assert str(plain).startswith(
-        f"a.jsonl.{suffix}:1: cannot be unpacked: damaged, or not compressed: "
+        f"a.jsonl.{suffix}:1: cannot be decompressed: damaged or not compressed: "
     )
     assert str(plain).endswith(hint)
     packed = bytearray(PACK[suffix](ROWS * 50))
     packed[len(packed) // 2] ^= 0xFF
-    assert "cannot be unpacked" in str(said(f"a.jsonl.{suffix}", bytes(packed))[-1])
+    assert "cannot be decompressed" in str(said(f"a.jsonl.{suffix}", bytes(packed))[-1])
 
 
 @pytest.mark.parametrize("suffix", PACK)
 def test_a_file_that_unpacks_without_end_stays_within_the_line(
     suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record_files, "LONGEST_LINE", 2**16)
+    monkeypatch.setattr(record_files, "MAX_LINE_BYTES", 2**16)
     packed = PACK[suffix](b'{"text": "1"}\n{"text": "' + b"x" * 2**24)
     tracemalloc.start()
     found = said(f"a.jsonl.{suffix}", packed)
@@ -408,7 +408,7 @@ def test_a_file_that_unpacks_without_end_stays_within_the_line(
 
 def test_another_encoding_within_a_compressed_file_is_named() -> None:
     assert said("a.jsonl.gz", gzip.compress('{"text": "1"}'.encode("utf-16"))) == [
-        "a.jsonl.gz:1: expected UTF-8; found UTF-16 (its mark is at byte 0)\n\n"
+        "a.jsonl.gz:1: expected UTF-8; found UTF-16 (byte order mark at byte 0)\n\n"
         "hint: convert it: gzip -dc a.jsonl.gz | iconv -f UTF-16 -t UTF-8 > a.utf8.jsonl"
     ]
 
@@ -416,7 +416,7 @@ def test_another_encoding_within_a_compressed_file_is_named() -> None:
 def test_a_pipe_is_not_waited_for() -> None:
     os.mkfifo("a.jsonl")
     [item] = read(Path("a.jsonl"))
-    hint = "write the data to a file, and name that"
+    hint = "write the data to a file and use its path"
     assert item == (Fault("a.jsonl", "expected a regular file; found a pipe", hint),)
 
 

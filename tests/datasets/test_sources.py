@@ -434,11 +434,11 @@ def test_a_pipe_is_not_waited_for() -> None:
     os.mkfifo("a.jsonl")
     os.mkfifo("folder/train.jsonl")
     message = (
-        "expected a regular file; found a pipe\n\nhint: write the data to a file, and name that"
+        "expected a regular file; found a pipe\n\nhint: write the data to a file and use its path"
     )
     assert message_of("a.jsonl") == f"a.jsonl: {message}"
     assert message_of("folder") == f"folder/train.jsonl: {message}"
     assert message_of("/dev/null") == (
         "/dev/null: expected a regular file; found a device\n\n"
-        "hint: write the data to a file, and name that"
+        "hint: write the data to a file and use its path"
     )

@@ -145,9 +145,9 @@ def test_reasoning_that_cannot_be_kept_is_refused_where_it_is_asked_for(
     with pytest.raises(DatasetError) as caught:
         qwen["qwen2_5"].encode_conversation(THOUGHT, thinking="keep")
     assert str(caught.value) == (
-        "messages[1]: expected reasoning that the chat template writes (data.thinking: keep); this "
-        "template leaves it out\n\n"
-        "hint: set data.thinking to drop, or use a model that reasons"
+        "messages[1]: data.thinking is keep, but the chat template omits the reasoning of this turn"
+        "\n\n"
+        "hint: set data.thinking to drop, or use a reasoning model"
     )
 
 
@@ -170,8 +170,8 @@ def test_what_no_prompt_of_the_template_begins_is_refused(
     with pytest.raises(JobError) as caught:
         qwen[name].check_thinking(thinking)
     assert str(caught.value) == (
-        f"data.thinking: {thinking} trains answers after {after}, and the prompts of this model's "
-        f"chat template begin them with {begins}\n\nhint: set it to auto, or to {mend}"
+        f"data.thinking: {thinking} trains answers after {after}, but the prompts of this model's "
+        f"chat template start them with {begins}\n\nhint: set it to auto, or to {mend}"
     )
 
 
@@ -263,9 +263,9 @@ def test_a_template_that_leaves_calls_out_is_refused(tokenizer_file: Any) -> Non
     with pytest.raises(DatasetError) as caught:
         tokenizer.encode_conversation([user("Rain?"), calls("Bonn", "I look.")], tools=[WEATHER])
     assert str(caught.value) == (
-        "messages[1]: this chat template does not write what the assistant says: expected "
+        "messages[1]: this chat template does not write the whole answer: expected "
         "'weather'; found 'I look.'\n\n"
-        "hint: use a model whose template writes answers as they are"
+        "hint: use a model whose template writes answers unchanged"
     )
 
 
@@ -364,7 +364,7 @@ def test_the_end_of_a_think_block_within_an_answer_is_no_reasoning(
     messages = [user("?"), assistant("Write </think> to end it.")]
     [row] = qwen["qwen2_5"].encode_conversation(messages, thinking="drop")
     assert marked(qwen["qwen2_5"], row).endswith("«Write </think> to end it.<|im_end|>»")
-    with pytest.raises(DatasetError, match="does not write what the assistant says"):
+    with pytest.raises(DatasetError, match="does not write the whole answer"):
         qwen["qwen3"].encode_conversation(messages)  # its template takes it for one
 
 
@@ -373,7 +373,7 @@ def test_two_answers_in_a_row_are_refused_with_the_mend(qwen: dict[str, ChatToke
     with pytest.raises(DatasetError) as caught:
         qwen["qwen3"].encode_conversation(messages)
     assert caught.value.faults[0].hint == (
-        "join the two messages of the assistant, or set data.thinking to drop"
+        "join the two assistant messages, or set data.thinking to drop"
     )
     [row] = qwen["qwen3"].encode_conversation(messages, thinking="drop")
     assert marked(qwen["qwen3"], row).count("«") == 2

@@ -109,7 +109,7 @@ def test_the_added_tokens_are_qwen3s_in_its_order_and_with_its_flags(raw: Tokeni
     assert raw.get_vocab_size() == 2048
 
 
-def test_the_tokenizer_config_says_the_same_flags_as_the_tokenizer() -> None:
+def test_the_tokenizer_config_has_the_flags_of_the_tokenizer() -> None:
     said = json.loads((TINY / "tokenizer_config.json").read_text(encoding="utf-8"))
     flags = [(each["content"], each["special"]) for each in said["added_tokens_decoder"].values()]
     assert flags == list(QWEN3_ADDED.items())
@@ -277,7 +277,7 @@ def test_held_out_tasks_have_structures_of_their_own() -> None:
     assert all(held_out(structure) for structure in structures)
 
 
-def test_nothing_held_out_stands_in_the_text_or_in_the_training_rows() -> None:
+def test_held_out_tasks_are_not_in_the_text_or_the_training_rows() -> None:
     questions = [(question, task) for question, task in held_out_tasks()]
     train = [message["content"] + "\n" for row in rows_of("train") for message in row]
     text = "\n".join([*islice(documents(), 10_000), *train]).lower()

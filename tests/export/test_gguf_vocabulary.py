@@ -161,5 +161,5 @@ def test_a_model_with_fewer_embeddings_than_tokens_is_refused(tmp_path: Path) ->
         read_vocabulary(folder, 2047)
     assert str(error.value) == (
         f"{folder}: tokenizer.json: expected ids below the model's 2047 embeddings; found 2047"
-        "\n\nhint: take model and tokenizer from one place"
+        "\n\nhint: use the tokenizer of this model"
     )

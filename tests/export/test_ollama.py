@@ -293,8 +293,8 @@ def test_a_template_that_refuses_to_be_greeted_is_refused() -> None:
     with pytest.raises(InputError) as caught:
         written(under(template + TURNS.replace("CONTENT", "m.content")))
     assert str(caught.value) == (
-        "--to ollama: a conversation of text that Ollama may render: refused by the chat template: "
-        "TemplateError: Ask first." + HINT
+        "--to ollama: a conversation of text that Ollama may render: rejected by the chat template"
+        ": TemplateError: Ask first." + HINT
     )
 
 

@@ -198,7 +198,7 @@ def test_all_faults_are_told_at_once_each_with_its_place(tmp_path: Path) -> None
         "hint: remove the row",
         "q:9: not valid JSON: Expecting property name enclosed in double quotes at column 2; "
         "found the end",
-        'hint: write one object a line, such as {"prompt": "Hi", "completion": "Hello."}',
+        'hint: write one object per line, such as {"prompt": "Hi", "completion": "Hello."}',
     ]
 
 

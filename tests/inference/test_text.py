@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.embedded import tiny_model_path
-from qwen_local.inference.text import TextStream, Thoughts, visible
+from qwen_local.inference.text import TextStream, Thoughts
 
 TINY = ChatTokenizer.load(tiny_model_path())
 VOCABULARY = 2048
@@ -101,11 +101,3 @@ def test_an_answer_without_thoughts_is_not_held_back() -> None:
     thoughts = Thoughts(thinking=False)
     assert thoughts.add("Y") == [(False, "Y")]
     assert thoughts.add("es <think>") == [(False, "es <think>")]
-
-
-def test_control_characters_are_shown_and_never_sent() -> None:
-    every = "".join(map(chr, range(0x100)))
-    shown = visible(every)
-    assert [c for c in shown if ord(c) < 32 or 0x7F <= ord(c) < 0xA0] == ["\t", "\n"]
-    assert visible("日本 🙂 e\u0301 👩‍🚀") == "日本 🙂 e\u0301 👩‍🚀"
-    assert visible("\x1b]0;title\x07") == "␛]0;title␇"

@@ -20,12 +20,12 @@ from qwen_local.datasets.row_builder import TokenizeConfig
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.embedded import tiny_model_path
 from qwen_local.errors import Fault
-from qwen_local.inspection.check import Check, SetCheck
+from qwen_local.inspection.check import DataCheck, SetCheck
 from qwen_local.inspection.check_page import describe
 from qwen_local.inspection.draw import Canvas
-from qwen_local.inspection.findings import Findings, Secret, look
+from qwen_local.inspection.findings import Secret, SetFindings, inspect_block
 from qwen_local.inspection.kinds import kind_of
-from qwen_local.inspection.tally import FIRST, KINDS, Places, Tally
+from qwen_local.inspection.tally import ITEMS_PER_KIND, MAX_KINDS, Places, Tally
 
 TINY = ChatTokenizer.load(tiny_model_path())
 
@@ -51,8 +51,8 @@ def read(*values: Any, name: str = "a.jsonl") -> list[Example | Faults]:
     return list(examples(records))
 
 
-def found(*values: Any, name: str = "a.jsonl", **how: Any) -> Findings:
-    return look(making(**how), read(*values, name=name))
+def found(*values: Any, name: str = "a.jsonl", **how: Any) -> SetFindings:
+    return inspect_block(making(**how), read(*values, name=name))
 
 
 def asked(question: str, answer: str, **more: Any) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def asked(question: str, answer: str, **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("seed", range(20))
 def test_a_tally_is_the_same_however_it_is_divided(seed: int) -> None:
     draw = random.Random(seed)
-    items = [(draw.randrange(3 * KINDS), n) for n in range(900)]
+    items = [(draw.randrange(3 * MAX_KINDS), n) for n in range(900)]
     first, second = sorted((draw.randrange(900), draw.randrange(900)))
 
     def tally(items: Sequence[tuple[int, int]]) -> Tally[int]:
@@ -81,13 +81,13 @@ def test_a_tally_is_the_same_however_it_is_divided(seed: int) -> None:
     parts[1].merge(parts[2])
     parts[0].merge(parts[1])
     assert left == parts[0] == tally(items)
-    assert len(left.counts) <= KINDS
+    assert len(left.counts) <= MAX_KINDS
     assert left.total == len(items)
 
 
 def test_a_tally_counts_all_and_keeps_the_first() -> None:
     counted: Tally[int] = Tally()
-    for number in range(2 * FIRST):
+    for number in range(2 * ITEMS_PER_KIND):
         counted.add("even" if number % 2 == 0 else "odd", number)
     counted.add("odd", 99)
     assert counted.by_count() == [("odd", 6, [1, 3, 5, 7, 9]), ("even", 5, [0, 2, 4, 6, 8])]
@@ -125,14 +125,14 @@ def test_dividing_the_data_into_blocks_never_changes_the_report(
     values: list[Any], cuts: list[int]
 ) -> None:
     block = read(asked("What?", "This."), *values)
-    whole = look(making(), block)
+    whole = inspect_block(making(), block)
     edges = [0, *sorted(cuts), len(block)]
-    merged = Findings.begin(making())
+    merged = SetFindings.empty(making())
     for start, stop in pairwise(edges):
-        merged.merge(copy.deepcopy(look(making(), block[start:stop])))
+        merged.merge(copy.deepcopy(inspect_block(making(), block[start:stop])))
     assert merged == whole
     report, again = (
-        Check.of("m", SetCheck.of(["a.jsonl"], f), SetCheck.of(["b.jsonl"], whole))
+        DataCheck.of("m", SetCheck.of(["a.jsonl"], f), SetCheck.of(["b.jsonl"], whole))
         for f in (merged, whole)
     )
     assert report.to_json() == again.to_json()
@@ -140,7 +140,7 @@ def test_dividing_the_data_into_blocks_never_changes_the_report(
 
 
 def test_a_row_costs_28_bytes() -> None:
-    block = look(making(), read(*(asked(f"Say {n}.", str(n)) for n in range(2000))))
+    block = inspect_block(making(), read(*(asked(f"Say {n}.", str(n)) for n in range(2000))))
     assert len(ForkingPickler.dumps(block)) < 28 * 2000 + 2000
 
 
@@ -156,7 +156,7 @@ def test_every_record_is_usable_dropped_or_faulty(values: list[Any]) -> None:
 
 
 def test_rows_are_counted_as_training_counts_them() -> None:
-    row = look(making(), read(asked("Hi", "Yes")))
+    row = inspect_block(making(), read(asked("Hi", "Yes")))
     tokens = TINY.encode_prompt([{"role": "user", "content": "Hi"}])
     answer = TINY.encode_text("Yes").ids[:-1]
     assert (row.rows, row.usable, row.ended) == (1, 1, 1)
@@ -170,7 +170,7 @@ def test_the_first_token_of_a_text_is_no_target() -> None:
     assert row.supervised == row.tokens == len(TINY.encode_text("one two three").ids) - 1
 
 
-def test_a_cut_row_does_not_end_with_a_trained_end() -> None:
+def test_a_cut_row_does_not_count_as_ended() -> None:
     long = asked("Hi", "one two three " * 50)
     assert found(long, overlong="cut").ended == 0
     assert found(long, overlong="cut").cut == 1
@@ -180,7 +180,7 @@ def test_a_cut_row_does_not_end_with_a_trained_end() -> None:
     ("overlong", "dropped", "faults"),
     [("drop", {"overlong": 1}, {}), ("cut", {}, {}), ("error", {}, {"expected at most": 1})],
 )
-def test_what_is_too_long_is_dropped_cut_or_a_fault(
+def test_an_overlong_row_is_dropped_cut_or_a_fault(
     overlong: str, dropped: dict[str, int], faults: dict[str, int]
 ) -> None:
     report = found(asked("Hi", "one two three " * 50), overlong=overlong)
@@ -188,7 +188,7 @@ def test_what_is_too_long_is_dropped_cut_or_a_fault(
     assert {kind[:16]: count for kind, count in report.faults.counts.items()} == faults
 
 
-def test_a_question_as_long_as_a_row_leaves_nothing_to_train() -> None:
+def test_a_prompt_as_long_as_max_length_leaves_nothing_supervised() -> None:
     report = found(asked("one two three " * 50, "Yes"), overlong="cut")
     assert report.dropped.counts == {"nothing_trained": 1}
     assert report.dropped.first == {"nothing_trained": ["a.jsonl:1"]}
@@ -205,7 +205,7 @@ def test_the_longest_rows_are_named_the_longest_first() -> None:
     assert places == [f"a.jsonl:{line}" for line in (2, 4, 6, 3, 1)]
 
 
-def test_secrets_are_named_and_never_shown() -> None:
+def test_secrets_are_reported_but_never_shown() -> None:
     token = "hf_" + "aB3dE6gH9k" * 4
     key = "-----BEGIN RSA PRIVATE KEY-----"
     report = found(asked(f"Log in with {token}", "Yes"), asked("Hi", f"{key}\nMIIE"))
@@ -214,7 +214,7 @@ def test_secrets_are_named_and_never_shown() -> None:
         "private key": [Secret("a.jsonl:2", "----")],
     }
     side = SetCheck.of(["a.jsonl"], report)
-    check = Check.of("m", side, side)
+    check = DataCheck.of("m", side, side)
     assert token[4:] not in describe(check, Canvas()) + json.dumps(check.to_json())
 
 
@@ -245,7 +245,7 @@ def test_secrets_of_other_kinds_are_found(secret: str) -> None:
         "xoxo-love-and-kisses",
     ],
 )
-def test_what_only_resembles_a_secret_is_no_alarm(harmless: str) -> None:
+def test_text_that_resembles_a_secret_is_not_reported(harmless: str) -> None:
     assert found(asked("Hi", f"it is {harmless}.")).secrets.total == 0
 
 
@@ -268,7 +268,7 @@ def test_turns_that_do_not_alternate_and_ends_without_answer_are_noted() -> None
     }
 
 
-def test_keys_without_a_meaning_are_counted() -> None:
+def test_unknown_keys_are_counted() -> None:
     report = found(asked("Hi", "Yes", idx=1), asked("Hi", "No", idx=2))
     assert report.ignored.first == {"idx": ["a.jsonl:1", "a.jsonl:2"]}
 
@@ -285,7 +285,7 @@ def test_few_answers_are_labels_the_most_frequent_first() -> None:
     assert labels("No", "Yes", "Yes", "Yes") == {"Yes": 3, "No": 1}
 
 
-def test_many_answers_are_no_labels() -> None:
+def test_many_different_answers_are_not_labels() -> None:
     assert labels("a", "b", "c", "a") is None
     assert labels(*(str(n // 2) for n in range(42))) is None
     assert labels(*(str(n // 2) for n in range(40))) == {str(n): 2 for n in range(20)}
@@ -294,11 +294,11 @@ def test_many_answers_are_no_labels() -> None:
 # --- duplicates ---
 
 
-def check(train: Findings, evaluation: Findings) -> Check:
-    return Check.of("m", SetCheck.of(["a"], train), SetCheck.of(["b"], evaluation))
+def check(train: SetFindings, evaluation: SetFindings) -> DataCheck:
+    return DataCheck.of("m", SetCheck.of(["a"], train), SetCheck.of(["b"], evaluation))
 
 
-def test_duplicates_are_found_word_for_word_and_nearly() -> None:
+def test_exact_and_near_duplicates_are_found() -> None:
     report = found(
         asked("Hi", "Yes"), asked("Hi", "Yes"), asked("  hi", "YES\n"), asked("Hi", "No")
     )
@@ -308,7 +308,7 @@ def test_duplicates_are_found_word_for_word_and_nearly() -> None:
     assert duplicates.first_similar == (("a.jsonl:3", "a.jsonl:1"),)
 
 
-def test_what_is_evaluated_and_trained_on_is_found() -> None:
+def test_records_in_both_sets_are_found() -> None:
     train = found(asked("Hi", "Yes"), asked("What?", "This."))
     evaluation = found(asked("HI", "yes"), asked("What?", "This."), asked("x", "y"), name="b.jsonl")
     shared = check(train, evaluation).shared

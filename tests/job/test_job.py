@@ -1,4 +1,4 @@
-"""The job: what may be said, what is said back, and in which order sources win."""
+"""The job: accepted values, error messages, and the precedence of sources."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ data:
 
 
 @pytest.mark.usefixtures("here")
-def test_columns_may_settle_the_format_or_belong_to_one() -> None:
+def test_columns_decide_the_format_or_belong_to_it() -> None:
     columns = {"prompt": "question", "completion": "answer"}
     text = "data: {columns: {prompt: question, completion: answer}}"
     assert job_of(text).data == DataSpec(columns=columns)
@@ -192,23 +192,23 @@ def test_columns_may_settle_the_format_or_belong_to_one() -> None:
     assert job_of(with_format).data == DataSpec(format="sharegpt", columns={"system": "rules"})
     assert message("data: {format: sharegpt, columns: {prompt: q}}") == (
         "job.yaml:1: data.columns: expected a key of the sharegpt format; found 'prompt'\n\n"
-        "hint: the keys are category, conversations, functions, id, system, tools"
+        "hint: valid keys: category, conversations, functions, id, system, tools"
     )
 
 
 @pytest.mark.usefixtures("here")
-def test_a_value_that_contains_itself_comes_to_an_end() -> None:
+def test_a_cyclic_value_is_reported() -> None:
     for text in ("data: {train: [&a {name: *a}]}", "data: {columns: &a {prompt: *a}}"):
         assert message(text).startswith("job.yaml:1: data.")
 
 
 @pytest.mark.usefixtures("here")
-def test_the_model_is_known_before_the_preset_is() -> None:
+def test_the_draft_knows_the_model_before_the_preset_is_applied() -> None:
     draft = read_job(write("model: {name: Qwen/Qwen3-0.6B, revision: main, dtype: float32}"))
     assert draft.model == ModelSpec(name="Qwen/Qwen3-0.6B", revision="main", dtype="float32")
 
 
-def test_every_option_says_what_it_is() -> None:
+def test_every_option_has_a_description_and_an_example() -> None:
     sections: list[type[BaseModel]] = [Job, *SECTIONS.values()]
     for section in sections:
         for name, field in section.model_fields.items():
@@ -283,13 +283,13 @@ def test_alpha_follows_a_rank_that_the_user_chose_whatever_the_preset() -> None:
 
 @pytest.mark.parametrize("preset", ["none", "small"])
 @pytest.mark.usefixtures("here")
-def test_steps_displace_the_epochs_of_preset_and_default(preset: str) -> None:
+def test_steps_replace_the_epochs_of_preset_and_default(preset: str) -> None:
     train = job_of("train: {steps: 5}", preset=preset).train
     assert (train.epochs, train.steps) == (None, 5)
 
 
 @pytest.mark.usefixtures("here")
-def test_the_stronger_source_decides_between_epochs_and_steps() -> None:
+def test_the_source_with_higher_precedence_decides_between_epochs_and_steps() -> None:
     train = job_of("train: {epochs: 2}", flags={"--steps": 5}).train
     assert (train.epochs, train.steps) == (None, 5)
     train = job_of("train: {steps: 5}", flags={"--epochs": 2}).train
@@ -301,36 +301,34 @@ def test_the_stronger_source_decides_between_epochs_and_steps() -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_warm_up_steps_displace_the_ratio() -> None:
+def test_warm_up_steps_replace_the_ratio() -> None:
     train = job_of("train: {warmup_steps: 0}", preset="tiny").train
     assert (train.warmup_ratio, train.warmup_steps) == (None, 0)
 
 
 @pytest.mark.usefixtures("here")
-def test_both_of_two_in_one_place_are_a_fault() -> None:
+def test_setting_both_keys_of_a_pair_in_one_source_is_a_fault() -> None:
     assert message("train:\n  epochs: 1\n  steps: 2\n", sets=["train.seed=1"]) == (
-        "job.yaml:3: train.steps: expected epochs or steps; found both\n\n"
-        "hint: remove one of the two"
+        "job.yaml:3: train.steps: expected epochs or steps; found both\n\nhint: remove one of them"
     )
     assert message(flags={"--epochs": 1, "--steps": 2}) == (
-        "--steps: expected epochs or steps; found both\n\nhint: remove one of the two"
+        "--steps: expected epochs or steps; found both\n\nhint: remove one of them"
     )
     assert message(sets=["train.warmup_ratio=0", "train.warmup_steps=0"]) == (
         "--set train.warmup_steps=0: expected warmup_ratio or warmup_steps; found both\n\n"
-        "hint: remove one of the two"
+        "hint: remove one of them"
     )
 
 
 @pytest.mark.usefixtures("here")
-def test_neither_of_two_is_a_fault() -> None:
+def test_setting_neither_key_of_a_pair_is_a_fault() -> None:
     assert message("train: {epochs: null}") == (
-        "job.yaml:1: train.epochs: expected epochs or steps; found neither\n\n"
-        "hint: set one of the two"
+        "job.yaml:1: train.epochs: expected epochs or steps; found neither\n\nhint: set one of them"
     )
 
 
 @pytest.mark.usefixtures("here")
-def test_null_takes_a_weaker_steps_back() -> None:
+def test_null_removes_steps_of_a_lower_precedence_source() -> None:
     train = job_of("train: {steps: 5}", sets=["train.steps=null"], preset="small").train
     assert (train.epochs, train.steps) == (5, None)
 
@@ -385,32 +383,22 @@ def test_aliases_are_read_and_cycles_end() -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_a_byte_order_mark_and_crlf_are_no_fault(here: Path) -> None:
+def test_a_byte_order_mark_and_crlf_are_accepted(here: Path) -> None:
     (here / "job.yaml").write_bytes(b"\xef\xbb\xbflora:\r\n  rank: 4\r\n")
     assert read_job(Path("job.yaml"), preset="none").complete(1).lora.rank == 4
 
 
-RANK = "hint: rank is the rank of the update; for example 16"
-RATE = (
-    "hint: learning_rate is the highest learning rate, reached after the warm-up; "
-    "for example 0.0002"
-)
-EPOCHS = (
-    "hint: epochs is the number of passes over the data, or null where steps is set; for example 3"
-)
-DROPOUT = "hint: dropout is the share of the adapter's inputs that is dropped; for example 0.05"
-CLIP = (
-    "hint: max_grad_norm is the norm that gradients are clipped to, or null for no clipping; "
-    "for example 1.0"
-)
+RANK = "hint: rank: rank of the LoRA matrices; for example 16"
+RATE = "hint: learning_rate: peak learning rate, reached after warm-up; for example 0.0002"
+EPOCHS = "hint: epochs: number of passes over the data; null if steps is set; for example 3"
+DROPOUT = "hint: dropout: dropout probability of the adapter's inputs; for example 0.05"
+CLIP = "hint: max_grad_norm: maximum gradient norm; null = no clipping; for example 1.0"
 
 SOURCES = "hint: write a name, or a list such as [a.jsonl, {name: b.jsonl, weight: 2, limit: 500}]"
 EVAL_SOURCES = "hint: write a name, or a list such as [a.jsonl, {name: b.jsonl, limit: 500}]"
-COLUMNS = (
-    "hint: write {prompt: question, completion: answer}: the key, and the column that stands for it"
-)
+COLUMNS = "hint: map each format key to a column, such as {prompt: question, completion: answer}"
 STOPPING = "hint: write {patience: 3, min_delta: 0.0}, or null to train all steps"
-REPORT_TO = "hint: write [tensorboard], or [] for metrics.jsonl alone"
+REPORT_TO = "hint: write [tensorboard], or [] for metrics.jsonl only"
 
 
 @pytest.mark.parametrize(
@@ -456,12 +444,12 @@ REPORT_TO = "hint: write [tensorboard], or [] for metrics.jsonl alone"
             "lora.rslora",
             "yes",
             "expected true or false; found 'yes'\n\n"
-            "hint: rslora is whether scale is alpha / sqrt(rank); for example false",
+            "hint: rslora: true = scale by alpha / sqrt(rank); for example false",
         ),
         (
             "lora.layers",
             "0",
-            "must be at least 1; found 0\n\nhint: layers is how many blocks carry the adapter, "
+            "must be at least 1; found 0\n\nhint: layers: number of blocks with an adapter, "
             "counted from the last; for example 8",
         ),
         (
@@ -484,7 +472,7 @@ REPORT_TO = "hint: write [tensorboard], or [] for metrics.jsonl alone"
         (
             "lora.targets",
             "[q_proj, q_proj]",
-            "q_proj is given twice\n\nhint: keep one of the two",
+            "q_proj occurs twice\n\nhint: remove one of them",
         ),
         ("train.epochs", "0.5", f"expected a whole number or null; found 0.5\n\n{EPOCHS}"),
         ("train.epochs", "-1", f"must be at least 1; found -1\n\n{EPOCHS}"),
@@ -497,13 +485,13 @@ REPORT_TO = "hint: write [tensorboard], or [] for metrics.jsonl alone"
         (
             "train.seed",
             "4294967296",
-            "must be at most 4294967295; found 4294967296\n\nhint: seed is what the order, the "
-            "adapter's start and dropout follow from; for example 0",
+            "must be at most 4294967295; found 4294967296\n\nhint: seed: seed of the row order, "
+            "adapter initialization and dropout; for example 0",
         ),
         (
             "train.eval_every",
             "never",
-            "expected auto or a whole number; found 'never'\n\nhint: eval_every is the number of "
+            "expected auto or a whole number; found 'never'\n\nhint: eval_every: number of "
             "steps between evaluations; auto = under 10 % of the time; for example 50",
         ),
         (
@@ -520,7 +508,7 @@ REPORT_TO = "hint: write [tensorboard], or [] for metrics.jsonl alone"
         (
             "train.report_to",
             "[tensorboard, tensorboard]",
-            "tensorboard is given twice\n\nhint: keep one of the two",
+            "tensorboard occurs twice\n\nhint: remove one of them",
         ),
         (
             "train.early_stopping",
@@ -535,31 +523,31 @@ REPORT_TO = "hint: write [tensorboard], or [] for metrics.jsonl alone"
         (
             "train.early_stopping",
             "{patience: 0}",
-            "patience: must be at least 1; found 0\n\nhint: patience is the evaluations in a row "
-            "without a gain that end the run; for example 3",
+            "patience: must be at least 1; found 0\n\nhint: patience: number of consecutive "
+            "evaluations without improvement; for example 3",
         ),
         (
             "train.early_stopping",
             "{patience: 1, patience: 2}",
-            f"expected a mapping or null; found a mapping with a key given twice\n\n{STOPPING}",
+            f"expected a mapping or null; found a mapping with a duplicate key\n\n{STOPPING}",
         ),
         (
             "train.restarts",
             "-1",
-            "must be at least 0; found -1\n\nhint: restarts is how often a run that dies is begun "
-            "again from its last checkpoint; for example 0",
+            "must be at least 0; found -1\n\nhint: restarts: maximum number of restarts from the "
+            "last checkpoint after a crash; for example 0",
         ),
         (
             "data.max_length",
             "7",
             "must be at least 8; found 7\n\n"
-            "hint: max_length is the longest row, in tokens; for example 2048",
+            "hint: max_length: maximum row length in tokens; for example 2048",
         ),
         (
             "data.train",
             "''",
-            "must not be empty; found ''\n\nhint: train is a file, a folder, a hub id, the sample "
-            "data or a list of these; for example qwen-local/sample",
+            "must not be empty; found ''\n\nhint: train: file, folder, Hub id, the sample "
+            "data, or a list of these; for example qwen-local/sample",
         ),
         ("data.train", "5", f"expected text or a list; found 5\n\n{SOURCES}"),
         ("data.train", "null", f"expected text or a list; found null\n\n{SOURCES}"),
@@ -578,12 +566,12 @@ REPORT_TO = "hint: write [tensorboard], or [] for metrics.jsonl alone"
             "data.train",
             "[{name: a, weight: 1001}]",
             "item 1: weight: must be at most 1000; found 1001\n\n"
-            "hint: weight is how many times its rows count in an epoch; for example 1.0",
+            "hint: weight: number of times each row counts in an epoch; for example 1.0",
         ),
         (
             "data.train",
             "[{name: a, name: b}]",
-            "item 1: expected a name or a mapping; found a mapping with a key given twice\n\n"
+            "item 1: expected a name or a mapping; found a mapping with a duplicate key\n\n"
             f"{SOURCES}",
         ),
         (
@@ -596,12 +584,12 @@ REPORT_TO = "hint: write [tensorboard], or [] for metrics.jsonl alone"
         (
             "data.columns",
             "{prompt: [q]}",
-            f"prompt: expected the name of a column; found a list\n\n{COLUMNS}",
+            f"prompt: expected a column name; found a list\n\n{COLUMNS}",
         ),
         (
             "data.columns",
             "{zzz: q}",
-            "expected a key of a format; found 'zzz'\n\nhint: the keys are category, "
+            "expected a key of a format; found 'zzz'\n\nhint: valid keys: category, "
             "completion, conversations, functions, history, id, input, instruction, messages, "
             "output, prompt, system, text, tools",
         ),
@@ -613,32 +601,31 @@ REPORT_TO = "hint: write [tensorboard], or [] for metrics.jsonl alone"
         (
             "data.columns",
             "{system: q}",
-            "expected a key that only one format has; alpaca and sharegpt have these\n\n"
-            "hint: name the format as well",
+            "the keys fit several formats: alpaca and sharegpt\n\nhint: set the format too",
         ),
         (
             "data.columns",
             "{prompt: q, input: i}",
-            "no format has all of prompt, input\n\nhint: name the keys of one format",
+            "no format has all of these keys: prompt, input\n\nhint: use the keys of one format",
         ),
         (
             "output",
             r'"a\0b"',
             r"expected text without control characters or null; found 'a\x00b'"
-            "\n\nhint: output is the run's folder, or null for runs/<model>-<date>-<n>; "
+            "\n\nhint: output: run directory; null = runs/<model>-<date>-<n>; "
             "for example runs/my-run",
         ),
         (
             "data.eval",
             r'"a\x85b"',
             r"expected text without control characters or null; found 'a\x85b'"
-            "\n\nhint: eval is the evaluation data, or null to split it from the training data; "
-            "for example data/valid.jsonl",
+            "\n\nhint: eval: evaluation data; null = the source's validation split, or a held-out "
+            "fraction; for example data/valid.jsonl",
         ),
     ],
 )
 @pytest.mark.usefixtures("here")
-def test_a_value_that_cannot_be_is_refused_with_its_place_and_the_mend(
+def test_an_invalid_value_is_reported_with_its_place_and_a_hint(
     key: str, yaml: str, expected: str
 ) -> None:
     section, _, name = key.rpartition(".")
@@ -648,7 +635,7 @@ def test_a_value_that_cannot_be_is_refused_with_its_place_and_the_mend(
 
 
 @pytest.mark.usefixtures("here")
-def test_a_report_to_a_package_that_is_missing_is_a_fault_among_the_others(
+def test_a_missing_report_to_package_is_reported_with_the_other_faults(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def missing(name: str) -> str:
@@ -664,7 +651,7 @@ def test_a_report_to_a_package_that_is_missing_is_a_fault_among_the_others(
 
 
 @pytest.mark.usefixtures("here")
-def test_a_flag_is_named_as_it_was_given() -> None:
+def test_a_fault_names_the_flag() -> None:
     assert message("lora: {rank: 4}", flags={"--learning-rate": 3.0, "--lora-rank": 0}) == (
         f"--learning-rate: must be below 1; found 3.0\n\n{RATE}\n\n"
         f"--lora-rank: must be at least 1; found 0\n\n{RANK}"
@@ -672,10 +659,10 @@ def test_a_flag_is_named_as_it_was_given() -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_a_name_that_is_no_unicode_is_a_fault() -> None:
+def test_a_name_that_is_not_unicode_is_a_fault() -> None:
     assert message(flags={"--output": "runs/\udcff"}) == (
         "--output: expected text that is valid Unicode or null; found 'runs/\\udcff'\n\n"
-        "hint: output is the run's folder, or null for runs/<model>-<date>-<n>; "
+        "hint: output: run directory; null = runs/<model>-<date>-<n>; "
         "for example runs/my-run"
     )
 
@@ -684,7 +671,7 @@ def test_a_name_that_is_no_unicode_is_a_fault() -> None:
 def test_an_unknown_preset_is_a_fault() -> None:
     assert message(preset="huge") == (
         "--preset: expected auto, tiny, small, medium, large or none; found 'huge'\n\n"
-        "hint: auto chooses by the size of the model"
+        "hint: use auto to choose by model size"
     )
 
 
@@ -704,18 +691,18 @@ TRAIN = (
         ("train", "learning_rat", "did you mean learning_rate?"),
         ("train", "Learning-Rate", "did you mean learning_rate?"),
         ("train", "rank", "rank belongs under lora"),
-        ("train", "output", "output belongs at the top, in no section"),
-        ("train", "ouput", "output belongs at the top, in no section"),
-        ("train", "foo", f"train takes {TRAIN}"),
+        ("train", "output", "output is a top-level key"),
+        ("train", "ouput", "output is a top-level key"),
+        ("train", "foo", f"keys of train: {TRAIN}"),
         ("", "epochs", "epochs belongs under train"),
         ("", "learning_rat", "learning_rate belongs under train"),
         ("", "train.epochs", "epochs belongs under train"),
         ("", "trian", "did you mean train?"),
-        ("", "foo", "a job takes model, data, lora, train and output"),
+        ("", "foo", "top-level keys: model, data, lora, train and output"),
     ],
 )
 @pytest.mark.usefixtures("here")
-def test_an_unknown_key_says_what_was_probably_meant(section: str, key: str, hint: str) -> None:
+def test_an_unknown_key_has_a_hint_with_the_likely_key(section: str, key: str, hint: str) -> None:
     text = f"{section}:\n  {key}: 1\n" if section else f"\n{key}: 1\n"
     dotted = f"{section}.{key}" if section else key
     assert message(text) == f"job.yaml:2: {dotted}: unknown key\n\nhint: {hint}"
@@ -727,9 +714,9 @@ def test_an_unknown_key_says_what_was_probably_meant(section: str, key: str, hin
         ("train.learning_rat=1", "unknown key\n\nhint: did you mean train.learning_rate?"),
         ("learning_rate=1", "unknown key\n\nhint: did you mean train.learning_rate?"),
         ("train.rank=1", "unknown key\n\nhint: did you mean lora.rank?"),
-        ("train.foo=1", f"unknown key\n\nhint: train takes {TRAIN}"),
-        ("foo=1", "unknown key\n\nhint: a job takes model, data, lora, train and output"),
-        ("=1", "unknown key\n\nhint: a job takes model, data, lora, train and output"),
+        ("train.foo=1", f"unknown key\n\nhint: keys of train: {TRAIN}"),
+        ("foo=1", "unknown key\n\nhint: top-level keys: model, data, lora, train and output"),
+        ("=1", "unknown key\n\nhint: top-level keys: model, data, lora, train and output"),
         (
             "model={name: x}",
             "model is a section\n\n"
@@ -739,30 +726,32 @@ def test_an_unknown_key_says_what_was_probably_meant(section: str, key: str, hin
         (
             "lora.targets=[q_proj",
             "not valid YAML: expected ',' or ']', but got '<stream end>'\n\n"
-            "hint: put text with special signs in ''",
+            "hint: quote text with special characters: '...'",
         ),
     ],
 )
 @pytest.mark.usefixtures("here")
-def test_a_set_that_cannot_be_read_is_refused(text: str, expected: str) -> None:
+def test_an_invalid_set_option_is_reported(text: str, expected: str) -> None:
     assert message(sets=[text]) == f"--set {text}: {expected}"
 
 
 @pytest.mark.usefixtures("here")
-def test_a_key_given_twice_is_a_fault_with_both_lines() -> None:
+def test_a_duplicate_key_is_reported_with_both_lines() -> None:
     assert message("lora:\n  rank: 8\n  rank: 9\n") == (
-        "job.yaml:3: lora.rank: given twice; first on line 2\n\nhint: keep one of the two"
+        "job.yaml:3: lora.rank: duplicate key; first on line 2\n\nhint: remove one of them"
     )
     assert message("lora: {rank: 8}\ntrain:\nlora: {}\n") == (
-        "job.yaml:3: lora: given twice; first on line 1\n\nhint: keep one of the two"
+        "job.yaml:3: lora: duplicate key; first on line 1\n\nhint: remove one of them"
     )
 
 
 @pytest.mark.usefixtures("here")
-def test_a_key_that_is_no_text_is_unknown() -> None:
+def test_a_key_that_is_not_text_is_unknown() -> None:
     assert message("1: x\n? [a]\n: y") == (
-        "job.yaml:1: 1: unknown key\n\nhint: a job takes model, data, lora, train and output\n\n"
-        "job.yaml:2: a list: unknown key\n\nhint: a job takes model, data, lora, train and output"
+        "job.yaml:1: 1: unknown key\n\n"
+        "hint: top-level keys: model, data, lora, train and output\n\n"
+        "job.yaml:2: a list: unknown key\n\n"
+        "hint: top-level keys: model, data, lora, train and output"
     )
 
 
@@ -780,7 +769,7 @@ data: many
         "job.yaml:2: train.learning_rate: expected a number; found 'fast'",
         "job.yaml:3: train.learning_rat: unknown key",
         "job.yaml:4: epochs: unknown key",
-        "job.yaml:5: lora.rank: given twice; first on line 5",
+        "job.yaml:5: lora.rank: duplicate key; first on line 5",
         "job.yaml:5: lora.rank: must be at least 1; found 0",
         "job.yaml:6: data: expected a mapping; found 'many'",
         "--set x: expected KEY=VALUE",
@@ -798,22 +787,22 @@ data: many
         (
             b"train:\n\tepochs: 1\n",
             "job.yaml:2:1: not valid YAML: found character '\\t' that cannot start any token\n\n"
-            "hint: indent with spaces, not with tabs",
+            "hint: indent with spaces, not tabs",
         ),
         (
             b"lora: {rank: 8\n",
             "job.yaml:2:1: not valid YAML: expected ',' or '}', but got '<stream end>'\n\n"
-            "hint: put text with special signs in ''",
+            "hint: quote text with special characters: '...'",
         ),
         (
             b"output: *run\n",
             "job.yaml:1:9: not valid YAML: found undefined alias 'run'\n\n"
-            "hint: put text with special signs in ''",
+            "hint: quote text with special characters: '...'",
         ),
         (
             b"a: 1\n---\nb: 1\n",
             "job.yaml:2:1: not valid YAML: expected a single document in the stream, "
-            "but found another document\n\nhint: put text with special signs in ''",
+            "but found another document\n\nhint: quote text with special characters: '...'",
         ),
         (
             b"lora:\n  rank: \x01\n",
@@ -961,7 +950,7 @@ JOBS = st.builds(
 
 
 @given(job=JOBS)
-def test_a_job_written_out_is_read_back_as_the_same_job(
+def test_a_job_survives_a_round_trip_through_yaml(
     job: Job, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "round-trip.yaml"
@@ -1042,19 +1031,19 @@ def test_scale_is_alpha_over_rank_or_over_its_root() -> None:
     assert LoraSpec(rank=8).scale == 2
 
 
-def test_target_names_stand_in_the_order_of_a_block() -> None:
+def test_target_names_are_in_block_order() -> None:
     assert LoraSpec().target_names == LINEARS
     assert LoraSpec(targets=("down_proj", "q_proj")).target_names == ("q_proj", "down_proj")
 
 
-def test_the_last_blocks_carry_the_adapter() -> None:
+def test_layers_counts_blocks_from_the_last() -> None:
     assert LoraSpec().blocks(28) == range(28)
     assert LoraSpec(layers=4).blocks(28) == range(24, 28)
     assert LoraSpec(layers=28).blocks(28) == range(28)
     with pytest.raises(JobError) as raised:
         LoraSpec(layers=29).blocks(28)
     assert str(raised.value) == (
-        "lora.layers: must be at most 28, the blocks of this model; found 29\n\n"
+        "lora.layers: must be at most 28, the model's number of blocks; found 29\n\n"
         "hint: write all, or a number up to 28"
     )
 
@@ -1077,7 +1066,7 @@ def test_steps_and_warm_up_are_those_of_the_reference_runs(
 
 
 @pytest.mark.usefixtures("here")
-def test_a_source_that_says_neither_format_nor_columns_has_those_of_the_section() -> None:
+def test_a_source_without_format_and_columns_uses_those_of_the_section() -> None:
     text = """\
 data:
   format: prompt

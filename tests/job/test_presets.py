@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_local.job.presets import CHOICES, PRESETS, Choice, choose
+from qwen_local.job.presets import PRESET_NAMES, PRESETS, PresetName, choose
 from qwen_local.job.schema import ONE_OF_TWO, read_job
 from qwen_local.models.published import PUBLISHED
 
@@ -22,7 +22,7 @@ from qwen_local.models.published import PUBLISHED
         ("Qwen/Qwen2.5-72B", "large"),
     ],
 )
-def test_a_model_gets_the_row_that_its_size_is_nearest_to(model: str, name: str) -> None:
+def test_a_model_gets_the_preset_of_the_nearest_size(model: str, name: str) -> None:
     preset = choose("auto", PUBLISHED[model].parameters())
     assert preset is not None
     assert preset.name == name
@@ -54,8 +54,8 @@ def test_a_boundary_belongs_to_the_larger_preset(parameters: int, name: str) -> 
         ("large", (32, 64), (0.1, 0.15), 1e-4, (4, 8), (3, 5)),
     ],
 )
-def test_every_value_lies_in_the_range_of_r5(
-    name: Choice,
+def test_every_value_is_inside_the_range_of_r5(
+    name: PresetName,
     rank: tuple[int, int],
     dropout: tuple[float, float],
     learning_rate: float,
@@ -72,7 +72,7 @@ def test_every_value_lies_in_the_range_of_r5(
     assert epochs[0] <= job.train.epochs <= epochs[1]
 
 
-def test_the_tiny_preset_is_the_recipe_of_the_embedded_model() -> None:
+def test_the_tiny_preset_fits_the_embedded_model() -> None:
     job = read_job(None).complete(2_164_928)
     assert (job.lora.rank, job.lora.alpha, job.lora.dropout) == (16, 32, 0.0)
     assert (job.train.learning_rate, job.train.warmup_ratio) == (1e-3, 0.05)
@@ -85,15 +85,15 @@ def test_none_leaves_the_defaults_of_the_job() -> None:
     assert (job.train.learning_rate, job.train.epochs, job.lora.dropout) == (2e-4, 3, 0.05)
 
 
-def test_a_preset_asked_for_by_name_holds_whatever_the_size() -> None:
+def test_a_preset_chosen_by_name_ignores_the_model_size() -> None:
     preset = choose("large", 1)
     assert preset is PRESETS[-1]
 
 
-def test_every_preset_can_be_asked_for_by_name() -> None:
-    assert ("auto", *(preset.name for preset in PRESETS), "none") == CHOICES
+def test_every_preset_can_be_chosen_by_name() -> None:
+    assert ("auto", *(preset.name for preset in PRESETS), "none") == PRESET_NAMES
 
 
-def test_no_preset_sets_a_count_that_would_displace_what_the_user_left_out() -> None:
+def test_no_preset_sets_a_key_that_replaces_another() -> None:
     for preset in PRESETS:
         assert not {f"train.{key}" for key in ONE_OF_TWO} & preset.values.keys()

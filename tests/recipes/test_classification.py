@@ -14,19 +14,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwen_local.errors import DatasetError
-from qwen_local.recipes.classification import Wishes, build
-from qwen_local.recipes.output import Summary
+from qwen_local.recipes.classification import ClassificationOptions, build
+from qwen_local.recipes.output import RecipeSummary
 
 Pair = tuple[str, str]
 
 
-def made(tmp_path: Path, pairs: list[Pair], **wishes: Any) -> tuple[Summary, list[Any], list[Any]]:
+def made(
+    tmp_path: Path, pairs: list[Pair], **given: Any
+) -> tuple[RecipeSummary, list[Any], list[Any]]:
     """The summary and the rows of both files."""
     source = tmp_path / "texts.csv"
     with source.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *pairs])
-    wanted = Wishes(**wishes)
-    summary = build(str(source), tmp_path / "out", overwrite=True, wishes=wanted)
+    options = ClassificationOptions(**given)
+    summary = build(str(source), tmp_path / "out", overwrite=True, options=options)
     files = [tmp_path / "out" / name for name in ("train.jsonl", "valid.jsonl")]
     read = [
         [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
@@ -56,7 +58,7 @@ def test_each_label_has_the_rows_asked_for_on_each_side(tmp_path: Path) -> None:
     assert summary.notes == []
 
 
-def test_a_label_with_too_few_texts_says_so(tmp_path: Path) -> None:
+def test_a_label_with_too_few_texts_is_reported(tmp_path: Path) -> None:
     summary, _, _ = made(tmp_path, [*many("ab"), *many("c", 7)], per_category=40)
     assert summary.notes == ["1 of 3 labels have fewer than 40 texts; 'c' has the fewest: 7"]
 
@@ -103,13 +105,13 @@ def test_numbers_are_labels_as_they_are_written(tmp_path: Path) -> None:
     source = tmp_path / "texts.jsonl"
     rows = [{"review": f"review {n}", "stars": n % 2} for n in range(6)]
     source.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    wishes = Wishes(text_column="review", label_column="stars")
-    summary = build(str(source), tmp_path / "out", overwrite=False, wishes=wishes)
+    options = ClassificationOptions(text_column="review", label_column="stars")
+    summary = build(str(source), tmp_path / "out", overwrite=False, options=options)
     assert summary.labels["train.jsonl"] == {"0": 3, "1": 3}
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (
             b"txt,Label\nHi,a\n",
@@ -127,22 +129,24 @@ def test_numbers_are_labels_as_they_are_written(tmp_path: Path) -> None:
         (
             b"text,label\nHi,a\nHo\nYes,no,b\n",
             "texts.csv:3: expected 2 fields, as in the header; found 1\n\n"
-            "hint: put a field that holds a comma into double quotes\n\n"
+            "hint: put double quotes around fields that contain a comma\n\n"
             "texts.csv:4: expected 2 fields, as in the header; found 3\n\n"
-            "hint: put a field that holds a comma into double quotes",
+            "hint: put double quotes around fields that contain a comma",
         ),
         (
             "text,label\nSchön,a\n".encode("latin-1"),
             "texts.csv:2: expected UTF-8; found byte 0xf6 at offset 14\n\n"
-            "hint: save the file as UTF-8 (it may be Latin-1 or Windows-1252 now)",
+            "hint: save the file as UTF-8 (it may be Latin-1 or Windows-1252)",
         ),
     ],
     ids=["other columns", "empty", "header alone", "one label", "malformed", "Latin-1"],
 )
-def test_a_table_that_cannot_be_used_is_told_why(tmp_path: Path, content: bytes, said: str) -> None:
+def test_the_error_for_an_invalid_table_lists_its_faults(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     source = tmp_path / "texts.csv"
     source.write_bytes(content)
     with pytest.raises(DatasetError) as error:
-        build(str(source), tmp_path / "out", overwrite=False, wishes=Wishes())
-    assert str(error.value).replace(f"{tmp_path}/", "") == said
+        build(str(source), tmp_path / "out", overwrite=False, options=ClassificationOptions())
+    assert str(error.value).replace(f"{tmp_path}/", "") == message
     assert not (tmp_path / "out").exists()

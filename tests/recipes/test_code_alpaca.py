@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from qwen_local.errors import DatasetError, JobError
-from qwen_local.recipes.code_alpaca import Wishes, build
-from qwen_local.recipes.output import Summary
+from qwen_local.recipes.code_alpaca import CodeAlpacaOptions, build
+from qwen_local.recipes.output import RecipeSummary
 
 
 def exercise(n: int, **changed: str) -> dict[str, str]:
@@ -20,13 +20,13 @@ def exercise(n: int, **changed: str) -> dict[str, str]:
 
 
 def made(
-    tmp_path: Path, exercises: list[Any], **wishes: Any
-) -> tuple[Summary, list[Any], list[Any]]:
+    tmp_path: Path, exercises: list[Any], **given: Any
+) -> tuple[RecipeSummary, list[Any], list[Any]]:
     """The summary and the rows of both files."""
     source = tmp_path / "alpaca.json"
     source.write_text(json.dumps(exercises, indent=1))
-    wanted = Wishes(**wishes)
-    summary = build(str(source), tmp_path / "out", overwrite=True, wishes=wanted)
+    options = CodeAlpacaOptions(**given)
+    summary = build(str(source), tmp_path / "out", overwrite=True, options=options)
     files = [tmp_path / "out" / name for name in ("train.jsonl", "valid.jsonl")]
     read = [
         [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
@@ -94,7 +94,7 @@ def test_a_question_with_two_answers_is_on_one_side(tmp_path: Path) -> None:
     assert len(valid) == 18
 
 
-def test_a_source_with_fewer_rows_says_so(tmp_path: Path) -> None:
+def test_a_source_with_too_few_rows_is_reported(tmp_path: Path) -> None:
     summary, _, _ = made(tmp_path, [exercise(1), exercise(2)], rows=100)
     assert summary.notes == ["2 rows, not 100: the source has no more"]
 
@@ -114,21 +114,19 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
         made(tmp_path, [{"prompt": "a", "completion": "b"}])
     assert str(error.value) == (
         f"{tmp_path}/alpaca.json:2: expected the alpaca format; found the prompt format\n\n"
-        "hint: `train` reads it as it is"
+        "hint: train reads this format directly; no recipe is needed"
     )
 
 
 def test_a_file_without_an_answer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as error:
         made(tmp_path, [exercise(1, output="")])
-    assert str(error.value) == (
-        f"{tmp_path}/alpaca.json: gives no row: it holds no question with an answer"
-    )
+    assert str(error.value) == (f"{tmp_path}/alpaca.json: contains no question with an answer")
 
 
 def test_a_source_in_the_output_folder_is_not_overwritten(tmp_path: Path) -> None:
     source = tmp_path / "train.jsonl"
     source.write_text(json.dumps(exercise(1)) + "\n")
     with pytest.raises(JobError) as error:
-        build(str(source), tmp_path, overwrite=True, wishes=Wishes())
-    assert error.value.faults[0].problem == f"{source} is what the rows come from"
+        build(str(source), tmp_path, overwrite=True, options=CodeAlpacaOptions())
+    assert error.value.faults[0].problem == f"{source} is an input file"

@@ -81,13 +81,13 @@ def test_prose_and_bare_values_are_not(prose: str) -> None:
         ("Say hello.", "#!/bin/bash\necho hello", "bash"),
     ],
 )
-def test_a_language_is_said_where_question_and_answer_leave_no_doubt(
+def test_the_fence_names_the_language_if_question_and_answer_agree(
     question: str, answer: str, tag: str | None
 ) -> None:
     assert language(question, answer) == tag
 
 
-def test_a_fence_holds_the_code_as_it_stands() -> None:
+def test_a_fence_contains_the_code_unchanged() -> None:
     made = fenced("In Python.", "\n    x = 1\n    print(x)  \n\n")
     assert (made.text, made.kind) == ("```python\n    x = 1\n    print(x)\n```", "python")
 

@@ -14,7 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_local.errors import DatasetError
-from qwen_local.recipes.movielens import Histories, Question, Wishes, build, by_time, choose
+from qwen_local.recipes.movielens import (
+    Histories,
+    MovieLensOptions,
+    Question,
+    build,
+    by_time,
+    choose,
+)
 from qwen_local.recipes.movielens import questions as asked
 from qwen_local.recipes.output import TRAIN, VALID
 from qwen_local.recipes.ratings import Ratings, read_ratings
@@ -42,10 +49,10 @@ def table(rated: list[Rated]) -> Ratings:
     return Ratings(user_N=user, film_N=film, halves_N=halves, time_N=time)
 
 
-def sides(rated: Ratings, wishes: Wishes) -> dict[str, list[Question]]:
+def sides(rated: Ratings, options: MovieLensOptions) -> dict[str, list[Question]]:
     histories, _ = by_time(rated)
-    chosen, _ = choose(histories, wishes)
-    return {name: list(asked(histories, which, wishes)) for name, which in chosen.items()}
+    chosen, _ = choose(histories, options)
+    return {name: list(asked(histories, which, options)) for name, which in chosen.items()}
 
 
 def some(users: int = 40, films: int = 30) -> list[Rated]:
@@ -70,11 +77,13 @@ def some(users: int = 40, films: int = 30) -> list[Rated]:
 def test_no_rating_of_a_history_is_later_than_the_one_it_predicts(
     rated: list[Rated], history: int, least: int, balance: bool
 ) -> None:
-    wishes = Wishes(train=50, eval=20, history=history, min_history=least, balance=balance)
+    options = MovieLensOptions(
+        train=50, eval=20, history=history, min_history=least, balance=balance
+    )
     first: dict[tuple[int, int], Rated] = {}
     for user, film, halves, time in sorted(rated, key=lambda r: (r[3], r[2])):
         first.setdefault((user, film), (user, film, halves, time))
-    for question in chain(*sides(table(rated), wishes).values()):
+    for question in chain(*sides(table(rated), options).values()):
         own = [r for r in first.values() if r[0] == question.user]
         before = sorted((r for r in own if r[3] < question.time), key=lambda r: (r[3], r[1]))
         expected = tuple((film, halves / 2, time) for _, film, halves, time in before[-history:])
@@ -87,7 +96,7 @@ def test_no_rating_of_a_history_is_later_than_the_one_it_predicts(
 
 @given(rated=st.lists(FEW, max_size=80), seed=st.integers(0, 3))
 def test_no_user_and_no_question_is_on_both_sides_or_twice(rated: list[Rated], seed: int) -> None:
-    made = sides(table(rated), Wishes(train=30, eval=10, min_history=1, seed=seed))
+    made = sides(table(rated), MovieLensOptions(train=30, eval=10, min_history=1, seed=seed))
     train, valid = ({question.user for question in side} for side in made.values())
     assert not train & valid
     pairs = [(q.user, q.film) for side in made.values() for q in side]
@@ -117,32 +126,34 @@ def by_label(questions: list[Question]) -> dict[bool, int]:
 
 
 def test_the_sizes_are_those_asked_for() -> None:
-    made = sides(table(some()), Wishes(train=301, eval=47))
+    made = sides(table(some()), MovieLensOptions(train=301, eval=47))
     assert {name: len(side) for name, side in made.items()} == {TRAIN: 301, VALID: 47}
 
 
-def test_balanced_sides_have_as_many_yes_as_no_and_an_odd_row_says_yes() -> None:
-    made = sides(table(some()), Wishes(train=201, eval=20, balance=True))
+def test_balanced_files_have_as_many_yes_as_no_and_an_odd_row_is_yes() -> None:
+    made = sides(table(some()), MovieLensOptions(train=201, eval=20, balance=True))
     assert by_label(made[TRAIN]) == {True: 101, False: 100}
     assert by_label(made[VALID]) == {True: 10, False: 10}
 
 
-def test_where_yes_runs_out_there_are_no_more_no() -> None:
+def test_if_yes_runs_out_the_number_of_no_is_reduced() -> None:
     rated = [(user, film, 2 if film < 25 else 9, film) for user in range(10) for film in range(30)]
-    made = sides(table(rated), Wishes(train=1_000, eval=10, balance=True))
+    made = sides(table(rated), MovieLensOptions(train=1_000, eval=10, balance=True))
     assert by_label(made[TRAIN]) in ({True: n, False: n} for n in range(10, 51))
     assert by_label(made[VALID]) == {True: 5, False: 5}
 
 
 def test_evaluation_takes_more_users_where_its_share_of_them_holds_too_few_rows() -> None:
     rated = [(user, film, 9, film) for user in range(20) for film in range(10)]
-    made = sides(table(rated), Wishes(train=75, eval=25))  # five ratings of each can be asked about
+    made = sides(
+        table(rated), MovieLensOptions(train=75, eval=25)
+    )  # five ratings of each can be asked about
     assert {name: len(side) for name, side in made.items()} == {TRAIN: 75, VALID: 25}
 
 
 @pytest.mark.parametrize("users", [1, 2, 3])
-def test_there_is_always_somebody_to_train_on(users: int) -> None:
-    made = sides(table(some(users)), Wishes(train=1, eval=1_000))
+def test_at_least_one_user_is_in_training(users: int) -> None:
+    made = sides(table(some(users)), MovieLensOptions(train=1, eval=1_000))
     assert len(made[TRAIN]) == 1
     assert len({question.user for question in made[VALID]}) == users - 1
 
@@ -150,29 +161,33 @@ def test_there_is_always_somebody_to_train_on(users: int) -> None:
 def test_the_order_of_the_file_does_not_matter() -> None:
     rated = some()
     shuffled = random.Random(1).sample(rated, len(rated))
-    wishes = Wishes(train=100, eval=10, balance=True)
-    assert sides(table(rated), wishes) == sides(table(shuffled), wishes)
+    options = MovieLensOptions(train=100, eval=10, balance=True)
+    assert sides(table(rated), options) == sides(table(shuffled), options)
 
 
 def test_another_seed_draws_other_questions() -> None:
-    one, other = (sides(table(some()), Wishes(train=100, eval=10, seed=seed)) for seed in (0, 1))
+    one, other = (
+        sides(table(some()), MovieLensOptions(train=100, eval=10, seed=seed)) for seed in (0, 1)
+    )
     assert one != other
 
 
 def test_a_smaller_sample_is_the_start_of_a_larger_one() -> None:
-    small, large = (sides(table(some()), Wishes(train=n, eval=n // 10)) for n in (100, 300))
+    small, large = (
+        sides(table(some()), MovieLensOptions(train=n, eval=n // 10)) for n in (100, 300)
+    )
     assert large[TRAIN][:100] == small[TRAIN]
 
 
 def test_working_block_by_block_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     twice = table(some() + [(user, film, 9, 200) for user, film, _, _ in some()])
     histories, again = by_time(twice)
-    made = sides(twice, Wishes(train=100, eval=10))
-    monkeypatch.setattr("qwen_local.recipes.movielens.BLOCK", 7)
+    made = sides(twice, MovieLensOptions(train=100, eval=10))
+    monkeypatch.setattr("qwen_local.recipes.movielens.BLOCK_RATINGS", 7)
     in_blocks, again_in_blocks = by_time(twice)
     assert again == again_in_blocks == 40 * 30
     assert in_blocks.ratings.time_N.tolist() == histories.ratings.time_N.tolist()
-    assert sides(twice, Wishes(train=100, eval=10)) == made
+    assert sides(twice, MovieLensOptions(train=100, eval=10)) == made
 
 
 # --- from files ---
@@ -192,8 +207,8 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def test_a_row_shows_the_latest_ratings_and_asks_about_the_next(tmp_path: Path) -> None:
     data = write(tmp_path / "ml", "7,1,4.5,10\n7,2,2,20\n7,3,5.0,30\n7,4,4,40\n")
-    wishes = Wishes(train=9, eval=0, history=2, min_history=3)
-    summary = build(data, tmp_path / "out", overwrite=False, wishes=wishes)
+    options = MovieLensOptions(train=9, eval=0, history=2, min_history=3)
+    summary = build(data, tmp_path / "out", overwrite=False, options=options)
     assert rows(tmp_path / "out/train.jsonl") == [
         {
             "prompt": "A user rated these films, from 0.5 to 5 stars, the latest last:\n"
@@ -204,7 +219,7 @@ def test_a_row_shows_the_latest_ratings_and_asks_about_the_next(tmp_path: Path) 
         }
     ]
     assert summary.notes == [
-        "train.jsonl has 1 rows, not 9: its users gave no more ratings with history enough"
+        "train.jsonl has 1 rows, not 9: its users have no more ratings with enough history"
     ]
     assert not (tmp_path / "out/valid.jsonl").exists()
 
@@ -215,8 +230,8 @@ def test_films_without_a_title_are_neither_asked_about_nor_shown(tmp_path: Path)
         "1,1,4,10\n1,2,4,20\n1,9,4,30\n1,3,1,40\n2,9,1,50\n",
         "1,One,Drama\n2,Two,Drama\n3,Three,Drama\n9, ,Drama\n",
     )
-    wishes = Wishes(train=9, eval=0, min_history=2)
-    summary = build(data, tmp_path / "out", overwrite=False, wishes=wishes)
+    options = MovieLensOptions(train=9, eval=0, min_history=2)
+    summary = build(data, tmp_path / "out", overwrite=False, options=options)
     [made] = rows(tmp_path / "out/train.jsonl")
     assert made["prompt"].splitlines()[1:] == [
         *("One: 4", "Two: 4", "Would this user like Three? Answer Yes or No.")
@@ -230,12 +245,12 @@ def test_films_without_a_title_are_neither_asked_about_nor_shown(tmp_path: Path)
     }
 
 
-def test_a_data_set_in_which_nobody_rated_enough_says_so(tmp_path: Path) -> None:
+def test_a_data_set_without_enough_ratings_per_user_is_an_error(tmp_path: Path) -> None:
     data = write(tmp_path / "ml", "1,1,4,10\n1,2,4,20\n")
     with pytest.raises(DatasetError) as error:
-        build(data, tmp_path / "out", overwrite=False, wishes=Wishes())
+        build(data, tmp_path / "out", overwrite=False, options=MovieLensOptions())
     assert str(error.value) == (
-        f"{data}/ratings.csv: gives no row: no rating has 5 earlier ones by the same user"
+        f"{data}/ratings.csv: no rows: no rating has 5 earlier ratings by the same user"
     )
     assert not (tmp_path / "out").exists()
 
@@ -248,20 +263,20 @@ def test_the_real_file_gives_no_row_that_knows_the_future() -> None:
     columns = (rated.user_N, rated.film_N, rated.halves_N / 2, rated.time_N)
     for user, film, stars, time in zip(*(c.tolist() for c in columns), strict=True):
         known[user].append((film, stars, time))
-    wishes = Wishes(train=4_000, eval=400)
-    made = sides(rated, wishes)
+    options = MovieLensOptions(train=4_000, eval=400)
+    made = sides(rated, options)
     assert {name: len(side) for name, side in made.items()} == {TRAIN: 4_000, VALID: 400}
     for question in made[TRAIN] + made[VALID]:
         earlier = [rating for rating in known[question.user] if rating[2] < question.time]
-        assert len(earlier) >= wishes.min_history
+        assert len(earlier) >= options.min_history
         assert set(question.history) <= set(earlier)
-        latest = sorted(time for _, _, time in earlier)[-wishes.history :]
+        latest = sorted(time for _, _, time in earlier)[-options.history :]
         assert [time for _, _, time in question.history] == latest
 
 
 @real_data
 def test_the_real_file_gives_the_sizes_of_reference_run_r4(tmp_path: Path) -> None:
-    summary = build(REAL, tmp_path / "out", overwrite=False, wishes=Wishes(balance=True))
+    summary = build(REAL, tmp_path / "out", overwrite=False, options=MovieLensOptions(balance=True))
     assert summary.labels == {
         TRAIN: {"Yes": 39_136, "No": 39_135},
         VALID: {"No": 2_225, "Yes": 2_225},
@@ -276,7 +291,7 @@ def test_the_real_file_gives_the_sizes_of_reference_run_r4(tmp_path: Path) -> No
     assert summary.notes == []
 
 
-def test_histories_hold_what_they_say() -> None:
+def test_histories_match_their_definition() -> None:
     histories, _ = by_time(table([(2, 1, 9, 5), (1, 1, 9, 5), (1, 2, 9, 4)]))
     assert isinstance(histories, Histories)
     assert histories.ratings.user_N.tolist() == [1, 1, 2]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qwen_local.errors import JobError
-from qwen_local.recipes.output import Row, Summary, balance, check_output, write_rows
+from qwen_local.recipes.output import RecipeSummary, Row, balance, check_output, write_rows
 
 ROW: Row = {"prompt": "Größe?", "completion": "Yes"}
 LINE = '{"prompt": "Größe?", "completion": "Yes"}\n'
@@ -89,7 +89,7 @@ def test_a_source_is_never_overwritten(tmp_path: Path) -> None:
     (folder / "valid.jsonl").touch()
     (tmp_path / "link").symlink_to(folder / "valid.jsonl")
     assert refused(folder, overwrite=True, sources=[tmp_path / "link"]) == (
-        "--output: here/out/valid.jsonl is what the rows come from\n\n"
+        "--output: here/out/valid.jsonl is an input file\n\n"
         "hint: choose another folder with --output"
     )
     check_output(folder, overwrite=True, sources=[Path("owner/name[train]")])
@@ -112,14 +112,14 @@ def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
 
 def test_a_summary_counts_labels_one_by_one_where_they_are_few() -> None:
     many = {f"label {n}": n for n in range(1, 31)}
-    summary = Summary(
+    summary = RecipeSummary(
         output=Path("out"),
         rows={"train.jsonl": 465, "valid.jsonl": 1_002},
         labels={"train.jsonl": many, "valid.jsonl": balance(["No", *["Yes"] * 1_001])},
         left_out={"empty_text": 0, "not_drawn": 12_345},
     )
     assert str(summary) == (
-        "out/train.jsonl: 465 rows (30 labels of 1 to 30)\n"
+        "out/train.jsonl: 465 rows (30 labels, 1 to 30 rows each)\n"
         "out/valid.jsonl: 1,002 rows (Yes 1,001, No 1)\n"
         "left out: not drawn 12,345"
     )

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from qwen_local.errors import DatasetError
-from qwen_local.recipes.ratings import find, read_ratings, read_titles
+from qwen_local.recipes.ratings import find_files, read_ratings, read_titles
 
 HEADER = b"userId,movieId,rating,timestamp\n"
 
 
-def told(path: Path, content: bytes) -> list[str]:
+def faults_of(path: Path, content: bytes) -> list[str]:
     """The faults of a ratings file, without the folder's name."""
     path.write_bytes(content)
     ratings, faults = read_ratings(path)
@@ -42,7 +42,7 @@ def test_every_line_that_is_no_rating_is_named(tmp_path: Path) -> None:
     content = codecs.BOM_UTF8 + HEADER + "\n".join(lines).encode() + b"\n1,2,\xff,4\n"
     stars = "expected stars from 0.5 to 5 in steps of a half"
     ids = "expected a whole number from 0 to 2147483647"
-    assert told(tmp_path / "ratings.csv", content) == [
+    assert faults_of(tmp_path / "ratings.csv", content) == [
         "ratings.csv:3: expected 4 fields, as in the header; found 3",
         f"ratings.csv:4: userId: {ids}; found 'x'",
         f"ratings.csv:5: movieId: {ids}; found ''",
@@ -61,19 +61,19 @@ def test_every_line_that_is_no_rating_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rating", ["4.3", "0", "5.5", "nan", "", "-1", "four"])
 def test_one_rating_off_the_scale_is_enough(tmp_path: Path, rating: str) -> None:
     wanted = "expected stars from 0.5 to 5 in steps of a half"
-    assert told(tmp_path / "ratings.csv", HEADER + f"1,2,3,4\n1,2,{rating},4\n".encode()) == [
+    assert faults_of(tmp_path / "ratings.csv", HEADER + f"1,2,3,4\n1,2,{rating},4\n".encode()) == [
         f"ratings.csv:3: rating: {wanted}; found {rating!r}"
     ]
 
 
 @pytest.mark.parametrize("line", ["-1,2,3,4", "1,-2,3,4", "1,2,3,-4", "1,2,3,4294967296"])
 def test_one_number_out_of_its_range_is_enough(tmp_path: Path, line: str) -> None:
-    [said] = told(tmp_path / "ratings.csv", HEADER + f"1,2,3,4\n{line}\n".encode())
-    assert said.startswith("ratings.csv:3: ")
+    [message] = faults_of(tmp_path / "ratings.csv", HEADER + f"1,2,3,4\n{line}\n".encode())
+    assert message.startswith("ratings.csv:3: ")
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "ratings.csv:1: expected a column 'userId'; found none"),
         (
@@ -96,9 +96,9 @@ def test_one_number_out_of_its_range_is_enough(tmp_path: Path, line: str) -> Non
     ids=["empty", "another name", "twice", "UTF-16"],
 )
 def test_a_header_that_is_not_the_published_one_is_named(
-    tmp_path: Path, content: bytes, said: str
+    tmp_path: Path, content: bytes, message: str
 ) -> None:
-    assert told(tmp_path / "ratings.csv", content)[0] == said
+    assert faults_of(tmp_path / "ratings.csv", content)[0] == message
 
 
 def test_titles_are_taken_as_published(tmp_path: Path) -> None:
@@ -113,10 +113,9 @@ def test_every_title_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     _, faults = read_titles(path)
     assert [str(fault).replace(f"{path.parent}/", "") for fault in faults] == [
         "movies.csv:3: movieId: expected a whole number from 0 to 2147483647; found 'x'",
-        "movies.csv:5: movieId: expected one title for each film; found a second one for 1\n\n"
-        "hint: keep one of them",
+        "movies.csv:5: movieId: film 1 has two different titles\n\nhint: remove one of them",
         "movies.csv:6: expected 2 fields, as in the header; found 1\n\n"
-        "hint: put a field that holds a comma into double quotes",
+        "hint: put double quotes around fields that contain a comma",
         "movies.csv:7: movieId: expected a whole number from 0 to 2147483647; found '99999999999'",
     ]
 
@@ -127,11 +126,11 @@ def test_titles_in_another_encoding_are_named(tmp_path: Path) -> None:
     _, [fault] = read_titles(path)
     assert str(fault) == (
         f"{path}:2: expected UTF-8; found byte 0xe9 at offset 17\n\n"
-        "hint: save the file as UTF-8 (it may be Latin-1 or Windows-1252 now)"
+        "hint: save the file as UTF-8 (it may be Latin-1 or Windows-1252)"
     )
 
 
-def test_a_movies_file_without_titles_is_told_which_columns_it_lacks(tmp_path: Path) -> None:
+def test_a_missing_column_of_the_movies_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "movies.csv"
     path.write_text("movieid,titel\n1,Heat\n")
     _, faults = read_titles(path)
@@ -139,38 +138,39 @@ def test_a_movies_file_without_titles_is_told_which_columns_it_lacks(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         (
             ["movies.csv"],
-            ": expected ratings.csv in it\n\n"
-            "hint: unpack ml-25m.zip, ml-32m.zip or ml-latest-small.zip, and name the folder",
+            ": the folder has no ratings.csv\n\n"
+            "hint: unpack ml-25m.zip, ml-32m.zip or ml-latest-small.zip and pass the folder",
         ),
         (
             ["ratings.dat", "movies.dat"],
-            ": expected ratings.csv and movies.csv in it\n\n"
-            "hint: the 1M and 10M sets are laid out otherwise; take 25M, 32M or latest-small",
+            ": the folder has no ratings.csv and no movies.csv\n\n"
+            "hint: the 1M and 10M sets have another layout; use 25M, 32M or latest-small",
         ),
     ],
     ids=["half", "10M"],
 )
-def test_a_folder_without_the_files_is_told_which(
-    tmp_path: Path, files: list[str], said: str
-) -> None:
+def test_a_missing_file_is_named(tmp_path: Path, files: list[str], message: str) -> None:
     for name in files:
         (tmp_path / name).touch()
     with pytest.raises(DatasetError) as error:
-        find(tmp_path)
-    assert str(error.value) == f"{tmp_path}{said}"
+        find_files(tmp_path)
+    assert str(error.value) == f"{tmp_path}{message}"
 
 
-def test_what_is_no_folder_is_told_so(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_folder_is_an_error(tmp_path: Path) -> None:
     packed = tmp_path / "ml-25m.zip"
     packed.touch()
-    for path, said in [
-        (packed, "expected a folder; found a file\n\nhint: unpack it, and name the folder"),
-        (tmp_path / "no", "no such folder\n\nhint: it holds ratings.csv and movies.csv"),
+    for path, message in [
+        (packed, "expected a folder; found a file\n\nhint: unpack it and pass the folder"),
+        (
+            tmp_path / "no",
+            "no such folder\n\nhint: pass the folder that contains ratings.csv and movies.csv",
+        ),
     ]:
         with pytest.raises(DatasetError) as error:
-            find(path)
-        assert str(error.value) == f"{path}: {said}"
+            find_files(path)
+        assert str(error.value) == f"{path}: {message}"

@@ -215,7 +215,7 @@ def test_events_of_one_kind_can_be_read_alone(path: Path) -> None:
 def test_a_full_disk_is_an_error_with_the_bytes_that_were_needed() -> None:
     with EventWriter(Path("/dev/full")) as writer, pytest.raises(DiskFullError) as full:
         writer.write(CheckpointEvent(step=1))
-    assert str(full.value).startswith("/dev/full: no room on the disk: 35 bytes are needed, ")
+    assert str(full.value).startswith("/dev/full: not enough disk space: 35 bytes are needed, ")
 
 
 # --- leniency ---

@@ -1,4 +1,4 @@
-"""A conversation with a model: the loop, its commands, what is kept."""
+"""The chat loop and its commands."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from qwen_local.backends.base import Sampling
-from qwen_local.cli.chat_ui.conversation import Conversation, Model, NoRoomError
-from qwen_local.cli.chat_ui.stage import Alone, JsonLines, Stage
-from qwen_local.cli.chat_ui.terminal import Read, Screen, say
+from qwen_local.cli.chat_ui.conversation import ChatModel, Conversation, NoRoomError
+from qwen_local.cli.chat_ui.display import Display, JsonDisplay, SingleDisplay
+from qwen_local.cli.chat_ui.terminal import ReadLine, Screen, print_message
 from qwen_local.console.signals import Stopped
 from qwen_local.errors import InputError
 from qwen_local.inference.sampling_options import SEEDS
@@ -18,79 +18,81 @@ from qwen_local.inference.sampling_options import SEEDS
 QUOTES = '"""'
 
 HELP = '''\
-/help          this
-/system TEXT   set the system message; alone, show it; /system "" takes it away
-/clear         forget the conversation, but for the system message
+/help          show this help
+/system TEXT   set the system message; without TEXT, show it; /system "" removes it
+/clear         clear the conversation but keep the system message
 /retry         answer the last question again
-/save FILE     write the conversation as a row of training data; /save! replaces a file
-/exit          leave, as Ctrl+D does; /quit and /bye, too
+/save FILE     save the conversation as a training record; /save! replaces a file
+/exit          exit (also Ctrl+D, /quit, /bye)
 Ctrl+C         stop the answer; at the prompt, clear the line
-"""            at the start of a line: a message of several lines, up to the next """'''
+"""            start a message of several lines, up to the next """'''
 
-LEAVE = ("/exit", "/quit", "/bye")
+EXIT_COMMANDS = ("/exit", "/quit", "/bye")
 COMMANDS = ("/help", "/system", "/clear", "/retry", "/save", "/save!", "/exit")
 
 
 class Chat:
-    """A talk in a terminal, or through pipes, with one model or with two that are compared."""
+    """A chat in a terminal or through pipes, with one model or with adapter and base model."""
 
     def __init__(
         self,
-        model: Model,
+        model: ChatModel,
         *,
-        read: Read,
+        read: ReadLine,
         screen: Screen,
         interactive: bool,
         sampling: Sampling,
         max_tokens: int,
         system: str | None = None,
         hide_thinking: bool = False,
-        base: Model | None = None,
+        base: ChatModel | None = None,
     ) -> None:
-        """Begin with nothing said.
+        """Start an empty conversation.
 
         Args:
-            model: who answers.
-            read: gives the next line.
-            screen: takes the answers.
-            interactive: whether a person is there: to be prompted, and to stop answers by Ctrl+C.
-            sampling: how answers are drawn; the seed goes up by one with every answer.
-            max_tokens: the longest answer; less where the context ends.
+            model: the model that answers.
+            read: reads the next line.
+            screen: prints the answers.
+            interactive: True to prompt a person, who can stop answers with Ctrl+C.
+            sampling: sampling options; the seed increases by one with every answer.
+            max_tokens: maximum answer length; the context can limit it further.
             system: the system message.
-            hide_thinking: whether thoughts are left out of what is shown.
-            base: the bare model of an adapter, which answers every question first.
+            hide_thinking: True to hide the reasoning.
+            base: base model of the adapter; it answers every question first.
         """
         self._read = read
         self._interactive = interactive
         self._sampling = sampling
         self._system = system
-        stage = Alone(screen) if base is None else _comparing(screen, interactive=interactive)
-        self._stage = stage
-        self._voices = [
+        display = (
+            SingleDisplay(screen) if base is None else _comparing(screen, interactive=interactive)
+        )
+        self._display = display
+        self._conversations = [
             Conversation(
-                voice,
+                conversation,
                 name=name,
-                stage=stage,
+                display=display,
                 interactive=interactive,
                 max_tokens=max_tokens,
                 hide_thinking=hide_thinking,
             )
-            for name, voice in (("base", base), ("adapter", model))
-            if voice is not None
+            for name, conversation in (("base", base), ("adapter", model))
+            if conversation is not None
         ]
-        self._own = self._voices[-1]  # what is saved
-        self._question: str | None = None  # the last
+        self._saved = self._conversations[-1]  # the conversation that /save writes
+        self._question: str | None = None  # the last question
         self._answers = 0
         self._refused = 0
 
     def run(self) -> int:
-        """Read and answer until the end of the input.
+        """ReadLine and answer until the end of the input.
 
         Returns:
-            The exit code: 1 where lines of a pipe went without an answer.
+            Exit code: 1 if a line from a pipe was not answered.
 
         Raises:
-            InputError: a line of a pipe cannot be read.
+            InputError: a line from a pipe is invalid.
         """
         interrupts = 0
         while True:
@@ -103,18 +105,18 @@ class Chat:
                     raise
                 interrupts += 1
                 if interrupts == 2:
-                    say("(Ctrl+D leaves)")
+                    print_message("(press Ctrl+D to exit)")
                 continue
             except InputError as error:
                 if not self._interactive:
                     raise
-                say(str(error))
+                print_message(str(error))
                 continue
             interrupts = 0
             if quoted or not text.startswith("/") or "\n" in text:
                 if text.strip():
                     self._ask(text)
-            elif text.strip().lower() in LEAVE:
+            elif text.strip().lower() in EXIT_COMMANDS:
                 return self._status()
             else:
                 self._command(text.strip())
@@ -123,7 +125,7 @@ class Chat:
         return 0 if self._interactive else min(self._refused, 1)
 
     def _message(self) -> tuple[str, bool]:
-        """(what was written, whether between triple quotes): a line, or all between the quotes."""
+        """Read a line or a triple-quoted message; the flag is True for a quoted message."""
         text = self._read(">>> ")
         if not text.startswith(QUOTES):
             return text, False
@@ -134,7 +136,7 @@ class Chat:
             except EOFError:
                 if self._interactive:
                     raise
-                problem = f"the message that begins with {QUOTES} has no end"
+                problem = f"the message that starts with {QUOTES} has no end"
                 raise InputError.at("stdin", problem, f"end it with {QUOTES}") from None
         return text.rstrip().removesuffix(QUOTES).removeprefix("\n").removesuffix("\n"), True
 
@@ -145,14 +147,14 @@ class Chat:
         rest = rest.strip()
         match name.lower():
             case "/help":
-                say(HELP)
+                print_message(HELP)
             case "/system":
                 self._set_system(rest)
             case "/clear":
-                for voice in self._voices:
-                    voice.clear()
+                for conversation in self._conversations:
+                    conversation.clear()
                 self._question = None
-                say("(the conversation is forgotten)")
+                print_message("(conversation cleared)")
             case "/retry":
                 self._retry()
             case "/save" | "/save!":
@@ -161,79 +163,84 @@ class Chat:
                 self._refused += 1
                 close = difflib.get_close_matches(name, COMMANDS, n=1)
                 hint = f"did you mean {close[0]}? " if close else ""
-                say(
-                    f"{name}: no such command; {hint}/help lists them, and between {QUOTES} it is "
-                    "a message"
+                print_message(
+                    f"{name}: unknown command; {hint}type /help for a list, or enclose a message "
+                    f"in {QUOTES}"
                 )
 
     def _retry(self) -> None:
         if self._question is None:
-            say("(nothing was asked yet)")
+            print_message("(no question yet)")
             return
-        whole = all(voice.turns and voice.turns[-1].whole for voice in self._voices)
-        if self._sampling.temperature == 0 and whole:
-            say("(the likeliest tokens stay the same: --temperature lets answers differ)")
+        complete = all(
+            conversation.turns and conversation.turns[-1].complete
+            for conversation in self._conversations
+        )
+        if self._sampling.temperature == 0 and complete:
+            print_message("(greedy answers do not change; use --temperature to vary them)")
         self._ask(self._question, again=True)
 
     def _set_system(self, text: str) -> None:
         if text in ('""', QUOTES * 2):
             self._system = None
-            say("(there is no system message now)")
+            print_message("(system message removed)")
         elif text:
             self._system = text
-            say("(the system message is set, for the whole conversation; /clear begins anew)")
+            print_message("(system message set for the whole conversation; /clear starts over)")
         else:
-            say("(there is no system message)" if self._system is None else self._system)
+            print_message("(no system message)" if self._system is None else self._system)
 
     def _save(self, name: str, *, replacing: bool) -> None:
-        turns = self._own.turns
+        turns = self._saved.turns
         if not name or not turns:
-            say("/save FILE: name a file" if turns else "(nothing was said yet)")
+            print_message("/save FILE: expected a file name" if turns else "(no answer yet)")
             return
-        row = json.dumps({"messages": self._own.messages(self._system)}, ensure_ascii=False)
+        row = json.dumps({"messages": self._saved.messages(self._system)}, ensure_ascii=False)
         try:
             path = Path(name).expanduser()
             with path.open("w" if replacing else "x", encoding="utf-8") as file:
                 file.write(f"{row}\n")
         except FileExistsError:
-            say(f"{name}: is there already; /save! {name} replaces it")
+            print_message(f"{name}: file exists; /save! {name} replaces it")
             return
-        except (OSError, RuntimeError, ValueError) as error:  # no such home, a NUL in the name
-            say(f"{name}: {getattr(error, 'strerror', None) or error}")
+        except (OSError, RuntimeError, ValueError) as error:  # unknown home folder, NUL in the name
+            print_message(f"{name}: {getattr(error, 'strerror', None) or error}")
             return
-        broken = sum(not turn.whole for turn in turns)
-        note = f"; {broken} of its answers not whole: mend before training on it" if broken else ""
-        said = "a question and its answer"
+        incomplete = sum(not turn.complete for turn in turns)
+        note = (
+            f"; incomplete answers: {incomplete}, edit them before training" if incomplete else ""
+        )
+        summary = "1 question and answer"
         if len(turns) > 1:
-            said = f"{len(turns)} questions and answers"
-        if len(self._voices) > 1:
-            said += f" of the {self._own.name}"
-        say(f"({name}: {said}{note})")
+            summary = f"{len(turns)} questions and answers"
+        if len(self._conversations) > 1:
+            summary += f" of the {self._saved.name}"
+        print_message(f"({name}: {summary}{note})")
 
     # --- answers ---
 
     def _ask(self, question: str, *, again: bool = False) -> None:
-        """Have a question answered by every voice, or by none where one cannot."""
+        """Ask every model a question, or none if one model cannot answer it."""
         self._question = question
-        asked = []
-        for voice in self._voices:
+        prepared = []
+        for conversation in self._conversations:
             try:
-                asked.append(voice.ask(question, system=self._system, again=again))
+                prepared.append(conversation.ask(question, system=self._system, again=again))
             except (InputError, NoRoomError) as error:
                 self._refused += 1
-                self._stage.say(voice.name, str(error))
+                self._display.show_message(conversation.name, str(error))
                 return
         sampling = replace(self._sampling, seed=(self._sampling.seed + self._answers) % SEEDS)
         self._answers += 1
-        for voice, its in zip(self._voices, asked, strict=True):
-            voice.answer(its, sampling=sampling)
-        self._stage.end(question)
+        for conversation, asked in zip(self._conversations, prepared, strict=True):
+            conversation.answer(asked, sampling=sampling)
+        self._display.finish(question)
 
 
-def _comparing(screen: Screen, *, interactive: bool) -> Stage:
-    """Where two voices go: side by side before a person, rows of JSON for a program."""
+def _comparing(screen: Screen, *, interactive: bool) -> Display:
+    """Return the display for two models: columns on a terminal, JSON lines in a pipe."""
     if not (interactive and screen.terminal):
-        return JsonLines(screen)
-    from qwen_local.cli.chat_ui.side_by_side import Columns
+        return JsonDisplay(screen)
+    from qwen_local.cli.chat_ui.side_by_side import ColumnDisplay
 
-    return Columns(screen)
+    return ColumnDisplay(screen)

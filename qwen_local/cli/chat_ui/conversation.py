@@ -1,4 +1,4 @@
-"""What one model was asked and said, and its next answer."""
+"""The conversation with one model."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from qwen_local.backends.base import Sampling, Session
-from qwen_local.cli.chat_ui.stage import Page, Stage
-from qwen_local.cli.chat_ui.terminal import Stop, stoppable
+from qwen_local.cli.chat_ui.display import Display, TextOutput
+from qwen_local.cli.chat_ui.terminal import AnswerStop, ctrl_c_stops_answer
 from qwen_local.console.signals import Stopped
 from qwen_local.inference.generator import Answer, Messages, Prompt, system_message
 from qwen_local.inference.text import CLOSE, OPEN, Thoughts
 
 
-class Model(Protocol):
-    """What a conversation is held with: `qwen_local.inference.generator.Answerer`."""
+class ChatModel(Protocol):
+    """The methods of `qwen_local.inference.generator.Answerer` that a conversation needs."""
 
     @property
     def positions(self) -> int:
-        """Tokens that a conversation can have."""
+        """Maximum number of tokens in a conversation."""
         ...
 
     @property
     def trained_length(self) -> int | None:
-        """Tokens that an adapter has seen together, where that is known."""
+        """Maximum row length that the adapter was trained on, if known."""
         ...
 
     def session(self) -> Session:
@@ -55,81 +55,81 @@ class Turn:
 
     question: str
     answer: str
-    """What the model said, its thoughts included: a template leaves them out where it should."""
-    whole: bool
-    """False where the answer was stopped, or cut off at a limit."""
+    """Answer including the reasoning; the chat template removes it where necessary."""
+    complete: bool
+    """False if the answer was stopped or reached a limit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """A question with all before it, ready to be answered."""
+class PreparedQuestion:
+    """A question with its history, ready to be answered."""
 
     before: tuple[Turn, ...]
     question: str
     prompt: Prompt
     room: int
-    """Tokens that an answer can have."""
+    """Maximum number of tokens in the answer."""
 
 
 class NoRoomError(Exception):
-    """A question does not fit behind its conversation. The message says what to do."""
+    """A question does not fit into the context. The message contains a hint."""
 
 
 class Conversation:
-    """One model's side of a talk: its own history, and what was computed of it."""
+    """The history of one model and its generation session."""
 
     def __init__(
         self,
-        model: Model,
+        model: ChatModel,
         *,
         name: str,
-        stage: Stage,
+        display: Display,
         interactive: bool,
         max_tokens: int,
         hide_thinking: bool,
     ) -> None:
-        """Begin with nothing said.
+        """Start an empty conversation.
 
         Args:
-            model: who answers.
-            name: of this voice, where there are several.
-            stage: takes the answers.
-            interactive: whether Ctrl+C stops an answer, and not the program.
-            max_tokens: the longest answer; less where the context ends.
-            hide_thinking: whether thoughts are left out of what is shown.
+            model: the model that answers.
+            name: name of the model, shown if there are several.
+            display: shows the answers.
+            interactive: True if Ctrl+C stops an answer, not the program.
+            max_tokens: maximum answer length; the context can limit it further.
+            hide_thinking: True to hide the reasoning.
         """
         self.name = name
         self._model = model
-        self._stage = stage
+        self._display = display
         self._interactive = interactive
         self._max_tokens = max_tokens
         self._hide_thinking = hide_thinking
         self._session = model.session()
-        self._before: tuple[Turn, ...] = ()  # the last question
-        self._beyond = False  # that it was told: longer than the adapter was trained on
+        self._before: tuple[Turn, ...] = ()  # turns before the last question
+        self._warned_of_length = False
         self.turns: tuple[Turn, ...] = ()
-        """What was said."""
+        """All turns so far."""
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all turns."""
         self.turns = self._before = ()
-        self._session = self._model.session()  # gives back its memory, too
+        self._session = self._model.session()  # frees the memory of the old session
 
     def messages(self, system: str | None) -> Messages:
-        """All that was said."""
+        """Return the whole conversation."""
         return _messages(system, self.turns)
 
-    def ask(self, question: str, *, system: str | None, again: bool) -> Asked:
-        """Put a question behind what was said; nothing is computed yet.
+    def ask(self, question: str, *, system: str | None, again: bool) -> PreparedQuestion:
+        """Prepare a question; this computes nothing yet.
 
         Args:
-            question: what the user says.
+            question: message of the user.
             system: the system message.
-            again: whether it takes the place of the last question.
+            again: True to replace the last question.
 
         Raises:
-            DatasetError: the question cannot be encoded, or the template refuses it.
-            NoRoomError: the model has no positions left for an answer.
+            DatasetError: the question cannot be encoded, or the template rejects it.
+            NoRoomError: the context has no room for an answer.
         """
         before = self._before if again else self.turns
         self._before = before
@@ -140,40 +140,40 @@ class Conversation:
             alone = self._model.prompt([*system_message(system), asked]) if before else prompt
             fits = len(alone.ids) < self._model.positions
             raise NoRoomError(
-                f"the conversation would have {len(prompt.ids)} tokens, and the model has "
-                f"{self._model.positions} positions: nothing was sent\n\nhint: "
-                + ("/clear forgets what was said before" if fits else "shorten the question")
+                f"the conversation would have {len(prompt.ids)} tokens, but the model has only "
+                f"{self._model.positions} positions; the question was not sent\n\nhint: "
+                + ("use /clear to remove earlier turns" if fits else "shorten the question")
             )
         trained = self._model.trained_length
-        if trained is not None and len(prompt.ids) > trained and not self._beyond:
-            self._beyond = True
-            self._stage.say(
+        if trained is not None and len(prompt.ids) > trained and not self._warned_of_length:
+            self._warned_of_length = True
+            self._display.show_message(
                 self.name,
-                f"(the conversation has {len(prompt.ids)} tokens, and the adapter was trained on "
-                f"at most {trained} together: it may lose its way; /clear begins again)",
+                f"(the conversation has {len(prompt.ids)} tokens, but the adapter was trained on "
+                f"rows of at most {trained}: answers may get worse; /clear starts over)",
             )
-        return Asked(before=before, question=question, prompt=prompt, room=room)
+        return PreparedQuestion(before=before, question=question, prompt=prompt, room=room)
 
-    def answer(self, asked: Asked, *, sampling: Sampling) -> None:
-        """Answer, and keep question and answer where something was said."""
+    def answer(self, asked: PreparedQuestion, *, sampling: Sampling) -> None:
+        """Generate the answer, and add the turn unless the answer is empty."""
         opening = asked.prompt.opening
-        view = _View(
-            self._stage.begin(self.name),
+        view = _AnswerView(
+            self._display.start(self.name),
             thinking=bool(opening),
             hidden=self._hide_thinking,
-            told=lambda: self._stage.thinks(self.name),
+            show_thinking=lambda: self._display.show_thinking(self.name),
         )
         view.show(opening)
-        said: list[str] = []
+        pieces: list[str] = []
         reason = "interrupted"
         try:
             with self._stopping() as stop:
 
                 def show(text: str) -> bool:
-                    stop.coming = True
-                    said.append(text)
+                    stop.started = True
+                    pieces.append(text)
                     view.show(text)
-                    return not stop.asked
+                    return not stop.requested
 
                 answer = self._model.stream(
                     self._session,
@@ -187,29 +187,29 @@ class Conversation:
             if not self._interactive or isinstance(interrupt, Stopped):
                 raise
         view.end()
-        text = "".join(said)
+        text = "".join(pieces)
         if why := self._why_it_ended(reason, text, asked.room):
-            self._stage.say(self.name, why)
+            self._display.show_message(self.name, why)
         if text or reason == "stop":
-            content = _closed(opening + text).replace("\0", "")  # no text may hold a NUL
-            turn = Turn(question=asked.question, answer=content, whole=reason == "stop")
+            content = _closed(opening + text).replace("\0", "")  # valid text has no NUL
+            turn = Turn(question=asked.question, answer=content, complete=reason == "stop")
             self.turns = (*asked.before, turn)
 
-    def _stopping(self) -> AbstractContextManager[Stop]:
-        return stoppable() if self._interactive else nullcontext(Stop())
+    def _stopping(self) -> AbstractContextManager[AnswerStop]:
+        return ctrl_c_stops_answer() if self._interactive else nullcontext(AnswerStop())
 
     def _why_it_ended(self, reason: str, text: str, room: int) -> str | None:
-        """Why an answer ended, unless it ended by itself."""
+        """Return the reason why an answer ended, unless the model ended it."""
         if reason == "interrupted" and not text:
-            return "(stopped before anything came: the question is left out; /retry asks it again)"
+            return "(stopped before the first token; the question is removed, /retry asks it again)"
         if reason == "interrupted":
             return "(stopped)"
         if reason == "length" and room <= self._max_tokens:
             positions = self._model.positions
-            return f"(cut off: the context of {positions} tokens is full; /clear makes room)"
+            return f"(cut off: the context of {positions} tokens is full; use /clear)"
         if reason == "length":
-            return f"(cut off after {self._max_tokens} tokens: see --max-tokens)"
-        return None if text.strip() else "(the model said nothing)"
+            return f"(cut off after {self._max_tokens} tokens; see --max-tokens)"
+        return None if text.strip() else "(empty answer)"
 
 
 def _messages(system: str | None, turns: tuple[Turn, ...]) -> Messages:
@@ -220,18 +220,18 @@ def _messages(system: str | None, turns: tuple[Turn, ...]) -> Messages:
     return messages
 
 
-class _View:
-    """One answer on a page: thoughts dimmed or hidden, and a line end behind it."""
+class _AnswerView:
+    """Prints one answer: the reasoning is dimmed or hidden, and a line feed follows."""
 
     def __init__(
-        self, page: Page, *, thinking: bool, hidden: bool, told: Callable[[], None]
+        self, output: TextOutput, *, thinking: bool, hidden: bool, show_thinking: Callable[[], None]
     ) -> None:
-        self._page = page
+        self._output = output
         self._thoughts = Thoughts(thinking=thinking)
         self._hidden = hidden
-        self._tell = told
-        self._told = False  # that it thinks
-        self._last = ""  # the last character on the page
+        self._show_thinking = show_thinking
+        self._thinking_shown = False
+        self._last = ""  # the last character that was printed
 
     def show(self, text: str) -> None:
         for thought, part in self._thoughts.add(text):
@@ -241,22 +241,22 @@ class _View:
         for thought, part in self._thoughts.end():
             self._show(thought, part)
         if self._last not in ("", "\n"):
-            self._page.write("\n")
+            self._output.write("\n")
 
     def _show(self, thought: bool, text: str) -> None:
         if thought and self._hidden:
-            if not self._told and text.replace(OPEN, "").replace(CLOSE, "").strip():
-                self._told = True
-                self._tell()
+            if not self._thinking_shown and text.replace(OPEN, "").replace(CLOSE, "").strip():
+                self._thinking_shown = True
+                self._show_thinking()
             return
         if self._hidden and not self._last:
-            text = text.lstrip("\n")  # what stands between thoughts and answer
+            text = text.lstrip("\n")  # line feeds between reasoning and answer
         if text:
-            self._page.write(text, dim=thought)
+            self._output.write(text, dim=thought)
             self._last = text[-1]
 
 
 def _closed(answer: str) -> str:
-    """The answer with its think block closed: a template takes out whole blocks alone."""
-    open_still = answer.lstrip().startswith(OPEN) and CLOSE not in answer
-    return f"{answer}\n{CLOSE}\n\n" if open_still else answer
+    """Close an open think block, because templates only remove complete blocks."""
+    is_open = answer.lstrip().startswith(OPEN) and CLOSE not in answer
+    return f"{answer}\n{CLOSE}\n\n" if is_open else answer

@@ -1,4 +1,4 @@
-"""Two answers side by side in a terminal, each as it comes."""
+"""Display of two answers side by side in a terminal, while they are generated."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from itertools import groupby
 
 from prompt_toolkit.utils import get_cwidth
 
-from qwen_local.cli.chat_ui.stage import InTurn, Page
+from qwen_local.cli.chat_ui.display import SequentialDisplay, TextOutput
 from qwen_local.cli.chat_ui.terminal import DUMB, Screen
-from qwen_local.inference.text import visible
+from qwen_local.console.visible import visible
 
-NARROWEST = 36
-"""Cells of a column below which lines are too short to read."""
+MIN_COLUMN_WIDTH = 36
+"""Minimum width of a column in cells; shorter lines are hard to read."""
 BAR = "│ "
 TAB = "    "
 
 
 def size() -> tuple[int, int]:
-    """(cells of a line, lines) of the terminal that stdout is; (0, 0) where it is none of use."""
+    """Return (columns, lines) of the terminal at stdout; (0, 0) if there is no usable terminal."""
     if os.environ.get("TERM") == DUMB:
         return 0, 0
     try:
@@ -30,39 +30,39 @@ def size() -> tuple[int, int]:
     return found.columns, found.lines
 
 
-class Columns(InTurn):
-    """The first voice on the left as it comes; then the cursor goes up again, for the second.
+class ColumnDisplay(SequentialDisplay):
+    """Prints the first answer on the left, then moves the cursor up for the second answer.
 
-    Where the first answer has left the window at the top, the second follows below it: what has
-    scrolled away cannot be written to. In a narrow window it follows, too, and both have its whole
-    width. Words about the answers wait until both are there.
+    If the first answer has scrolled out of the window, the second one follows below it, because
+    lines outside the window cannot be changed. In a narrow window the answers also follow each
+    other, at full width. Messages about the answers are printed after both.
     """
 
     def __init__(self, screen: Screen, size: Callable[[], tuple[int, int]] = size) -> None:
-        """Begin with nothing asked.
+        """Start before the first question.
 
         Args:
             screen: a terminal.
-            size: what it is, asked with every question: see the function of this name.
+            size: returns (columns, lines) of the terminal; called for every question.
         """
         super().__init__(screen)
         self._size = size
         self._lines = 0
         self._columns: list[_Column] = []
-        self._words: list[tuple[str, str]] = []
+        self._messages: list[tuple[str, str]] = []
 
-    def begin(self, voice: str) -> Page:
-        """See `Stage.begin`."""
+    def start(self, name: str) -> TextOutput:
+        """See `Display.start`."""
         if self._columns:
             column = self._beside(self._columns[0])
         else:
             cells, self._lines = self._size()
             width = (cells - len(BAR) - 1) // 2
-            if width < NARROWEST:
-                return super().begin(voice)
+            if width < MIN_COLUMN_WIDTH:
+                return super().start(name)
             column = _Column(self._screen, width)
         self._columns.append(column)
-        column.write(f"--- {voice} ---\n", dim=True)
+        column.write(f"--- {name} ---\n", dim=True)
         return column
 
     def _beside(self, left: _Column) -> _Column:
@@ -71,60 +71,60 @@ class Columns(InTurn):
         self._screen.steer(f"\x1b[{left.rows}A")
         return _Column(self._screen, left.width, place=f"\x1b[{left.width + 2}G")
 
-    def thinks(self, voice: str) -> None:
-        """See `Stage.thinks`."""
+    def show_thinking(self, name: str) -> None:
+        """See `Display.show_thinking`."""
         if self._columns:
             self._columns[-1].write("(thinking)\n", dim=True)
         else:
-            super().thinks(voice)
+            super().show_thinking(name)
 
-    def say(self, voice: str, message: str) -> None:
-        """See `Stage.say`."""
+    def show_message(self, name: str, message: str) -> None:
+        """See `Display.show_message`."""
         if self._columns:
-            self._words.append((voice, message))
+            self._messages.append((name, message))
         else:
-            super().say(voice, message)
+            super().show_message(name, message)
 
-    def end(self, question: str) -> None:
-        """See `Stage.end`."""
+    def finish(self, question: str) -> None:
+        """See `Display.finish`."""
         if self._columns and self._columns[-1].place:
             left, right = self._columns
             right.write("\n" * (left.rows - right.rows))
-        words, self._words, self._columns = self._words, [], []
-        for voice, message in words:
-            self.say(voice, message)
+        messages, self._messages, self._columns = self._messages, [], []
+        for name, message in messages:
+            self.show_message(name, message)
 
 
 class _Column:
-    """Text broken between words (and between wide characters) so that no line is too long."""
+    """A column of text, wrapped between words and between wide characters."""
 
     def __init__(self, screen: Screen, width: int, *, place: str = "") -> None:
-        """Begin at the cursor's line.
+        """Start at the line of the cursor.
 
         Args:
             screen: a terminal.
-            width: cells of a line, at least two.
-            place: puts the cursor to the column's beginning, behind which stands a bar; nothing for
-                the column on the left.
+            width: width of the column in cells, at least two.
+            place: escape sequence that moves the cursor to the start of the column, where a bar is
+                printed; empty for the left column.
         """
         self.width = width
         self.place = place
         self._screen = screen
-        self._used = 0  # cells of the line
-        self._word: list[tuple[str, bool]] = []  # characters whose word may go on, and how they are
-        self._begun = False  # whether the line is
+        self._used = 0  # used cells of the current line
+        self._word: list[tuple[str, bool]] = []  # (character, dim) of an unfinished word
+        self._line_started = False
         self.rows = 0
-        """Lines that are over."""
+        """Number of finished lines."""
 
     def write(self, text: str, *, dim: bool = False) -> None:
-        """See `Page.write`. The last word is shown once it is known where it ends."""
+        """See `TextOutput.write`. The last word is printed only when it is complete."""
         for character in visible(text).replace("\t", TAB):
             if character == "\n":
                 self._put_word()
                 self._end_line()
             elif character == " ":
                 self._put_word()
-                if self._used < self.width:  # else the line breaks here
+                if self._used < self.width:  # otherwise the line breaks here
                     self._put(" ", dim=dim)
             else:
                 if get_cwidth(character) > 1 or self._cells(character) > self.width:
@@ -132,7 +132,7 @@ class _Column:
                 self._word.append((character, dim))
 
     def _cells(self, more: str = "") -> int:
-        """Of the word that may go on."""
+        """Width of the unfinished word in cells, with `more` appended."""
         return sum(get_cwidth(character) for character, _ in self._word) + get_cwidth(more)
 
     def _put_word(self) -> None:
@@ -143,18 +143,18 @@ class _Column:
         self._word = []
 
     def _put(self, text: str, *, dim: bool) -> None:
-        self._begin_line()
+        self._start_line()
         self._screen.write(text, dim=dim)
         self._used += get_cwidth(text)
 
-    def _begin_line(self) -> None:
-        if not self._begun and self.place:
+    def _start_line(self) -> None:
+        if not self._line_started and self.place:
             self._screen.steer(self.place)
             self._screen.write(BAR, dim=True)
-        self._begun = True
+        self._line_started = True
 
     def _end_line(self) -> None:
-        self._begin_line()
+        self._start_line()
         self._screen.write("\n")
-        self._used, self._begun = 0, False
+        self._used, self._line_started = 0, False
         self.rows += 1

@@ -1,4 +1,4 @@
-"""Where a conversation is read and written: a terminal, or the pipes of a program."""
+"""Input and output of the chat: a terminal or pipes."""
 
 from __future__ import annotations
 
@@ -11,53 +11,53 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import BinaryIO
 
+from qwen_local.console.visible import visible
 from qwen_local.datasets.faults import unusable
 from qwen_local.errors import InputError
-from qwen_local.inference.text import visible
 
 DUMB = "dumb"
-"""TERM of a terminal that only takes text: an editor's window, a log."""
+"""TERM of a terminal that supports only text, such as an editor's window."""
 DIM, PLAIN = "\x1b[2m", "\x1b[22m"
 
-Read = Callable[[str], str]
-"""(prompt) -> what was written behind it. Raises EOFError where there is no more, and
-KeyboardInterrupt where the line was given up."""
+ReadLine = Callable[[str], str]
+"""Reads a line after showing a prompt. Raises EOFError at the end of the input, and
+KeyboardInterrupt if the line was cancelled."""
 
 
 class Screen:
-    """stdout, for the answers alone: UTF-8, whatever the locale, and out at once."""
+    """stdout for answers only: UTF-8 in any locale, and unbuffered."""
 
     def __init__(self, stream: BinaryIO, *, terminal: bool, color: bool) -> None:
-        """Put the answers on a stream.
+        """Write to a stream.
 
         Args:
-            stream: takes bytes.
-            terminal: whether it is one: control characters then become symbols.
-            color: whether thoughts are dimmed.
+            stream: output stream for bytes.
+            terminal: True if the stream is a terminal; control characters become symbols.
+            color: True to dim the reasoning.
         """
         self._stream = stream
         self.terminal = terminal
-        """Whether it is one."""
+        """True if the stream is a terminal."""
         self._color = color
 
     @classmethod
     def open(cls) -> Screen:
-        """stdout; NO_COLOR and a terminal without colors are obeyed."""
-        if sys.stdout is None:  # closed: nobody reads it
+        """Open stdout, with colors unless NO_COLOR is set or the terminal has none."""
+        if sys.stdout is None:  # closed by the caller
             return cls(io.BytesIO(), terminal=False, color=False)
         terminal = sys.stdout.isatty()
         color = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != DUMB
         return cls(sys.stdout.buffer, terminal=terminal, color=color)
 
     def write(self, text: str, *, dim: bool = False) -> None:
-        """Show a piece of an answer."""
+        """Print a piece of an answer."""
         shown = visible(text) if self.terminal else text
         if dim and self._color:
             shown = f"{DIM}{shown}{PLAIN}"
         self._send(shown)
 
     def steer(self, sequence: str) -> None:
-        """Move a terminal's cursor."""
+        """Send an escape sequence that moves the cursor."""
         self._send(sequence)
 
     def _send(self, text: str) -> None:
@@ -65,47 +65,47 @@ class Screen:
         self._stream.flush()
 
 
-def say(message: str) -> None:
-    """Talk, on stderr."""
+def print_message(message: str) -> None:
+    """Print a message on stderr."""
     print(message, file=sys.stderr, flush=True)
 
 
 def is_interactive() -> bool:
-    """Whether a person writes the questions, and sees where."""
-    here = [
+    """Return True if stdin is a terminal, and stdout or stderr is one too."""
+    stdin, stdout, stderr = (
         stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)
-    ]
-    return here[0] and (here[1] or here[2])
+    )
+    return stdin and (stdout or stderr)
 
 
-def reader() -> Read:
-    """How to read lines of stdin.
+def reader() -> ReadLine:
+    """Return the function that reads lines from stdin.
 
-    From a terminal with a prompt, editing, history and pasting (several lines pasted are one
-    message); from a terminal that can do nothing with a prompt; from a pipe as they are.
+    On a terminal it has a prompt, line editing, history and paste (several pasted lines are one
+    message). On a dumb terminal it has only a prompt. In a pipe it reads plain lines.
     """
     if not is_interactive():
         return _lines(prompted=False)
     return _lines(prompted=True) if os.environ.get("TERM") == DUMB else _line_editor()
 
 
-def _line_editor() -> Read:
-    # Not readline: on a Mac that is libedit, which knows no bracketed paste and miscounts wide
+def _line_editor() -> ReadLine:
+    # Not readline: on macOS that is libedit, which lacks bracketed paste and miscounts wide
     # characters.
     from prompt_toolkit import PromptSession
     from prompt_toolkit.input import create_input
     from prompt_toolkit.output.vt100 import Vt100_Output
 
-    # On stderr where stdout is not a terminal: there are answers alone.
+    # The prompt goes to stderr if stdout is not a terminal: stdout has only answers.
     at_stdout = sys.stdout is not None and sys.stdout.isatty()
     stream = sys.stdout if at_stdout else sys.stderr
     output = Vt100_Output.from_pty(stream, term=os.environ.get("TERM"))
-    output.enable_cpr = False  # a terminal's late reply would be taken for a part of a question
+    output.enable_cpr = False  # a late reply of the terminal would become part of a question
     session: PromptSession[str] = PromptSession(input=create_input(sys.stdin), output=output)
     return session.prompt
 
 
-def _lines(*, prompted: bool) -> Read:
+def _lines(*, prompted: bool) -> ReadLine:
     if sys.stdin is None:
         raise InputError.at("stdin", "it is closed")
     stream, count = sys.stdin.buffer, 0
@@ -130,26 +130,26 @@ def _lines(*, prompted: bool) -> Read:
     return read
 
 
-class Stop:
-    """Ctrl+C while an answer comes."""
+class AnswerStop:
+    """State of Ctrl+C during an answer."""
 
     def __init__(self) -> None:
-        self.asked = False
-        """Whether the answer is to end after its next token."""
-        self.coming = False
-        """Whether its first token is there."""
+        self.requested = False
+        """True if the answer should end after its next token."""
+        self.started = False
+        """True after the first token."""
 
     def press(self, signal_number: int, frame: FrameType | None) -> None:
-        """Ask for the end; where there is no token to wait for, or at a second press, end it."""
-        if self.asked or not self.coming:
+        """Request the end; before the first token or at a second press, interrupt at once."""
+        if self.requested or not self.started:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
 
 
 @contextmanager
-def stoppable() -> Iterator[Stop]:
-    """While it is open, Ctrl+C ends the answer."""
-    stop = Stop()
+def ctrl_c_stops_answer() -> Iterator[AnswerStop]:
+    """Within this context, Ctrl+C stops the answer instead of the program."""
+    stop = AnswerStop()
     before = signal.signal(signal.SIGINT, stop.press)
     try:
         yield stop

@@ -1,1 +1,1 @@
-"""How `qwen-local/tiny` and its sample data are made: `python -m qwen_local.embedded.make`."""
+"""Build `qwen-local/tiny` and its sample data: `python -m qwen_local.embedded.make`."""

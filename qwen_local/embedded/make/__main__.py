@@ -1,8 +1,8 @@
-"""Make `qwen-local/tiny` and its sample data from one seed: about a quarter of an hour.
+"""Build `qwen-local/tiny` and its sample data from one seed; this takes about 15 minutes.
 
     python -m qwen_local.embedded.make [FOLDER]
 
-writes FOLDER/tiny and FOLDER/data, by default into the package itself. It needs
+writes FOLDER/tiny and FOLDER/data; the default FOLDER is in the package itself. It needs
 torch 2.9 (for Muon), PEFT and transformers.
 """
 
@@ -27,7 +27,7 @@ SEARCHED_DOCUMENTS = 120_000
 
 
 def make(folder: Path, recipe: Recipe) -> None:
-    """Write the sample rows, the tokenizer, the weights and, last, the card with its figures."""
+    """Write the sample rows, the tokenizer, the weights and the model card."""
     tiny, data = folder / "tiny", folder / "data"
     for each in (tiny, data):
         each.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""The text that the model is made from, and the rows that ship beside it: pure Python, one seed.
+"""Pre-training text and sample rows of the tiny model, generated in pure Python from one seed.
 
-The assistant of the pre-training text tells *how* a task is done, in prose, and never writes a
-fence; notebooks hold the same questions with *code*. So the model knows both, and fine-tuning on a
-few rows has only to move the code into the assistant's turn.
+In the pre-training text, the assistant describes solutions in prose and never writes a code fence;
+notebooks contain the same questions with code. The model learns both, so fine-tuning on a few rows
+only has to move the code into the assistant's turn.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from qwen_local.embedded.make import small_tasks
 from qwen_local.embedded.make.holdout import held_out
 from qwen_local.embedded.make.list_tasks import GRIDS, list_task
 from qwen_local.embedded.make.talk import exchange, facts, story
-from qwen_local.embedded.make.task import Task, ask, capitalised
+from qwen_local.embedded.make.task import Task, ask, capitalize_first
 
 Message = dict[str, str]
 """`role` and `content`."""
@@ -24,15 +24,15 @@ Message = dict[str, str]
 SEED = 0
 TRAIN_CODE_ROWS, TRAIN_TALK_ROWS = 180, 20
 STRANGE = 0.08
-"""Share of the pre-training tasks with a word that means nothing; the sample rows have none."""
+"""Fraction of the pre-training tasks with a nonsense word; the sample rows have none."""
 
-# Tables read better in rows.
+# Keep the tables compact.
 # fmt: off
 FAMILIES = {
     "numbers": 34, "words": 27, "arithmetic": 9, "check": 9, "loop": 8, "collection": 7,
     "choice": 6,
 }
-"""The families of tasks and their shares of the training tasks, in percent."""
+"""Percentage of each task family in the training tasks."""
 
 HELD_OUT_ROWS = {
     "numbers": 40, "words": 24, "arithmetic": 9, "check": 9, "loop": 7, "collection": 6,
@@ -56,7 +56,7 @@ SYSTEM_LINES = (
 
 
 def random_task(rng: random.Random, family: str, *, reserved: bool, strange: float = 0.0) -> Task:
-    """A task of the family, from the structures that are held out or from the others."""
+    """Draw a task of the family, with a held-out structure or with another one."""
     while True:
         if family in GRIDS:
             structure = rng.choice(LIST_STRUCTURES[family])
@@ -68,17 +68,17 @@ def random_task(rng: random.Random, family: str, *, reserved: bool, strange: flo
 
 
 def training_task(rng: random.Random, *, strange: float = 0.0) -> Task:
-    """A task that training may see."""
+    """Draw a task that is not held out."""
     family = rng.choices(list(FAMILIES), list(FAMILIES.values()))[0]
     return random_task(rng, family, reserved=False, strange=strange)
 
 
 def chat_text(messages: list[Message], *, think: bool = False) -> str:
-    """The conversation as the model's template renders it.
+    """Render a conversation as the model's template does.
 
     Args:
         messages: system, user and assistant turns.
-        think: whether each answer starts with the empty think block.
+        think: True to start each answer with an empty think block.
     """
     block = "<think>\n\n</think>\n\n" if think else ""
     return "".join(
@@ -89,7 +89,7 @@ def chat_text(messages: list[Message], *, think: bool = False) -> str:
 
 
 def exchange_messages(question: str, answer: str) -> list[Message]:
-    """One question and its answer as messages."""
+    """Return a question and its answer as messages."""
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
@@ -102,7 +102,7 @@ EXPLAIN = (
 
 
 def steps_exchange(rng: random.Random) -> list[Message]:
-    """A coding question that the assistant answers in prose, or code that it explains."""
+    """Make a coding question with an answer in prose, or code with an explanation."""
     task = training_task(rng, strange=STRANGE)
     question = ask(rng, task)
     if rng.random() < 0.25:
@@ -111,7 +111,7 @@ def steps_exchange(rng: random.Random) -> list[Message]:
 
 
 def conversation(rng: random.Random, turn: Callable[[random.Random], list[Message]]) -> str:
-    """One to three turns, one in six with a system line, some with the empty think block."""
+    """Make one to three turns, 15 % with a system message and 8 % with empty think blocks."""
     turns = rng.choices([1, 2, 3], [7, 2, 1])[0]
     messages = [message for _ in range(turns) for message in turn(rng)]
     if rng.random() < 0.15:
@@ -120,12 +120,12 @@ def conversation(rng: random.Random, turn: Callable[[random.Random], list[Messag
 
 
 def talk_conversation(rng: random.Random) -> str:
-    """Everyday questions and answers."""
+    """Make a conversation of everyday questions and answers."""
     return conversation(rng, lambda rng: exchange_messages(*exchange(rng)))
 
 
 def steps_conversation(rng: random.Random) -> str:
-    """Coding questions and prose."""
+    """Make a conversation of coding questions with answers in prose."""
     return conversation(rng, steps_exchange)
 
 
@@ -140,9 +140,9 @@ NOTEBOOKS: tuple[Callable[[str, Task], str], ...] = (
 
 
 def notebook(rng: random.Random) -> str:
-    """A question and its code on a page, with or without the steps."""
+    """Make a page with a question and its code, with or without the steps."""
     task = training_task(rng, strange=STRANGE)
-    question = rng.choice([ask(rng, task), ask(rng, task), f"{capitalised(task.do)}."])
+    question = rng.choice([ask(rng, task), ask(rng, task), f"{capitalize_first(task.do)}."])
     return rng.choice(NOTEBOOKS)(question, task)
 
 
@@ -156,7 +156,7 @@ KINDS_OF_DOCUMENT: dict[Callable[[random.Random], str], int] = {
 
 
 def documents(seed: int = SEED) -> Iterator[str]:
-    """The pre-training text, one document after the other, without end."""
+    """Yield the documents of the pre-training text, endlessly."""
     rng = random.Random(f"documents {seed}")
     kinds, weights = list(KINDS_OF_DOCUMENT), list(KINDS_OF_DOCUMENT.values())
     while True:
@@ -164,7 +164,7 @@ def documents(seed: int = SEED) -> Iterator[str]:
 
 
 def train_rows(seed: int = SEED) -> list[list[Message]]:
-    """The fine-tuning rows: questions answered with code, and a few of everyday talk."""
+    """Return the fine-tuning rows: coding questions with code, and a few everyday questions."""
     rng = random.Random(f"train {seed}")
     rows: dict[str, str] = {}
     while len(rows) < TRAIN_CODE_ROWS:
@@ -178,7 +178,7 @@ def train_rows(seed: int = SEED) -> list[list[Message]]:
 
 
 def held_out_tasks(seed: int = SEED) -> list[tuple[str, Task]]:
-    """Questions and tasks of structures that no training text has; no structure twice."""
+    """Return questions and tasks with held-out structures, each structure once."""
     rng = random.Random(f"held out {seed}")
     chosen: dict[tuple[str, ...], tuple[str, Task]] = {}
     for family, rows in HELD_OUT_ROWS.items():
@@ -190,12 +190,12 @@ def held_out_tasks(seed: int = SEED) -> list[tuple[str, Task]]:
 
 
 def held_out_rows(seed: int = SEED) -> list[list[Message]]:
-    """The test rows: questions to be answered with code."""
+    """Return the test rows: coding questions with code."""
     return [exchange_messages(question, task.answer) for question, task in held_out_tasks(seed)]
 
 
 def write_rows(folder: Path, seed: int = SEED) -> None:
-    """Write `train.jsonl` and `heldout.jsonl`, one `{"messages": [...]}` a line."""
+    """Write `train.jsonl` and `heldout.jsonl`, one `{"messages": [...]}` per line."""
     for name, rows in (("train", train_rows(seed)), ("heldout", held_out_rows(seed))):
         lines = [json.dumps({"messages": row}, ensure_ascii=False) + "\n" for row in rows]
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -1,8 +1,8 @@
-"""Which tasks are kept back: never in the pre-training text, nor in the fine-tuning rows.
+"""The held-out tasks, which occur neither in the pre-training text nor in the fine-tuning rows.
 
-Of the list tasks, one structure in five is kept back in such a way that every *pair* of its parts
-stays in training several times over: what is tested is putting known parts together anew. Of the
-small tasks, whose slots take many values, one filling in five is kept back.
+One in five structures of the list tasks is held out, such that every *pair* of its parts still
+occurs several times in training: the test is to combine known parts in new ways. Of the small
+tasks, whose slots take many values, one in five combinations of values is held out.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ ONE_IN = 5
 
 
 def digest(structure: Structure) -> int:
-    """A number that looks random and is the same on every machine."""
+    """Hash a structure to a number that is the same on every machine."""
     return int.from_bytes(hashlib.sha256("|".join(structure).encode()).digest()[:8], "big")
 
 
 def pairs(structure: Structure) -> tuple[Structure, ...]:
-    """Family and two of the three parts, in the three ways there are."""
+    """Return the three pairs of parts of a structure, each with the family."""
     family, keep, change, gather = structure
     return (
         (family, keep, change, ""),
@@ -33,11 +33,11 @@ def pairs(structure: Structure) -> tuple[Structure, ...]:
 
 
 def reserve(structures: Sequence[Structure]) -> frozenset[Structure]:
-    """One structure in five, in the order of the digest, leaving most of every pair behind.
+    """Select one in five structures, in digest order, so that most of every pair stays.
 
-    A structure is passed over if more than two fifths of those that share one of its pairs would
-    then be kept back; so a pair that occurs once or twice is never kept back. Tasks that neither
-    keep nor change (the largest number) have code of another shape and always stay in training.
+    A structure is skipped if more than two fifths of the structures with one of its pairs would
+    then be held out; so a pair that occurs once or twice is never held out. Tasks that neither
+    filter nor change items (the largest number) have code of another form and stay in training.
     """
     total = Counter(pair for structure in structures for pair in pairs(structure))
     taken: Counter[Structure] = Counter()
@@ -58,7 +58,7 @@ RESERVED = frozenset[Structure]().union(
 
 
 def held_out(structure: Structure) -> bool:
-    """Whether tasks of this structure are for the test only."""
+    """Return True if tasks with this structure are only for the test."""
     if structure[0] in GRIDS:
         return structure in RESERVED
     return digest(structure) % ONE_IN == 0

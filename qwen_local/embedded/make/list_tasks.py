@@ -1,6 +1,6 @@
-"""Tasks on lists: keep some items, change each one, bring them together.
+"""Tasks on lists: filter the items, change each one, combine them.
 
-The three choices are the structure; the noun, the number and the letter are free.
+The three choices are the structure; the noun, the number and the letter vary.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from qwen_local.embedded.make.task import LETTERS, Structure, Task, strange_word
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Keep:
-    """Which items stay. `{k}` is the free number or letter, `{v}` the loop variable."""
+    """Filter of the items. `{k}` is the varying number or letter, `{v}` the loop variable."""
 
     before: str = ""
     after: str = ""
@@ -25,7 +25,7 @@ class Keep:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
-    """What becomes of each item: its name (the plural adds an s), its code, its step."""
+    """Change of each item: its name (the plural adds an s), code and step."""
 
     name: str = ""
     code: str = "{v}"
@@ -34,7 +34,7 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gather:
-    """How the items come together. `singular` names one of them, as in `largest_price`."""
+    """Combination of the items. `singular`: the name has one item, as in `largest_price`."""
 
     words: tuple[str, ...]
     name: str
@@ -45,7 +45,7 @@ class Gather:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grid:
-    """A family of list tasks: every way to keep, change and gather but the useless ones."""
+    """A family of list tasks: all useful combinations of filter, change and combination."""
 
     nouns: tuple[str, ...]
     free: Mapping[str, tuple[str, ...]]
@@ -55,7 +55,7 @@ class Grid:
     useless: frozenset[tuple[str, str]]
 
     def structures(self, family: str) -> list[Structure]:
-        """All structures of the family."""
+        """Return all structures of the family."""
         return [
             (family, keep, change, gather)
             for keep, change, gather in itertools.product(self.keeps, self.changes, self.gathers)
@@ -198,12 +198,12 @@ GRIDS: Mapping[str, Grid] = {"numbers": NUMBERS, "words": WORDS}
 
 
 def list_task(rng: random.Random, structure: Structure, *, strange: float) -> Task:
-    """A task of the structure, with a free noun, number or letter.
+    """Make a task with this structure and a random noun, number or letter.
 
     Args:
-        rng: where the choices come from.
+        rng: source of randomness.
         structure: family, keep, change, gather.
-        strange: share of tasks whose noun is a word that means nothing.
+        strange: fraction of tasks with a nonsense word as noun.
     """
     family, keep_key, change_key, gather_key = structure
     grid = GRIDS[family]

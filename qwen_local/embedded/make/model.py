@@ -1,4 +1,4 @@
-"""The shape of the model, its first weights, and how it is stored."""
+"""Configuration, initialization and saving of the tiny model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CONFIG: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
     "initializer_range": 0.02,
     "max_position_embeddings": MAX_LENGTH,
-    # Said twice: transformers 5 reads the second, mlx-lm and older programs read the first.
+    # Both forms: transformers 5 reads the second; mlx-lm and older programs read the first.
     "rope_theta": 10_000.0,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
     "attention_bias": False,
@@ -46,14 +46,14 @@ CONFIG: dict[str, Any] = {
     "eos_token_id": END_OF_TURN,
     "pad_token_id": END_OF_TEXT,
 }
-"""Heads x head_dim (256) differs from the hidden size (192), as in Qwen3-0.6B, so that mistakes of
-shape show; all widths are multiples of 64, the group of the 4-bit formats."""
+"""Heads x head_dim (256) differs from the hidden size (192), as in Qwen3-0.6B, to expose bugs in
+shapes. All widths are multiples of 64, the group size of the 4-bit formats."""
 
 GENERATION = {"do_sample": False, "eos_token_id": END_OF_TURN, "pad_token_id": END_OF_TEXT}
 
 
 def new_model(seed: int) -> Qwen3ForCausalLM:
-    """The model with its first weights in float32; what enters the residual starts smaller."""
+    """Initialize the model in float32, with smaller weights for the residual projections."""
     torch.manual_seed(seed)
     model = Qwen3ForCausalLM(Qwen3Config(**{**CONFIG, "dtype": "float32"}))
     with torch.no_grad():
@@ -64,18 +64,18 @@ def new_model(seed: int) -> Qwen3ForCausalLM:
 
 
 def save_model(model: Qwen3ForCausalLM, folder: Path) -> None:
-    """Write the weights in bfloat16, the tied head left out, and the two configs."""
+    """Write the bfloat16 weights (without the tied head) and the two config files."""
     weights = {
         name: parameter.detach().to(torch.bfloat16).contiguous()
         for name, parameter in model.named_parameters()
     }
     assert sum(weight.numel() for weight in weights.values()) == PARAMETERS
-    # Not save_file: that leaves a file which only its owner may read.
+    # Not save_file, which creates files that only the owner can read.
     (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
     write_json(folder / "config.json", CONFIG)
     write_json(folder / "generation_config.json", GENERATION)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write the value as readable JSON with a last line break."""
+    """Write a value as indented JSON with a final line break."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,9 +1,17 @@
-"""The card of the model: what it is, how it was made, and the figures that were measured."""
+"""The model card of the tiny model."""
 
 from __future__ import annotations
 
 from qwen_local.embedded.make.corpus import TRAIN_CODE_ROWS, TRAIN_TALK_ROWS
-from qwen_local.embedded.make.measure import ALPHA, BATCH, RANK, RATE, STEPS, Figures, Score
+from qwen_local.embedded.make.measure import (
+    ALPHA,
+    BATCH_SIZE,
+    LEARNING_RATE,
+    RANK,
+    STEPS,
+    Figures,
+    Score,
+)
 from qwen_local.embedded.make.model import PARAMETERS
 from qwen_local.embedded.make.pretrain import Recipe
 
@@ -75,13 +83,13 @@ kind it says "I do not know that." at best, and something wrong at worst.
 
 
 def card(recipe: Recipe, figures: Figures, *, leaks: int, documents: int) -> str:
-    """The text of the card.
+    """Fill in the model card.
 
     Args:
-        recipe: how the model was pre-trained.
-        figures: what was measured.
-        leaks: held-out questions, codes and steps found in the text.
-        documents: how many documents were searched.
+        recipe: hyperparameters of the pre-training.
+        figures: measured scores.
+        leaks: number of held-out questions, codes and steps found in the text.
+        documents: number of documents searched.
     """
     return CARD.format(
         parameters=PARAMETERS,
@@ -98,8 +106,8 @@ def card(recipe: Recipe, figures: Figures, *, leaks: int, documents: int) -> str
         rank=RANK,
         alpha=ALPHA,
         lora_steps=STEPS,
-        batch=BATCH,
-        rate=RATE,
+        batch=BATCH_SIZE,
+        rate=LEARNING_RATE,
         code_before=percent(figures.code_before.right, figures.code_before),
         code_after=", ".join(percent(score.right, score) for score in figures.code_after),
         ended_before=percent(figures.code_before.ended, figures.code_before),
@@ -110,5 +118,5 @@ def card(recipe: Recipe, figures: Figures, *, leaks: int, documents: int) -> str
 
 
 def percent(part: int, score: Score) -> str:
-    """The part of the score's questions, in whole percent."""
+    """Format a part of the score's questions as whole percent."""
     return f"{100 * part / score.of:.0f} %"

@@ -1,4 +1,4 @@
-"""Pre-training: a fixed number of steps over the corpus, on one thread of a CPU."""
+"""Pre-training for a fixed number of steps on one CPU thread."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IGNORE = -100
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """The figures of the run. Each step takes `windows` windows `micro_batches` times."""
+    """Hyperparameters. Each step processes `micro_batches` batches of `windows` windows."""
 
     steps: int = 3000
     window: int = 192
@@ -34,21 +34,21 @@ class Recipe:
     max_norm: float = 1.0
 
     def factor(self, step: int) -> float:
-        """What the learning rates are multiplied with: up, flat, then down to nothing."""
+        """Return the learning rate factor: linear warm-up, constant, then linear decay to 0."""
         rising = (step + 1) / self.warmup
         falling = (self.steps - step) / (self.decay * self.steps)
         return min(1.0, rising, falling)
 
     @property
     def tokens(self) -> int:
-        """Tokens of the whole run, padding included."""
+        """Number of tokens in the run, including padding."""
         return self.steps * self.micro_batches * self.windows * self.window
 
 
 def windows(tokenizer: Tokenizer, length: int) -> Iterator[list[int]]:
-    """Windows of whole documents, each ended by the end of text and padded with it.
+    """Yield windows of whole documents, each ended by and padded with the end-of-text token.
 
-    A document longer than a window is left out.
+    Documents that are longer than a window are left out.
     """
     window: list[int] = []
     source = documents()
@@ -63,9 +63,9 @@ def windows(tokenizer: Tokenizer, length: int) -> Iterator[list[int]]:
 
 
 def labels(ids_BT: Tensor) -> Tensor:
-    """The tokens to predict, shape [B, T]: neither padding nor the opening of a think block.
+    """Return the labels, shape [B, T], without padding and without `<think>`.
 
-    The model is to go on after an empty block that the template wrote, never to open one itself.
+    The model must continue after an empty think block from the template, but never open one.
 
     >>> labels(torch.tensor([[5, THINK, 6, END_OF_TEXT, END_OF_TEXT]])).tolist()
     [[5, -100, 6, 2022, -100]]
@@ -76,22 +76,22 @@ def labels(ids_BT: Tensor) -> Tensor:
 
 
 def pretrain(tokenizer: Tokenizer, recipe: Recipe) -> Qwen3ForCausalLM:
-    """Train from the first weights: float32 weights, bfloat16 products.
+    """Train from scratch with float32 weights and bfloat16 matrix products.
 
-    Muon takes the matrices of the layers, AdamW the embedding and the norms. About a quarter of a
-    second a step on a CPU with AVX512-bf16 or AMX; several times that without.
+    Muon updates the matrices of the layers, AdamW the embedding and the norms. A step takes about
+    0.25 seconds on a CPU with AVX512-bf16 or AMX, and several times as long without.
     """
     model = new_model(SEED)
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    held = {id(parameter) for parameter in matrices}
-    others = [parameter for parameter in model.parameters() if id(parameter) not in held]
+    matrix_ids = {id(parameter) for parameter in matrices}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in matrix_ids]
     optimizers = (
         torch.optim.Muon(matrices, lr=recipe.matrix_rate, momentum=0.95, weight_decay=0.01),
         torch.optim.AdamW(others, lr=recipe.other_rate, betas=(0.9, 0.95), weight_decay=0.0),
     )
     rates = (recipe.matrix_rate, recipe.other_rate)
     source = windows(tokenizer, recipe.window)
-    began = time.monotonic()
+    start = time.monotonic()
     model.train()
     for step in range(recipe.steps):
         for _ in range(recipe.micro_batches):
@@ -111,6 +111,6 @@ def pretrain(tokenizer: Tokenizer, recipe: Recipe) -> Qwen3ForCausalLM:
             optimizer.step()
             optimizer.zero_grad()
         if step % 100 == 0 or step == recipe.steps - 1:
-            seconds = time.monotonic() - began
+            seconds = time.monotonic() - start
             print(f"step {step:5d}  loss {loss.item():.3f}  {seconds:6.0f} s", file=sys.stderr)
     return model

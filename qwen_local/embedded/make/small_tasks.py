@@ -1,7 +1,7 @@
 """Small tasks: arithmetic, checks, loops, collections and choices.
 
-Here the numbers and words that fill the slots are part of the structure, since there is little
-else. `strange` is the share of words that mean nothing.
+Here the numbers and words in the slots are part of the structure, because there is little else.
+`strange` is the fraction of nonsense words.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SIGN = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}
 
 
 def arithmetic(rng: random.Random) -> Task:
-    """One or two sums in a row on a number."""
+    """Make a function with one or two arithmetic operations on a number."""
     first, second = rng.choice(list(SIGN)), rng.choice([*SIGN, *SIGN, ""])
     a, b = str(rng.randint(2, 20)), str(rng.randint(2, 20))
     words = FIRST_STEP[first].format(k=a)
@@ -65,7 +65,7 @@ WORD_CHECKS = {
 
 
 def check(rng: random.Random) -> Task:
-    """A function that says yes or no about a number or a word."""
+    """Make a function that returns True or False for a number or a word."""
     kind = rng.choice([*NUMBER_CHECKS, "is between", "is between", *WORD_CHECKS])
     if kind in WORD_CHECKS:
         subject, v = "word", "word"
@@ -110,7 +110,7 @@ THINGS = (
 
 
 def loop(rng: random.Random, strange: float) -> Task:
-    """A loop that prints: counting up, counting down, the same word again, or a list."""
+    """Make a loop that prints: counting up, counting down, a repeated word, or a list."""
     kind = rng.choice(["up", "down", "again", "each"])
     if kind == "up":
         first = rng.randint(1, 9)
@@ -164,7 +164,7 @@ AMOUNTS = ("ages", "prices", "scores", "heights", "weights", "points", "marks", 
 
 
 def collection(rng: random.Random, strange: float) -> Task:
-    """A list of words, a list of numbers, or a dictionary of people and numbers."""
+    """Make a list of words, a list of numbers, or a dictionary of people and numbers."""
     kind = rng.choice(["words", "numbers", "dictionary"])
     size = rng.choice([2, 2, 3])
     name = rng.choice(AMOUNTS)
@@ -214,7 +214,7 @@ VERDICTS = (
 
 
 def choice(rng: random.Random, strange: float) -> Task:
-    """An if with an else that prints one word or another."""
+    """Make an if-else that prints one word or another."""
     measure = strange_word(rng) if rng.random() < strange else rng.choice(MEASURES)
     relation, sign = rng.choice([("above", ">"), ("below", "<")])
     limit = str(rng.randint(2, 99))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from qwen_local.embedded.make.task import capitalised, hurried, strange_word
+from qwen_local.embedded.make.task import capitalize_first, sloppy, strange_word
 
 Exchange = tuple[str, str]
 """A question and its answer."""
 
-# Tables read better in rows.
+# Keep the tables compact.
 # fmt: off
-COLOURS = {
+COLORS = {
     "the sky": "blue", "grass": "green", "snow": "white", "coal": "black", "blood": "red",
     "a lemon": "yellow", "a carrot": "orange", "the sun": "yellow", "a leaf": "green",
     "milk": "white", "a tomato": "red", "chocolate": "brown", "the sea": "blue",
@@ -98,7 +98,7 @@ DO_NOT_KNOW = "I do not know that."
 
 
 def a(noun: str) -> str:
-    """The noun with its article.
+    """Return the noun with its article.
 
     >>> a("ant"), a("dog"), a("Python")
     ('an ant', 'a dog', 'Python')
@@ -108,30 +108,30 @@ def a(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def colour(rng: random.Random) -> Exchange:
-    """The colour of a thing."""
-    thing = rng.choice(list(COLOURS))
+def color(rng: random.Random) -> Exchange:
+    """Ask for the color of a thing."""
+    thing = rng.choice(list(COLORS))
     word = rng.choice(["colour", "colour", "color"])
     question = rng.choice([f"What {word} is {thing}?", f"What is the {word} of {thing}?"])
-    return question, capitalised(f"{thing} is {COLOURS[thing]}.")
+    return question, capitalize_first(f"{thing} is {COLORS[thing]}.")
 
 
 def opposite(rng: random.Random) -> Exchange:
-    """The opposite of a word."""
+    """Ask for the opposite of a word."""
     one, other = rng.sample(rng.choice(OPPOSITES), 2)
     question = rng.choice([f"What is the opposite of {one}?", f"Tell me the opposite of {one}."])
     return question, f"The opposite of {one} is {other}."
 
 
 def kind(rng: random.Random) -> Exchange:
-    """What kind of thing something is."""
+    """Ask for the category of a thing."""
     thing = rng.choice(list(KINDS))
     question = rng.choice([f"What is {a(thing)}?", f"Tell me what {a(thing)} is."])
-    return question, capitalised(f"{a(thing)} is {KINDS[thing]}.")
+    return question, capitalize_first(f"{a(thing)} is {KINDS[thing]}.")
 
 
 def capital(rng: random.Random) -> Exchange:
-    """The capital of a country."""
+    """Ask for the capital of a country."""
     country = rng.choice(list(CAPITALS))
     question = rng.choice(
         [f"What is the capital of {country}?", f"Which town is the capital of {country}?"]
@@ -140,34 +140,34 @@ def capital(rng: random.Random) -> Exchange:
 
 
 def job(rng: random.Random) -> Exchange:
-    """What somebody does for a living."""
+    """Ask for the work of a profession."""
     who = rng.choice(list(JOBS))
     question = rng.choice([f"What does {a(who)} do?", f"What is the work of {a(who)}?"])
-    return question, capitalised(f"{a(who)} {JOBS[who]}.")
+    return question, capitalize_first(f"{a(who)} {JOBS[who]}.")
 
 
 def sound(rng: random.Random) -> Exchange:
-    """What an animal says."""
+    """Ask for the sound of an animal."""
     animal = rng.choice(list(SOUNDS))
-    return f"What does {a(animal)} say?", capitalised(f"{a(animal)} says {SOUNDS[animal]}.")
+    return f"What does {a(animal)} say?", capitalize_first(f"{a(animal)} says {SOUNDS[animal]}.")
 
 
 def legs(rng: random.Random) -> Exchange:
-    """How many legs an animal has."""
+    """Ask for the number of legs of an animal."""
     animal = rng.choice(list(LEGS))
-    answer = capitalised(f"{a(animal)} has {LEGS[animal]} legs.")
+    answer = capitalize_first(f"{a(animal)} has {LEGS[animal]} legs.")
     return f"How many legs does {a(animal)} have?", answer
 
 
 def use(rng: random.Random) -> Exchange:
-    """What a thing is used for."""
+    """Ask for the use of a thing."""
     tool = rng.choice(list(USES))
     question = rng.choice([f"What do we use {a(tool)} for?", f"What is {a(tool)} for?"])
     return question, f"We use {a(tool)} to {USES[tool]}."
 
 
 def calendar(rng: random.Random) -> Exchange:
-    """The day or month after or before another."""
+    """Ask for the day or month after or before another."""
     unit, names = rng.choice([("day", DAYS), ("month", MONTHS)])
     at = rng.randrange(len(names))
     relation, step = rng.choice([("after", 1), ("before", -1)])
@@ -177,60 +177,60 @@ def calendar(rng: random.Random) -> Exchange:
 
 
 def addition(rng: random.Random) -> Exchange:
-    """The sum of two digits."""
+    """Ask for the sum of two digits."""
     x, y = rng.randint(0, 9), rng.randint(0, 9)
     question = rng.choice([f"What is {x} plus {y}?", f"How much is {x} plus {y}?"])
     return question, f"{x} plus {y} is {x + y}."
 
 
 def larger(rng: random.Random) -> Exchange:
-    """The larger of two digits."""
+    """Ask for the larger of two digits."""
     x, y = rng.sample(range(10), 2)
     question = rng.choice([f"Which is larger, {x} or {y}?", f"What is larger, {x} or {y}?"])
     return question, f"{max(x, y)} is larger than {min(x, y)}."
 
 
 def who_has(rng: random.Random) -> Exchange:
-    """Who of two people has a thing, just told."""
+    """State who has which thing, and ask for the owner of one."""
     (one, other), (this, that) = rng.sample(PEOPLE, 2), rng.sample(THINGS, 2)
     person, thing = rng.choice([(one, this), (other, that)])
-    told = f"{one} has the {this} and {other} has the {that}."
-    return f"{told} Who has the {thing}?", f"{person} has the {thing}."
+    statement = f"{one} has the {this} and {other} has the {that}."
+    return f"{statement} Who has the {thing}?", f"{person} has the {thing}."
 
 
 def where_is(rng: random.Random) -> Exchange:
-    """Where somebody is, just told."""
+    """State where a person is, and ask for the place."""
     person, place = rng.choice(PEOPLE), rng.choice(PLACES)
     return f"{person} is in the {place}. Where is {person}?", f"{person} is in the {place}."
 
 
 def echo(rng: random.Random) -> Exchange:
-    """A strange word, to be said again."""
+    """Ask to repeat a nonsense word."""
     word = strange_word(rng)
     question = rng.choice([f"Say {word}.", f"Repeat the word {word}.", f"Please say {word}."])
-    return question, f"{capitalised(word)}."
+    return question, f"{capitalize_first(word)}."
 
 
 def my_name(rng: random.Random) -> Exchange:
-    """A greeting by name."""
-    name = rng.choice([rng.choice(PEOPLE), capitalised(strange_word(rng))])
+    """Introduce a person, and greet that person by name."""
+    name = rng.choice([rng.choice(PEOPLE), capitalize_first(strange_word(rng))])
     return rng.choice([f"My name is {name}.", f"I am {name}."]), f"Hello, {name}!"
 
 
 def small_talk(rng: random.Random) -> Exchange:
-    """Hello, thanks and goodbye."""
+    """Draw a greeting, thanks or goodbye."""
     return rng.choice(SMALL_TALK)
 
 
 def unknown(rng: random.Random) -> Exchange:
-    """A question that cannot be answered."""
+    """Ask a question that the model cannot answer."""
     word = strange_word(rng)
-    return rng.choice(UNKNOWN).format(word=word, name=capitalised(word)), DO_NOT_KNOW
+    return rng.choice(UNKNOWN).format(word=word, name=capitalize_first(word)), DO_NOT_KNOW
 
 
 # fmt: off
 TOPICS: tuple[Callable[[random.Random], Exchange], ...] = (
-    colour, opposite, kind, capital, job, sound, legs, use, calendar, addition, larger, who_has,
+    color, opposite, kind, capital, job, sound, legs, use, calendar, addition, larger, who_has,
     where_is, echo, my_name, small_talk, unknown,
 )
 # fmt: on
@@ -238,21 +238,21 @@ WEIGHTS = (2, 3, 2, 3, 2, 1, 2, 2, 3, 4, 2, 3, 1, 2, 1, 2, 3)
 
 
 def exchange(rng: random.Random) -> Exchange:
-    """A question with one right answer, now and then asked in a hurry."""
+    """Draw a question with exactly one right answer, sometimes in sloppy style."""
     question, answer = rng.choices(TOPICS, WEIGHTS)[0](rng)
-    return hurried(rng, question), answer
+    return sloppy(rng, question), answer
 
 
-FACTS = (colour, opposite, kind, capital, job, sound, legs, use, calendar, addition, larger)
+FACTS = (color, opposite, kind, capital, job, sound, legs, use, calendar, addition, larger)
 
 
 def facts(rng: random.Random) -> str:
-    """A few plain facts in a row."""
+    """Join a few facts."""
     return " ".join(rng.choice(FACTS)(rng)[1] for _ in range(rng.randint(3, 6)))
 
 
 def story(rng: random.Random) -> str:
-    """Four to six simple sentences about two people, a thing and a place."""
+    """Write four to six simple sentences about two people, a thing and a place."""
     (one, other), (this, that) = rng.sample(PEOPLE, 2), rng.sample(THINGS, 2)
     place, day = rng.choice(PLACES), rng.choice(DAYS)
     sentences = [

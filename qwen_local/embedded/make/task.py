@@ -1,4 +1,4 @@
-"""One thing to program, in words and in Python, and the ways to ask for it."""
+"""A programming task in words and in Python, and the ways to ask for it."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 Structure = tuple[str, ...]
-"""A family, then the parts that make a task what it is; the hold-out rule is about these."""
+"""Family and parts of a task; the hold-out rule is defined on these."""
 
 
 LETTERS = tuple("abcdefghilmnoprstw")
-"""Letters that tasks on words ask for."""
+"""Letters that occur in tasks on words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """One thing to program. The words decide the code whole, function name included.
+    """A programming task. The words determine the code completely, including function names.
 
     Attributes:
-        structure: what is held out or not; tasks may share it and differ in nouns or letters.
-        thing: what is asked for, such as `a function`.
-        words: what it does, each verb marked: `~sum the even prices in a list`.
-        steps: how it is done, in prose.
-        code: how it is done, in Python, without a final line break.
+        structure: the unit that is held out; tasks can share it and differ in nouns or letters.
+        thing: the requested thing, such as `a function`.
+        words: description with a mark before each verb: `~sum the even prices in a list`.
+        steps: solution in prose.
+        code: solution in Python, without a final line break.
     """
 
     structure: Structure
@@ -36,22 +36,22 @@ class Task:
 
     @property
     def do(self) -> str:
-        """`sum the even prices in a list`."""
+        """Description in base form: `sum the even prices in a list`."""
         return self.words.replace("~", "")
 
     @property
     def does(self) -> str:
-        """`sums the even prices in a list`."""
+        """Description in third person: `sums the even prices in a list`."""
         return re.sub(r"~(\w+)", lambda verb: third_person(verb[1]), self.words)
 
     @property
     def answer(self) -> str:
-        """The code in a fence: what fine-tuning teaches the assistant to write."""
+        """Code in a fence: the answer that fine-tuning teaches."""
         return f"```python\n{self.code}\n```"
 
 
 def third_person(verb: str) -> str:
-    """The form after he, she or it.
+    """Return the third-person form of a verb.
 
     >>> [third_person(verb) for verb in ("sum", "multiply")]
     ['sums', 'multiplies']
@@ -70,17 +70,17 @@ WAYS_TO_ASK: tuple[Callable[[Task], str], ...] = (
     lambda task: f"How can I {task.do}?",
     lambda task: f"Show me how to {task.do}.",
     lambda task: f"I want to {task.do}. What do I write?",
-    lambda task: f"{capitalised(task.do)}.",
+    lambda task: f"{capitalize_first(task.do)}.",
 )
 
 
 def ask(rng: random.Random, task: Task) -> str:
-    """A question for the task, now and then in a hurry (no capital, no full stop)."""
-    return hurried(rng, rng.choice(WAYS_TO_ASK)(task))
+    """Draw a question for the task, sometimes in sloppy style (no capital, no period)."""
+    return sloppy(rng, rng.choice(WAYS_TO_ASK)(task))
 
 
-def hurried(rng: random.Random, sentence: str) -> str:
-    """The sentence, in one case of eight without its capital or its last mark."""
+def sloppy(rng: random.Random, sentence: str) -> str:
+    """Return the sentence, with probability 1/8 without its capital and final punctuation."""
     if rng.random() < 0.125:
         if not sentence.startswith("I "):
             sentence = sentence[0].lower() + sentence[1:]
@@ -88,13 +88,13 @@ def hurried(rng: random.Random, sentence: str) -> str:
     return sentence
 
 
-def capitalised(text: str) -> str:
-    """The text with its first letter as a capital, the others as they are."""
+def capitalize_first(text: str) -> str:
+    """Capitalize the first letter and leave the others unchanged."""
     return text[:1].upper() + text[1:]
 
 
 def sentence_list(items: list[str]) -> str:
-    """The items as a sentence has them.
+    """Join the items as in a sentence.
 
     >>> sentence_list(["a", "b", "c"])
     'a, b and c'
@@ -106,8 +106,8 @@ STARTS = ("b", "bl", "d", "f", "g", "gr", "k", "m", "n", "pl", "r", "t", "v", "z
 
 
 def strange_word(rng: random.Random) -> str:
-    """A word that means nothing, so that copying is learned and not only known words."""
-    word = "for"  # a word of Python would make code that does not run
+    """Make a nonsense word, so that the model learns copying and not only known words."""
+    word = "for"  # a Python keyword would make code that does not run
     while keyword.iskeyword(word):
         syllables = rng.randint(1, 2)
         start = "".join(rng.choice(STARTS) + rng.choice("aeiou") for _ in range(syllables))

@@ -1,4 +1,4 @@
-"""The tokenizer: byte-level BPE cut like Qwen's, Qwen3's added tokens and a ChatML template."""
+"""The tokenizer: byte-level BPE with Qwen's split rule, Qwen3's added tokens, a ChatML template."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokenizers.trainers import BpeTrainer
 
 VOCABULARY = 2048
 
-# Tables read better in rows.
+# Keep the tables compact.
 # fmt: off
 SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
@@ -26,13 +26,13 @@ ADDED = (
     "</tool_response>", "<think>", "</think>",
 )
 # fmt: on
-"""Qwen3's added tokens in Qwen's order; those after SPECIAL are not marked as special there."""
+"""Qwen3's added tokens in Qwen's order; only those in SPECIAL are marked as special."""
 
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""Qwen's pattern: words with the sign before them, each digit alone, runs of signs and of space."""
+"""Qwen's split pattern: words with a leading symbol, single digits, runs of symbols or spaces."""
 
 CHAT_TEMPLATE = """\
 {%- if tools %}
@@ -70,7 +70,7 @@ CHAT_TEMPLATE = """\
 
 
 def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """Byte-level BPE of 2022 ids from the texts, then the 26 added tokens: 2048 in all."""
+    """Train byte-level BPE with 2022 ids on the texts, and append the 26 added tokens."""
     tokenizer = Tokenizer(BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -93,19 +93,19 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 
 def without_added_tokens(text: str) -> str:
-    """The text with the added tokens taken out, so that BPE spends no merges on them."""
+    """Remove the added tokens from the text, so that BPE spends no merges on them."""
     for content in ADDED:
         text = text.replace(content, "")
     return text
 
 
 def added_token(content: str) -> AddedToken:
-    """The token with the flags that Qwen gives it."""
+    """Return the token with Qwen's flags."""
     return AddedToken(content, special=content in SPECIAL, normalized=False)
 
 
 def tokenizer_config(tokenizer: Tokenizer, *, max_length: int) -> dict[str, Any]:
-    """What `tokenizer_config.json` says, as Qwen3 does but for the lengths and ids."""
+    """Return the content of `tokenizer_config.json`: Qwen3's, except for lengths and ids."""
     return {
         "add_bos_token": False,
         "add_prefix_space": False,

@@ -135,7 +135,7 @@ def test_a_message_between_triple_quotes_has_several_lines() -> None:
     assert asked == ["one  \n\ntwo", "/help", "x\ny", 'not "quoted"""']
 
 
-def test_a_line_that_cannot_be_read_ends_a_pipe_and_is_told_to_a_person(
+def test_a_line_that_cannot_be_read_ends_a_pipe_and_is_reported_in_a_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(InputError):
@@ -155,7 +155,7 @@ def test_a_message_without_its_end_is_an_error_in_a_pipe_and_given_up_in_a_termi
     with pytest.raises(InputError) as error:
         talk(Scripted(), ['"""', "one"], interactive=False)
     assert str(error.value) == (
-        'stdin: the message that begins with """ has no end\n\nhint: end it with """'
+        'stdin: the message that starts with """ has no end\n\nhint: end it with """'
     )
     assert talk(Scripted(), ['"""', "one"]) == (0, "")
 
@@ -165,17 +165,17 @@ def test_a_message_without_its_end_is_an_error_in_a_pipe_and_given_up_in_a_termi
     [
         (
             "/sav x",
-            '/sav: no such command; did you mean /save? /help lists them, and between """ it is '
-            "a message",
+            "/sav: unknown command; did you mean /save? type /help for a list, or enclose a "
+            'message in """',
         ),
-        ("/", '/: no such command; /help lists them, and between """ it is a message'),
+        ("/", '/: unknown command; type /help for a list, or enclose a message in """'),
         ("/help", HELP),
-        ("/retry", "(nothing was asked yet)"),
-        ("/save x", "(nothing was said yet)"),
-        ("/system", "(there is no system message)"),
+        ("/retry", "(no question yet)"),
+        ("/save x", "(no answer yet)"),
+        ("/system", "(no system message)"),
     ],
 )
-def test_a_command_says_what_it_did_and_nothing_is_sent(
+def test_a_command_reports_its_effect_and_sends_nothing(
     line: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = Scripted()
@@ -195,8 +195,8 @@ def test_the_system_message_is_set_shown_and_taken_away(
     model = Scripted("a", "b")
     talk(model, ["/system Be brief.", "/system", "Hi", '/system ""', "Hi"])
     assert capsys.readouterr().err == (
-        "(the system message is set, for the whole conversation; /clear begins anew)\n"
-        "Be brief.\n(there is no system message now)\n"
+        "(system message set for the whole conversation; /clear starts over)\n"
+        "Be brief.\n(system message removed)\n"
     )
     assert [prompt[0]["role"] for prompt in model.prompts] == ["system", "user"]
 
@@ -206,7 +206,7 @@ def test_clear_forgets_all_but_the_system_message(capsys: pytest.CaptureFixture[
     talk(model, ["Hi", "/clear", "/retry", "You"], system="S")
     assert model.prompts[1] == [{"role": "system", "content": "S"}, user("You")]
     assert model.sessions == 2
-    assert capsys.readouterr().err == "(the conversation is forgotten)\n(nothing was asked yet)\n"
+    assert capsys.readouterr().err == "(conversation cleared)\n(no question yet)\n"
 
 
 def test_retry_asks_the_last_question_again_with_another_seed() -> None:
@@ -218,10 +218,12 @@ def test_retry_asks_the_last_question_again_with_another_seed() -> None:
     assert [s.seed for s in model.sampled] == [2**31 - 2, 2**31 - 1, 0, 1]
 
 
-def test_a_greedy_retry_is_told_to_be_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_greedy_retry_warns_that_the_answer_stays_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     talk(Scripted("a", "a"), ["1", "/retry"])
     assert capsys.readouterr().err == (
-        "(the likeliest tokens stay the same: --temperature lets answers differ)\n"
+        "(greedy answers do not change; use --temperature to vary them)\n"
     )
 
 
@@ -253,27 +255,27 @@ def test_a_saved_conversation_is_a_row_of_training_data(
     assert capsys.readouterr().err == f"({file}: 2 questions and answers)\n"
 
 
-def test_a_file_is_replaced_only_when_told_to(
+def test_a_file_is_replaced_only_with_save_and_an_exclamation_mark(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "talk.jsonl"
     file.write_text("mine")
     talk(Scripted("a"), ["Hi", f"/save {file}"])
     assert file.read_text() == "mine"
-    assert capsys.readouterr().err == f"{file}: is there already; /save! {file} replaces it\n"
+    assert capsys.readouterr().err == f"{file}: file exists; /save! {file} replaces it\n"
     talk(Scripted("a"), ["Hi", f"/save! {file}"])
     assert saved(file) == [user("Hi"), assistant("a")]
 
 
-def test_a_file_that_cannot_be_written_is_told(
+def test_a_file_that_cannot_be_written_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nowhere = tmp_path / "no/such/x"
     talk(Scripted("a"), ["Hi", f"/save {nowhere}", f"/save {tmp_path}", "/save", "/save a\0b"])
     assert capsys.readouterr().err == (
         f"{nowhere}: No such file or directory\n"
-        f"{tmp_path}: is there already; /save! {tmp_path} replaces it\n"
-        "/save FILE: name a file\n"
+        f"{tmp_path}: file exists; /save! {tmp_path} replaces it\n"
+        "/save FILE: expected a file name\n"
         "a\0b: embedded null byte\n"
     )
 
@@ -304,8 +306,8 @@ def test_ctrl_c_stops_the_answer_and_what_came_stays(
     assert (code, out) == (0, "The sky.\nYes.\n")
     assert model.prompts[1] == [user("Hi"), assistant("The sky."), user("Go on")]
     assert capsys.readouterr().err == (
-        f"(stopped)\n({file}: 2 questions and answers; 1 of its answers not whole: mend before "
-        "training on it)\n"
+        f"(stopped)\n({file}: 2 questions and answers; incomplete answers: 1, edit them "
+        "before training)\n"
     )
 
 
@@ -316,7 +318,7 @@ def test_ctrl_c_before_anything_came_leaves_the_question_out(
     assert talk(model, ["Hi", "/retry"], sampling=Sampling(temperature=1)) == (0, "Hello.\n")
     assert model.prompts[1] == [user("Hi")]
     assert capsys.readouterr().err == (
-        "(stopped before anything came: the question is left out; /retry asks it again)\n"
+        "(stopped before the first token; the question is removed, /retry asks it again)\n"
     )
 
 
@@ -332,13 +334,13 @@ def test_ctrl_c_is_the_program_s_own_again_after_an_answer() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_ctrl_c_at_the_prompt_clears_the_line_and_then_says_how_to_leave(
+def test_ctrl_c_at_the_prompt_clears_the_line_and_then_shows_how_to_exit(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     talk(Scripted("a"), [CTRL_C, "Hi", CTRL_C, '"""', "lost"])
     assert capsys.readouterr().err == ""
     talk(Scripted("a"), ['"""', "lost", CTRL_C, CTRL_C, CTRL_C])
-    assert capsys.readouterr().err == "(Ctrl+D leaves)\n"
+    assert capsys.readouterr().err == "(press Ctrl+D to exit)\n"
 
 
 def test_ctrl_c_ends_a_program_that_reads_a_pipe() -> None:
@@ -352,14 +354,14 @@ def test_ctrl_c_ends_a_program_that_reads_a_pipe() -> None:
 # --- the context ---
 
 
-def test_a_turn_that_does_not_fit_is_told_and_leaves_the_conversation_as_it_was(
+def test_a_turn_that_does_not_fit_is_reported_and_leaves_the_conversation_unchanged(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = Scripted("b" * 20, "c")
     assert talk(model, ["a" * 30, "x" * 50, "y"])[0] == 0
     assert capsys.readouterr().err == (
-        "the conversation would have 100 tokens, and the model has 100 positions: nothing was "
-        "sent\n\nhint: /clear forgets what was said before\n"
+        "the conversation would have 100 tokens, but the model has only 100 positions; the "
+        "question was not sent\n\nhint: use /clear to remove earlier turns\n"
     )
     assert model.prompts[-1] == [user("a" * 30), assistant("b" * 20), user("y")]
 
@@ -371,43 +373,41 @@ def test_a_pipe_whose_line_went_without_an_answer_exits_1_however_it_ends(
     assert talk(Scripted("b"), ["a", "x" * 101, *leave], interactive=False) == (1, "b\n")
 
 
-def test_a_stopped_answer_is_retried_without_the_word_that_it_stays_the_same(
+def test_a_stopped_answer_is_retried_without_the_greedy_warning(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert talk(Scripted("b" * 60, "c"), ["a", "/retry"]) == (0, "b" * 50 + "\nc\n")
-    assert capsys.readouterr().err == "(cut off after 50 tokens: see --max-tokens)\n"
+    assert capsys.readouterr().err == "(cut off after 50 tokens; see --max-tokens)\n"
 
 
 @pytest.mark.parametrize(("before", "tokens"), [([], 101), (["a" * 10], 112)])
-def test_a_question_too_long_alone_is_told_as_such(
+def test_the_hint_for_a_question_that_is_too_long_by_itself_is_to_shorten_it(
     before: list[str], tokens: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     talk(Scripted("b"), [*before, "x" * 101])
     assert capsys.readouterr().err == (
-        f"the conversation would have {tokens} tokens, and the model has 100 positions: nothing "
-        "was sent\n\nhint: shorten the question\n"
+        f"the conversation would have {tokens} tokens, but the model has only 100 "
+        "positions; the question was not sent\n\nhint: shorten the question\n"
     )
 
 
-def test_an_answer_that_reaches_the_end_of_the_context_says_so(
+def test_an_answer_that_fills_the_context_is_reported(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = Scripted("b" * 60)
     assert talk(model, ["a" * 70]) == (0, "b" * 30 + "\n")
     assert model.most == [30]
-    assert capsys.readouterr().err == (
-        "(cut off: the context of 100 tokens is full; /clear makes room)\n"
-    )
+    assert capsys.readouterr().err == ("(cut off: the context of 100 tokens is full; use /clear)\n")
 
 
-def test_an_answer_that_reaches_its_own_limit_says_which(
+def test_an_answer_that_reaches_max_tokens_is_reported(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert talk(Scripted("b" * 60), ["a"], max_tokens=3) == (0, "bbb\n")
-    assert capsys.readouterr().err == "(cut off after 3 tokens: see --max-tokens)\n"
+    assert capsys.readouterr().err == "(cut off after 3 tokens; see --max-tokens)\n"
 
 
-def test_a_question_that_cannot_be_encoded_is_told_and_the_conversation_goes_on(
+def test_a_question_that_cannot_be_encoded_is_reported_and_the_conversation_continues(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = Scripted("a")
@@ -422,12 +422,12 @@ def test_a_pipe_whose_lines_were_not_all_answered_ends_with_exit_code_1() -> Non
         assert talk(Scripted("a"), [line, "Hi"], interactive=False) == (1, "a\n")
 
 
-def test_an_answer_of_nothing_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_answer_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert talk(Scripted("", "b"), ["Hi", "And?"]) == (0, "b\n")
-    assert capsys.readouterr().err == "(the model said nothing)\n"
+    assert capsys.readouterr().err == "(empty answer)\n"
 
 
-def test_a_nul_that_a_model_says_is_not_held_against_the_next_question() -> None:
+def test_a_nul_in_an_answer_does_not_break_the_next_question() -> None:
     model = Scripted("a\0b", "c")
     talk(model, ["Hi", "And?"])
     assert model.prompts[1][1] == assistant("ab")
@@ -455,7 +455,7 @@ def test_thoughts_are_dimmed() -> None:
     assert on_a_terminal(THOUGHT, color=False) == f"{THOUGHT}\n"
 
 
-def test_thoughts_can_be_hidden_and_are_told_meanwhile(
+def test_hidden_reasoning_is_announced(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert on_a_terminal(THOUGHT, hide_thinking=True) == "Yes.\n"
@@ -470,13 +470,13 @@ def test_a_prompt_that_opens_the_thoughts_is_part_of_the_answer() -> None:
     assert model.prompts[1][1] == assistant("<think>\nhm</think>Yes.")
 
 
-def test_thoughts_that_were_cut_off_are_closed_so_that_a_template_can_take_them_out() -> None:
+def test_an_unfinished_think_block_is_closed() -> None:
     model = Scripted("<think>\nhm, hm", "b")
     talk(model, ["Hi", "And?"], max_tokens=11)
     assert model.prompts[1][1] == assistant("<think>\nhm,\n</think>\n\n")
 
 
-def test_what_a_model_says_cannot_steer_a_terminal() -> None:
+def test_an_answer_cannot_send_escape_sequences_to_a_terminal() -> None:
     assert on_a_terminal("\x1b[31mred\x07\r\n\ttab") == "␛[31mred␇␍\n\ttab\n"
 
 
@@ -514,13 +514,13 @@ def test_compared_a_retry_takes_the_place_of_both_answers() -> None:
     assert model.prompts[3][3] == assistant("g")
 
 
-def test_compared_what_is_saved_is_what_the_adapter_said(
+def test_compared_save_writes_the_answers_of_the_adapter(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "x.jsonl"
     compare(Scripted("a"), Scripted("b"), ["Hi", f"/save {file}"])
     assert saved(file) == [user("Hi"), assistant("b")]
-    assert capsys.readouterr().err == f"({file}: a question and its answer of the adapter)\n"
+    assert capsys.readouterr().err == f"({file}: 1 question and answer of the adapter)\n"
 
 
 def test_compared_clear_forgets_both(capsys: pytest.CaptureFixture[str]) -> None:
@@ -539,14 +539,14 @@ def test_compared_a_question_for_which_one_has_no_room_is_asked_of_neither(
         f'{{"prompt": "{"1" * 30}", "base": "a", "adapter": "{"c" * 45}"}}\n',
     )
     assert capsys.readouterr().err == (
-        "adapter: the conversation would have 105 tokens, and the model has 100 positions: "
-        "nothing was sent\n\nhint: /clear forgets what was said before\n"
-        "(the conversation is forgotten)\n"
+        "adapter: the conversation would have 105 tokens, but the model has only 100 positions; "
+        "the question was not sent\n\nhint: use /clear to remove earlier turns\n"
+        "(conversation cleared)\n"
     )
     assert len(base.sampled) == 1
 
 
-def test_compared_a_word_about_an_answer_names_its_voice(
+def test_compared_a_message_about_an_answer_names_its_model(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = Scripted("c" * 9)
@@ -555,10 +555,10 @@ def test_compared_a_word_about_an_answer_names_its_voice(
         '{"prompt": "Hi", "base": "aaa", "adapter": "ccc"}\n'
     )
     assert capsys.readouterr().err == (
-        "adapter: (the conversation has 2 tokens, and the adapter was trained on at most 1 "
-        "together: it may lose its way; /clear begins again)\n"
-        "base: (cut off after 3 tokens: see --max-tokens)\n"
-        "adapter: (cut off after 3 tokens: see --max-tokens)\n"
+        "adapter: (the conversation has 2 tokens, but the adapter was trained on rows of "
+        "at most 1: answers may get worse; /clear starts over)\n"
+        "base: (cut off after 3 tokens; see --max-tokens)\n"
+        "adapter: (cut off after 3 tokens; see --max-tokens)\n"
     )
 
 
@@ -571,7 +571,7 @@ def test_compared_thoughts_are_in_the_rows_unless_they_are_hidden(
     assert capsys.readouterr().err == ""
 
 
-def test_compared_before_a_person_each_voice_has_its_name(
+def test_compared_in_a_terminal_each_answer_has_the_name_of_its_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TERM", "dumb")
