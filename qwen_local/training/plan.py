@@ -292,7 +292,13 @@ def make_plan(draft: Draft, *, backend: str, device: str, elsewhere: str | None 
         memory=memory,
         memory_hint=None if memory.fits else memory_hint(job, fitted.setup, workload),
         advice=quantization_advice(fitted.setup, workload),
-        disk_bytes=disk_need(trainable, keep=job.train.keep, steps=schedule.steps),
+        disk_bytes=disk_need(
+            trainable,
+            keep=job.train.keep,
+            steps=schedule.steps,
+            eval_rows=schedule.eval_rows,
+            evaluations=schedule.evaluations,
+        ),
         disk_free_bytes=free_bytes(output) if elsewhere is None else None,
     )
 

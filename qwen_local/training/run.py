@@ -269,7 +269,16 @@ def _prepare(
         eval_rows=0 if prepared.eval is None else len(prepared.eval),
     )
     if resumed is None:  # what a run holds already is there for the next part of it
-        check_disk(output, disk_need(trainable, keep=job.train.keep, steps=schedule.steps))
+        check_disk(
+            output,
+            disk_need(
+                trainable,
+                keep=job.train.keep,
+                steps=schedule.steps,
+                eval_rows=schedule.eval_rows,
+                evaluations=schedule.evaluations,
+            ),
+        )
     return _Ready(
         job=job,
         choice=choice,

@@ -258,8 +258,8 @@ def test_the_first_event_of_a_process_says_what_makes_runs_comparable(ended: Pat
         assert event.vocabulary == fetch(find_model("qwen-local/tiny")).architecture.vocabulary
         assert event.tokenizer_sha256 == tokenizer.sha256
         assert event.template_sha256 == tokenizer.template_sha256 == run.data.template_sha256
-        assert (event.eval_rows, event.eval_rows_sha256) == (4, identity.eval_rows)
-        assert run.data.eval.rows == 4
+        assert (event.eval_rows, event.eval_rows_sha256) == (7, identity.eval_rows)
+        assert run.data.eval.rows == 7
         assert event.trainable_parameters == run.finished.trainable_parameters
         assert event.total_parameters == run.finished.total_parameters
 
