@@ -1,7 +1,7 @@
-"""What a model card can say of an adapter, gathered from its folder and from the run around it.
+"""Facts for a model card, from an adapter's folder and from the run that it belongs to.
 
-A file that is missing or not as we write it is left out: a card is never the reason why something
-fails. Of paths only the last part goes into a card.
+A missing or damaged file is left out, because a card must not make anything else fail. A card has
+only the last part of a path.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ def card_facts(
     file: str | None = None,
     proof: Mapping[str, float] | None = None,
 ) -> CardFacts:
-    """What is known of an adapter, or of what was made of it.
+    """Collect the facts about an adapter, or about a model made from it.
 
     Args:
         adapter: a run, its `adapter/` folder or a part of that, or an adapter of another tool.
-        form: of what the card is for.
-        base: the base model, where it was looked up; else what the adapter says of it.
-        weights: what merged weights or those of a GGUF are held in.
-        weights_engine: the only one that reads them, where that is so.
-        file: name of the GGUF file, where it is one.
-        proof: the figures of its proof.
+        form: kind of artifact.
+        base: the base model, if known; else it is taken from the adapter.
+        weights: number type of merged weights or of a GGUF file.
+        weights_engine: the engine that reads them, if there is only one.
+        file: name of the GGUF file.
+        proof: figures of its proof.
     """
     name, origin, trained_here = _origin(adapter)
     rank, dora = _rank_and_kind(adapter)
@@ -91,7 +91,7 @@ def card_facts(
 
 
 def write_card(folder: Path, facts: CardFacts) -> None:
-    """Put the README.md into a folder, in the place of an older one.
+    """Write README.md into a folder, replacing an older one.
 
     Raises:
         OSError: it cannot be written.
@@ -100,14 +100,14 @@ def write_card(folder: Path, facts: CardFacts) -> None:
 
 
 def hub_base(name: str, origin: Origin | None) -> str | None:
-    """The hub id of the base that an adapter names; None where that is a folder, or may be one.
+    """Return the hub id of an adapter's base model; None if it is, or may be, a local folder.
 
-    A name such as `models/qwen` can be both. In an adapter of ours, a base from the hub has its
-    commit; in one of another tool, what is no folder here is taken for an id.
+    A name such as `models/qwen` can be both. Our adapters record the commit of a base from the hub;
+    in adapters of other tools, a name that is no folder here counts as an id.
 
     Args:
         name: as in adapter_config.json.
-        origin: of an adapter of ours; None of another's.
+        origin: of one of our adapters; None for others.
     """
     if not HUB_ID.fullmatch(name) or name == TINY_MODEL:
         return None
@@ -119,7 +119,7 @@ def hub_base(name: str, origin: Origin | None) -> str | None:
 
 
 def without_folders(name: str) -> str:
-    """The last part of a path. Of a home folder nothing, for that would be the user's name.
+    """Return the last part of a path, but `~` for a home folder, which has the user's name.
 
     >>> without_folders("/home/somebody/data/train.jsonl"), without_folders("~somebody")
     ('train.jsonl', '~')
@@ -131,7 +131,7 @@ def without_folders(name: str) -> str:
 
 
 def _base_facts_of(files: ModelFiles) -> BaseFacts:
-    """Of a model that lies here: from the hub where it has a commit."""
+    """Facts about a local model; it is from the hub if it has a commit."""
     if files.commit is None:
         name = files.name if files.name == TINY_MODEL else without_folders(files.name)
         return BaseFacts(name=name, on_hub=False, license=license_in(files.folder))
@@ -140,7 +140,7 @@ def _base_facts_of(files: ModelFiles) -> BaseFacts:
 
 
 def _base_facts(name: str, origin: Origin | None) -> BaseFacts:
-    """Of the model that the adapter names."""
+    """Facts about the model that the adapter names."""
     if (hub := hub_base(name, origin)) is not None:
         commit = None if origin is None else _hex(origin.commit)
         return BaseFacts(name=hub, on_hub=True, commit=commit, license=license_of(hub))
@@ -156,7 +156,7 @@ def _hex(commit: str | None) -> str | None:
 
 
 def _origin(adapter: Path) -> tuple[str, Origin, bool]:
-    """(the base that it names, what else it says of its making, whether it is one of ours)."""
+    """Return (name of its base model, its origin, True if it is one of ours)."""
     try:
         name, origin = named_base(adapter)
     except InputError:
@@ -165,7 +165,7 @@ def _origin(adapter: Path) -> tuple[str, Origin, bool]:
 
 
 def _rank_and_kind(adapter: Path) -> tuple[int | None, bool]:
-    """(the rank of its matrices, whether it is a DoRA), as either layout has it."""
+    """Return (rank, True for DoRA), from either layout."""
     try:
         config = _json(folder_of(adapter) / "adapter_config.json")
     except InputError:
@@ -177,12 +177,12 @@ def _rank_and_kind(adapter: Path) -> tuple[int | None, bool]:
 
 
 def _job(run: Run, model: str, data: DataFacts | None) -> str | None:
-    """The job with every path reduced to its last part.
+    """Return the job with every path reduced to its last part.
 
     Args:
         run: the run.
-        model: what stands for the base model.
-        data: knows which sources are on the hub.
+        model: name of the base model to show.
+        data: has the sources that are on the hub.
     """
     if (job := run.job) is None:
         return None

@@ -17,14 +17,13 @@ ADAPTER_BYTES = 8
 EVENT_BYTES = 400
 """Per step, in metrics.jsonl."""
 
-EVAL_ROWS_BYTES = 2 * LIMIT
-"""eval_rows.safetensors at its limit, and the new one beside it."""
-
 SMALL_FILES = 1 << 20
 """For small files: job, environment, log, model card, COMPLETE.json."""
 
 
-def disk_need(trainable: int, *, keep: int, steps: int) -> int:
+def disk_need(
+    trainable: int, *, keep: int, steps: int, eval_rows: int = 0, evaluations: int = 0
+) -> int:
     """Largest size of a run directory in bytes.
 
     It has `keep` checkpoints, the best one, one that resuming needs, and one that is being written
@@ -35,13 +34,16 @@ def disk_need(trainable: int, *, keep: int, steps: int) -> int:
         trainable: number of adapter parameters.
         keep: `train.keep`.
         steps: optimizer steps of the run.
+        eval_rows: number of evaluation rows.
+        evaluations: of the run.
 
-    >>> disk_need(1_000_000, keep=2, steps=1000) - SMALL_FILES - EVAL_ROWS_BYTES
+    >>> disk_need(1_000_000, keep=2, steps=1000) - SMALL_FILES
     76400000
     """
     checkpoints = (keep + 3) * CHECKPOINT_BYTES * trainable
     adapters = 2 * ADAPTER_BYTES * trainable
-    return checkpoints + adapters + EVENT_BYTES * steps + EVAL_ROWS_BYTES + SMALL_FILES
+    rows = 2 * min(LIMIT, 4 * eval_rows * evaluations)
+    return checkpoints + adapters + rows + EVENT_BYTES * steps + SMALL_FILES
 
 
 def check_disk(output: Path, needed: int) -> None:

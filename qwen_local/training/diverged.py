@@ -32,7 +32,7 @@ class DivergedError(QwenLocalError):
 def shortened(places: Sequence[str]) -> str:
     """The first few of these places, and the number of others.
 
-    >>> shortened([f"a.jsonl:{line}" for line in range(1, 11)])[-32:]
+    >>> shortened([f"a.jsonl:{line}" for line in range(1, 11)])[-31:]
     'a.jsonl:7, a.jsonl:8 and 2 more'
     """
     more = f" and {len(places) - ROWS_NAMED:,} more" if len(places) > ROWS_NAMED else ""

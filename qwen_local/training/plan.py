@@ -216,7 +216,13 @@ def make_plan(
         workload=workload,
         memory=estimate_memory(fitted.setup, workload),
         output=output,
-        disk_bytes=disk_need(trainable, keep=job.train.keep, steps=schedule.steps),
+        disk_bytes=disk_need(
+            trainable,
+            keep=job.train.keep,
+            steps=schedule.steps,
+            eval_rows=schedule.eval_rows,
+            evaluations=schedule.evaluations,
+        ),
         disk_free_bytes=free_bytes(output) if machine.here else None,
     )
 

@@ -16,6 +16,7 @@ from qwen_local.adapters.store import load_adapter
 from qwen_local.backends.cuda.engine import TorchBackend
 from qwen_local.backends.mlx.engine import MlxBackend
 from qwen_local.backends.select import Engine
+from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.embedded import sample_data_path, tiny_model_path
 from qwen_local.errors import CheckpointError, JobError, RunBusyError
 from qwen_local.job.schema import read_job
@@ -26,11 +27,13 @@ from qwen_local.runs.events import (
     EndEvent,
     EvalEvent,
     ResumeEvent,
+    StartEvent,
     TrainEvent,
     WarningEvent,
     read_events,
 )
 from qwen_local.runs.lock import locked
+from qwen_local.runs.run import Run
 from qwen_local.runs.state import Checkpoint, from_files
 from qwen_local.training.diverged import DivergedError
 from qwen_local.training.resume import NEW_RUN, check_same, job_of_run
@@ -242,6 +245,38 @@ def test_a_finished_run_says_so_and_stays_as_it_is(ended: Path, go: Go) -> None:
     assert (summary.steps, summary.stopped_because) == (STEPS, "all steps done")
     before.pop(ended / ".lock")
     assert before == {path: path.read_bytes() for path in before}
+
+
+def test_the_first_event_of_a_process_says_what_makes_runs_comparable(ended: Path, go: Go) -> None:
+    go("run", "train.epochs=3", resume="")
+    run = Run(ended)
+    (start,) = run.events_of(StartEvent)
+    (resume,) = run.events_of(ResumeEvent)
+    assert run.data is not None and run.data.eval is not None and run.finished is not None
+    identity, tokenizer = saved(ended).identity, ChatTokenizer.load(tiny_model_path())
+    for event in (start, resume):
+        assert event.vocabulary == fetch(find_model("qwen-local/tiny")).architecture.vocabulary
+        assert event.tokenizer_sha256 == tokenizer.sha256
+        assert event.template_sha256 == tokenizer.template_sha256 == run.data.template_sha256
+        assert (event.eval_rows, event.eval_rows_sha256) == (7, identity.eval_rows)
+        assert run.data.eval.rows == 7
+        assert event.trainable_parameters == run.finished.trainable_parameters
+        assert event.total_parameters == run.finished.total_parameters
+
+
+def test_the_losses_of_evaluation_rows_are_those_of_the_events_after_resuming(
+    ended: Path, unbroken: Callable[[Engine], Path], go: Go
+) -> None:
+    go("run", resume="4")
+    for folder in (ended, unbroken("cuda")):
+        run = Run(folder)
+        evaluated, rows = list(run.events_of(EvalEvent)), run.eval_rows
+        assert rows is not None
+        assert rows.steps_E.tolist() == [event.step for event in evaluated]
+        means = rows.nll_ER.sum(axis=1, dtype=np.float64) / rows.tokens_R.sum()
+        assert means == pytest.approx([event.loss for event in evaluated], rel=1e-6)
+    name = "eval_rows.safetensors"
+    assert (ended / name).read_bytes() == (unbroken("cuda") / name).read_bytes()
 
 
 def test_a_finished_run_can_be_made_longer(ended: Path, go: Go) -> None:
