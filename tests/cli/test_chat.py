@@ -81,7 +81,7 @@ def test_a_person_talks_with_a_model(engine: Engine, tmp_path: Path) -> None:
         child.expect_exact(PROMPT)
         assert "cleared" in answer_to(child, "/clear")
         assert "message set" in answer_to(child, "/system Antworte kurz. 日本")
-        assert "/help lists them" in answer_to(child, "/nonsense")
+        assert "type /help for a list" in answer_to(child, "/nonsense")
         child.send(CTRL_D)
         child.expect(pexpect.EOF)
     assert child.exitstatus == 0

@@ -162,7 +162,7 @@ BAD_INPUT = {
     "more blocks than the model has": (
         {},
         ("--set", "lora.layers=5"),
-        "lora.layers: must be at most 4, the blocks of this model; found 5\n\n"
+        "lora.layers: must be at most 4, the model's number of blocks; found 5\n\n"
         "hint: write all, or a number up to 4",
     ),
     "an empty file": (
