@@ -273,13 +273,13 @@ class CallGraph:
                 return resolved
             if resolved is None and isinstance(node.func, ast.Attribute):
                 owner = self._type(node.func.value, scope)
-                resolved = owner and self._method(owner, node.func.attr)
+                resolved = None if owner is None else self._method(owner, node.func.attr)
             if resolved is not None and (function := self._functions.get(resolved)) is not None:
                 own = resolved[1].rpartition(".")[0]
                 returns = function.returns
                 if own and returns is not None and ast.unparse(returns).endswith("Self"):
                     return resolved[0], own
-                return returns and self._class_of_annotation(returns, resolved[0])
+                return None if returns is None else self._class_of_annotation(returns, resolved[0])
         return None
 
     def _field_type(self, cls: Node, name: str) -> Node | None:

@@ -83,11 +83,11 @@ def import_targets(
         for alias in node.names:
             if alias.name in modules:
                 bound = alias.asname or alias.name.split(".")[0]
-                yield bound, alias.name if alias.asname else alias.name.split(".")[0], ""
+                yield bound, alias.name if alias.asname else bound, ""
                 if not alias.asname and "." in alias.name:
                     yield "", alias.name, ""
         return
-    if node.level or node.module not in modules:
+    if node.level or node.module is None or node.module not in modules:
         return
     for alias in node.names:
         submodule = f"{node.module}.{alias.name}"

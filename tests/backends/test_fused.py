@@ -28,6 +28,8 @@ from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import ModelFiles
 from qwen_local.rows.rows import IGNORE, Rows
 
+pytestmark = pytest.mark.slow
+
 MakeModel = Callable[[str, bool], ModelFiles]
 MakeRows = Callable[..., Rows]
 

@@ -21,6 +21,8 @@ from qwen_local.models.source import ModelFiles
 from qwen_local.rows.rows import Rows
 from qwen_local.runs.events import largest_difference
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="MLX compiles with g++ on a CPU")
 @pytest.mark.parametrize("dropout", [0.0, 0.2])

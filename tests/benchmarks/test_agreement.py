@@ -14,6 +14,8 @@ from benchmarks.gpu import cuda_path, heads
 from qwen_local.backends.base import Backend, Scores
 from qwen_local.backends.cuda import attention, forward
 
+pytestmark = pytest.mark.slow
+
 HERE = Place(engine="cuda", device="cpu")
 
 

@@ -792,6 +792,7 @@ data: many
 # ------------------------------------------------------------------------------ files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -960,6 +961,7 @@ JOBS = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(job=JOBS)
 def test_a_job_written_out_is_read_back_as_the_same_job(
     job: Job, tmp_path_factory: pytest.TempPathFactory

@@ -252,6 +252,7 @@ def test_evaluation_comes_first_then_as_often_as_asked_and_last_on_the_same_rows
     assert [rows for rows in backend.scored if rows != [3, 5]] == [[4]] * 3
 
 
+@pytest.mark.slow
 def test_all_rows_are_scored_and_only_some_are_in_memory_at_a_time() -> None:
     backend, rows = ScalarBackend(), targets(*range(2 * SCORED_AT_ONCE + 1))
     found = score(backend, rows, ["eval.jsonl:1"] * len(rows))
@@ -377,6 +378,7 @@ def test_a_signal_lets_the_step_finish_and_saves_it(tmp_path: Path) -> None:
     assert [event["step"] for event in done.of("eval")] == [0]  # step 3's is left for later
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_given_up_for_a_signal_and_made_up_for_later(tmp_path: Path) -> None:
     backend = Interrupted()
     backend.scoring = True
@@ -397,6 +399,7 @@ class Impatient(ScalarBackend):
         raise AssertionError("the second signal ends it at once")
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
     saved: list[tuple[int, int]] = []
     with pytest.raises(Stopped) as stopped:

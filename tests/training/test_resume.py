@@ -29,6 +29,8 @@ from qwen_local.training.loop import DivergedError
 from qwen_local.training.resume import OTHERWISE, check_same, own_job
 from qwen_local.training.run import Summary, train
 
+pytestmark = pytest.mark.slow
+
 STEPS, AN_EPOCH = 10, 5
 SETS = (
     "data.limit=40",
