@@ -1,11 +1,12 @@
 # Two commands matter: `make demo` and `make test`. Both set up .venv first.
+# `make test-fast` is the part that runs no engine: under a minute.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test lint types check clean
+.PHONY: install demo test test-fast lint types check clean
 
 install: $(INSTALLED)
 
@@ -22,8 +23,15 @@ demo: install
 
 # A file of tests stays with one process, for what it makes once; one thread each leaves both cores
 # to the processes.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+# The floor is in pyproject.toml; `make test COVERAGE=` measures none.
+COVERAGE ?= --cov --cov-report=
+
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	$(PYTEST) $(COVERAGE)
+
+test-fast: install
+	$(PYTEST) -m "not slow"
 
 lint: install
 	$(BIN)/ruff check .
@@ -35,4 +43,4 @@ types: install
 check: lint types test
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

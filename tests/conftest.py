@@ -1,10 +1,13 @@
-"""Fixtures that several tests share: small random models of each family, made on the spot."""
+"""Fixtures that several tests share, the environment of all, and which tests are slow."""
 
 from __future__ import annotations
 
+import tests.isolation  # isort: skip  # noqa: F401  # before anything reads the environment
+
+import importlib.util
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +72,64 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     return run
 
 
-@pytest.fixture(params=["mlx", "cuda"])
+ENGINES: tuple[Engine, ...] = ("mlx", "cuda")
+MODULE_OF = {"mlx": "mlx.core", "cuda": "torch"}
+SLOW_FIXTURES = {"engine", "open_engine", "endless_model"}
+"""A test that asks for one of these runs an engine."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--engines",
+        default=",".join(ENGINES),
+        help="engines that the tests run on, separated by commas; one that is absent is an error",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: trains, runs an engine or takes over a second")
+    for name in _asked_for(config):
+        if name not in ENGINES:
+            raise pytest.UsageError(f"--engines: expected {' or '.join(ENGINES)}; found {name!r}")
+        if importlib.util.find_spec(MODULE_OF[name].partition(".")[0]) is None:
+            raise pytest.UsageError(f"--engines: {name} is asked for, but not installed here")
+
+
+def _asked_for(config: pytest.Config) -> list[str]:
+    return str(config.getoption("--engines")).split(",")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what runs an engine as slow; skip, visibly, what runs one that was not asked for."""
+    asked_for = _asked_for(config)
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+        spec = getattr(item, "callspec", None)
+        name = spec.params.get("engine") if spec is not None else None
+        if name in ENGINES and name not in asked_for:
+            item.add_marker(pytest.mark.skip(reason=f"{name} was not asked for (--engines)"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Opening an engine fails a test that is not marked as slow: so the mark cannot be forgotten.
+
+    Only where the engine's module is loaded already, as it is when the suite is collected.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if item.get_closest_marker("slow") is None:
+            for module, name in (("mlx", "MlxBackend"), ("cuda", "TorchBackend")):
+                if loaded := sys.modules.get(f"qwen_local.backends.{module}.engine"):
+                    patch.setattr(getattr(loaded, name), "__init__", _refuse)
+        return (yield)
+
+
+def _refuse(*_: object, **__: object) -> None:
+    raise AssertionError("this test opens an engine: mark it with pytest.mark.slow")
+
+
+@pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> Engine:
     """Each engine in turn."""
     name: Engine = request.param

@@ -73,6 +73,7 @@ ROWS = {
 """A row as the data of each shipped job has it; None where its data are here."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)
 def test_every_shipped_job_runs_in_form_on_the_embedded_model(
     job: Path, tmp_path: Path, cli: Callable[..., Any]
@@ -90,6 +91,7 @@ def test_every_shipped_job_runs_in_form_on_the_embedded_model(
     assert (said.code, said.out) == (0, f"runs/{job.stem}/adapter\n"), said.err
 
 
+@pytest.mark.slow
 def test_the_workflow_of_the_readme_runs(tmp_path: Path, cli: Callable[..., Any]) -> None:
     """Fewer steps; what is typed into the chat comes through a pipe."""
     shutil.copytree(ROOT / "docs/jobs", tmp_path / "docs/jobs")

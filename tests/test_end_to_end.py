@@ -18,9 +18,11 @@ from qwen_local.runs.curves import largest_difference
 from qwen_local.runs.events import TrainEvent, read_events
 from qwen_local.training.run import train
 
+pytestmark = pytest.mark.slow
+
 ENGINES: tuple[Engine, ...] = ("mlx", "cuda")
 BOUND = 1e-4
-CODE_ALPACA = Path("../shared/data/code-alpaca/code_alpaca_2k.json")
+CODE_ALPACA = Path(__file__).parents[2] / "shared/data/code-alpaca/code_alpaca_2k.json"
 """2,000 rows of CodeAlpaca-20k, beside the repository on machines that have them."""
 
 
@@ -57,10 +59,21 @@ def test_eight_examples_are_learned_by_heart_along_one_curve(tmp_path: Path) -> 
     assert largest_difference(a, b) <= BOUND
 
 
-def test_real_rows_are_learned_along_one_curve(tmp_path: Path, pytestconfig: pytest.Config) -> None:
-    data = pytestconfig.rootpath / CODE_ALPACA
-    if not data.exists():
-        pytest.skip(f"{CODE_ALPACA} is not here: the same is tested above on the sample data")
+def sample_rows(file: Path) -> Path:
+    """The sample data in the form of CodeAlpaca: one JSON list of Alpaca records."""
+    lines = (sample_data_path() / "train.jsonl").read_text("utf-8").splitlines()
+    pairs = [json.loads(line)["messages"][-2:] for line in lines]
+    records = [
+        {"instruction": asked["content"], "input": "", "output": answer["content"]}
+        for asked, answer in pairs
+    ]
+    file.write_text(json.dumps(records), "utf-8")
+    return file
+
+
+@pytest.mark.parametrize("real", [False, *([True] if CODE_ALPACA.exists() else [])])
+def test_a_list_of_alpaca_records_is_learned_along_one_curve(real: bool, tmp_path: Path) -> None:
+    data = CODE_ALPACA if real else sample_rows(tmp_path / "alpaca.json")
     sets = ("data.limit=200", "data.eval_fraction=0")
     a, b = (curve(engine, tmp_path / engine, *sets, data=str(data), steps=20) for engine in ENGINES)
     report = json.loads((tmp_path / "cuda/data.json").read_text())

@@ -14,6 +14,8 @@ import pytest
 
 from qwen_local.backends.select import Engine
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 POINTS = 6
 

@@ -152,6 +152,7 @@ def _guesses_encoding(node: ast.Call, *, mode_at: int) -> bool:
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 
+@pytest.mark.slow
 def test_no_file_does_what_none_may() -> None:
     assert len(FILES) > 100
     found = [

@@ -191,6 +191,7 @@ def test_a_base_at_an_absolute_path_that_is_not_there_is_told(good: Path, cli: C
     assert "Traceback" not in said.err
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(st.data())
 def test_whatever_becomes_of_its_bytes_a_file_is_refused_or_read_as_floats(
@@ -232,6 +233,7 @@ KEYS = (
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYS), CONFIG_VALUES, min_size=1))
 def test_whatever_a_config_says_it_is_refused_or_taken(values: Header) -> None:

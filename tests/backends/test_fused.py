@@ -29,6 +29,8 @@ from qwen_local.models.source import ModelFiles
 from qwen_local.rows.rows import Rows
 from qwen_local.rows.targets import IGNORE
 
+pytestmark = pytest.mark.slow
+
 MakeModel = Callable[[str, bool], ModelFiles]
 MakeRows = Callable[..., Rows]
 

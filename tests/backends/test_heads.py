@@ -186,6 +186,7 @@ def test_the_mlx_surrogate_has_the_gradient_of_the_loss() -> None:
     np.testing.assert_allclose(found, truth(p).gradient_ND, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_padding_of_the_mlx_head_counts_nothing_and_moves_nothing() -> None:
     import mlx.core as mx
 

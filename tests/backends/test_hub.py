@@ -170,6 +170,7 @@ def test_an_endpoint_that_is_an_address_is_left_to_the_hub(
     assert probe().disks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [

@@ -17,6 +17,8 @@ from qwen_local.rows.rows import Rows
 from qwen_local.rows.targets import Targets
 from qwen_local.training.memory import Workload, estimate_memory
 
+pytestmark = pytest.mark.slow
+
 
 def kept_bytes(setup: Setup) -> int:
     """Storage that one forward pass over 2,048 positions saves, parameters not counted."""

@@ -22,6 +22,8 @@ from qwen_local.rows.rows import Rows
 from qwen_local.rows.targets import IGNORE, Targets
 from qwen_local.runs.curves import largest_difference
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="MLX compiles with g++ on a CPU")
 @pytest.mark.parametrize("dropout", [0.0, 0.2])

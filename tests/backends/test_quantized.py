@@ -20,6 +20,8 @@ from qwen_local.models.architecture import LINEARS
 from qwen_local.models.source import ModelFiles, fetch, find_model
 from tests.conftest import MakeRows, OpenEngine, save_random_model
 
+pytestmark = pytest.mark.slow
+
 TINY = fetch(find_model(TINY_MODEL))
 LORA = LoraSpec(rank=4, dropout=0.0)
 

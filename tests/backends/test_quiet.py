@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 OURS = (
     *("backend: ", "dtype: ", "memory: ", "advice: ", "trainable: ", "data: ", "steps: "),
     *("time: ", "planned ", "supervised: "),

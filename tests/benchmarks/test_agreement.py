@@ -15,6 +15,8 @@ from qwen_local.backends.base import Backend
 from qwen_local.backends.cuda import attention, forward
 from qwen_local.rows.scores import Scores
 
+pytestmark = pytest.mark.slow
+
 HERE = Place(engine="cuda", device="cpu")
 
 

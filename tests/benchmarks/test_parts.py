@@ -97,6 +97,7 @@ def outcomes(result: Any) -> dict[str, Any]:
     return {part["name"]: (part["outcome"], part.get("why")) for part in result["parts"]}
 
 
+@pytest.mark.slow
 def test_a_part_that_crashes_costs_only_what_it_had_not_found(tmp_path: Path) -> None:
     code, result = run(tmp_path, "crashes, raises, fails, has_not,")
     assert code == 1

@@ -143,6 +143,7 @@ def test_real_rows_are_the_first_that_are_whole_and_short_enough(tmp_path: Path)
     assert str(failed.value) == f"{file}: 3 rows can be used; 4 are needed: choose fewer --steps"
 
 
+@pytest.mark.slow
 def test_ours_and_trl_learn_the_same_and_lose_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

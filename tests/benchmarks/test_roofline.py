@@ -106,6 +106,7 @@ def test_rows_of_tokens_are_as_long_as_rows_of_words(tmp_path: Path) -> None:
         assert len(row.ids) == asked + AROUND + answered
 
 
+@pytest.mark.slow
 def test_a_measurement_on_the_embedded_model_has_a_share_of_every_round() -> None:
     model = fetch(find_model(TINY_MODEL))
     found = measure(model, "code-alpaca", 2, device="cpu", rounds=2)
@@ -114,6 +115,7 @@ def test_a_measurement_on_the_embedded_model_has_a_share_of_every_round() -> Non
     assert found["gradient_checkpointing"] is False
 
 
+@pytest.mark.slow
 def test_a_case_that_memory_does_not_suffice_for_is_skipped_and_the_reason_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

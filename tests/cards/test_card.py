@@ -361,6 +361,7 @@ def test_of_an_adapter_of_another_tool_only_what_it_says_is_said() -> None:
     assert facts == CardFacts(form="peft", base=base, rank=rank)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "broken",
     [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"sources": 1}', b"[" * 100_000, b"a: &a [*a]\n"],
@@ -425,6 +426,7 @@ def test_losses_are_shown_where_they_are_over_rows_of_the_run() -> None:
     assert "loss on" not in without
 
 
+@pytest.mark.slow
 def test_the_ways_to_load_it_work_as_the_card_says(tmp_path: Path) -> None:
     """Each block runs as it stands, with the two folders put in."""
     model = fetch(find_model("qwen-local/tiny"))

@@ -13,6 +13,8 @@ from qwen_local.runs.events import AdapterEvent, EvalEvent, read_events
 from qwen_local.training import run as runs
 from qwen_local.training.run import train
 
+pytestmark = pytest.mark.slow
+
 SETS = ("data.limit=40", "data.eval_fraction=0.1", "train.steps=2", "train.batch_size=4")
 
 

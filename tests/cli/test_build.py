@@ -104,6 +104,7 @@ def test_classification_is_built_and_summed_up(cli: Cli, texts: Path) -> None:
     assert json.loads(first)["prompt"].startswith("One of a, b?\n\n")
 
 
+@pytest.mark.slow
 def test_a_build_is_trained_on_as_it_is(cli: Cli, films: Path) -> None:
     assert cli("data", "build", "movielens", films, "--output", "rows", "--quiet").code == 0
     result = cli("train", "--model", "qwen-local/tiny", "--data", "rows", "--steps", "1", "--json")

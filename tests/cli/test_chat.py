@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +23,7 @@ SKY = "What colour is the sky?"
 CTRL_C, CTRL_D, UP = "\x03", "\x04", "\x1b[A"
 PROMPT = "\x1b[?2004h"
 """What a terminal is told where a line begins to be edited: to mark what is pasted."""
-STARTS_IN = 60
+STARTS_IN = 120
 """Seconds; it takes five on a quiet machine."""
 
 
@@ -40,7 +39,7 @@ def terminal(
         env={**os.environ, "TERM": "xterm-256color", "HF_HUB_OFFLINE": "1", **environment},
         encoding="utf-8",
         dimensions=(40, 160),
-        timeout=20,
+        timeout=STARTS_IN,
     )
     try:
         child.expect_exact(prompt, timeout=STARTS_IN)
@@ -99,10 +98,9 @@ def test_an_answer_is_shown_as_it_comes_and_ctrl_c_stops_it_alone(
         child.send("Hi\r")
         child.expect_exact("<think>")
         child.expect_exact("␛[31mred🙂日語é 🙂日語é ")  # and there is no end to come
-        began = time.monotonic()
         child.send(CTRL_C)
         child.expect_exact("(stopped)\r\n")
-        assert time.monotonic() - began < 5
+        assert str(child.before).count("🙂") < 2_000  # of some 3,500 that were to come
         child.expect_exact(PROMPT)
         child.send("Again\r")
         child.expect_exact("🙂日語é 🙂日語é ")
@@ -193,6 +191,7 @@ def test_the_second_prompt_holds_the_first_turn_until_it_is_cleared(
     assert "hint: use /clear to remove earlier turns" in said.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "stdin", "message"),
     [
@@ -266,6 +265,7 @@ def test_compared_in_a_pipe_each_model_answers_as_it_does_alone(
     assert rows[0]["base"] == "The sky is blue." != rows[0]["adapter"]
 
 
+@pytest.mark.slow
 def test_compared_in_a_terminal_the_answers_stand_side_by_side(
     changing_adapter: Path, tmp_path: Path
 ) -> None:

@@ -192,6 +192,7 @@ BAD_INPUT = {
 """What is there, the arguments, the whole message."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "said_of_it"),
     [
@@ -238,6 +239,7 @@ def test_an_output_that_is_not_empty_is_refused(cli: Cli, tmp_path: Path) -> Non
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_is_never_trained_on_the_sample_data_by_mistake(
     cli: Cli, tmp_path: Path
 ) -> None:
@@ -272,6 +274,7 @@ def test_bad_input_gives_one_message_and_exit_code_2_and_writes_nothing(
     assert files_in(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_data_on_the_hub_while_offline_are_refused_by_a_process_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     home = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
@@ -395,6 +398,7 @@ def test_a_run_leaves_its_files_and_a_job_that_reads_back(
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_job_of_a_run_can_be_run_again(cli: Cli, tmp_path: Path) -> None:
     assert cli(*SHORT, "--output", "one", "--quiet").code == 0
     job = tmp_path / "one/job.yaml"
@@ -406,6 +410,7 @@ def test_the_job_of_a_run_can_be_run_again(cli: Cli, tmp_path: Path) -> None:
     assert first == second
 
 
+@pytest.mark.slow
 def test_the_default_output_is_a_new_folder_each_time(cli: Cli, tmp_path: Path) -> None:
     runs = [cli(*SHORT, "--steps", "1", "--quiet").out.strip() for _ in range(2)]
     assert [Path(run).parts[0] for run in runs] == ["runs", "runs"]
@@ -413,6 +418,7 @@ def test_the_default_output_is_a_new_folder_each_time(cli: Cli, tmp_path: Path) 
     assert all((tmp_path / run / "peft").is_dir() for run in runs)
 
 
+@pytest.mark.slow
 def test_the_result_goes_to_stdout_and_the_talk_to_stderr_and_to_the_log(
     cli: Cli, tmp_path: Path
 ) -> None:
@@ -433,12 +439,14 @@ def test_the_result_goes_to_stdout_and_the_talk_to_stderr_and_to_the_log(
     assert logged == [line for line in talk if not line.startswith("step ")]
 
 
+@pytest.mark.slow
 def test_a_quiet_run_says_its_result_alone_and_logs_all_the_same(cli: Cli, tmp_path: Path) -> None:
     said = cli(*SHORT, "--output", "run", "--quiet")
     assert (said.code, said.out, said.err) == (0, "run/adapter\n", "")
     assert " done in " in (tmp_path / "run/run.log").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["mlx", "cuda"])
 def test_a_process_of_its_own_is_quiet_too_whatever_its_libraries_would_say(
     backend: str, tmp_path: Path
@@ -450,6 +458,7 @@ def test_a_process_of_its_own_is_quiet_too_whatever_its_libraries_would_say(
 # --- JSON ---
 
 
+@pytest.mark.slow
 def test_json_of_train_has_every_key(cli: Cli) -> None:
     said = cli(*SHORT, "--output", "run", "--json")
     found = json.loads(said.out)
@@ -526,6 +535,7 @@ def test_json_of_generate_has_every_key(cli: Cli, engine: Engine) -> None:
     assert cli(*ASK, "--backend", engine, "--prompt", "Hello").out == f"{found['text']}\n"
 
 
+@pytest.mark.slow
 def test_a_prompt_from_stdin_is_the_prompt_without_the_line_end_of_echo(cli: Cli) -> None:
     given = json.loads(cli(*ASK, "--json", "--prompt", "Grüße\n\nan alle").out)
     for stdin in ("Grüße\n\nan alle", "Grüße\n\nan alle\n"):
@@ -533,12 +543,14 @@ def test_a_prompt_from_stdin_is_the_prompt_without_the_line_end_of_echo(cli: Cli
         assert json.loads(read.out) == given
 
 
+@pytest.mark.slow
 def test_a_system_message_comes_before_the_prompt(cli: Cli) -> None:
     with_system = json.loads(cli(*ASK, "--json", "--prompt", "Hi", "--system", "Be brief.").out)
     without = json.loads(cli(*ASK, "--json", "--prompt", "Hi").out)
     assert with_system["prompt_tokens"] > without["prompt_tokens"]
 
 
+@pytest.mark.slow
 def test_the_adapter_of_a_run_changes_the_answer_and_either_layout_is_found(cli: Cli) -> None:
     train = (*SHORT, "--steps", "12", "--learning-rate", "0.003", "--set", "data.eval_fraction=0")
     assert cli(*train, "--output", "run", "--quiet").code == 0
@@ -551,6 +563,7 @@ def test_the_adapter_of_a_run_changes_the_answer_and_either_layout_is_found(cli:
     assert len(answers) == 1 and answers != {bare}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "stdin", "message"),
     [
@@ -591,6 +604,7 @@ def test_a_question_that_cannot_be_asked_is_refused(
     assert (said.code, said.out, said.err) == (2, "", f"{message}\n")
 
 
+@pytest.mark.slow
 def test_a_prompt_beyond_the_positions_of_the_model_is_refused(cli: Cli) -> None:
     said = cli(*ASK, "--prompt", "-", stdin=b"7 " * 3000)
     found = int(said.err.split()[1])
@@ -601,6 +615,7 @@ def test_a_prompt_beyond_the_positions_of_the_model_is_refused(cli: Cli) -> None
     )
 
 
+@pytest.mark.slow
 def test_an_answer_that_would_not_fit_behind_its_prompt_is_refused(cli: Cli) -> None:
     said = cli(*ASK, "--prompt", "Hi", "--max-tokens", "2048")
     found = int(said.err.split()[1])

@@ -470,6 +470,7 @@ def test_a_terminal_that_has_no_unicode_gets_ascii(
     assert " #####" in cli("data", "check", "a.jsonl").out
 
 
+@pytest.mark.slow
 def test_characters_that_stdout_cannot_take_become_their_codes(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(messages(("user", "é"), ("assistant", "日")))
     done = subprocess.run(
@@ -670,6 +671,7 @@ written = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(content=st.lists(written, max_size=12), end=st.sampled_from([b"\n", b"\r\n"]))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_repaired_file_has_no_fault(content: list[bytes], end: bytes, cli: Cli) -> None:

@@ -19,6 +19,8 @@ import pytest
 from qwen_local.cli.train import train
 from qwen_local.training.child import VARIABLE
 
+pytestmark = pytest.mark.slow
+
 Cli = Callable[..., Any]
 Process = subprocess.Popen[str]
 
@@ -145,7 +147,9 @@ TALKATIVE = """
         with talk(quiet=False), handled(LogFile(Path("run.log"))), Progress(20, quiet=False) as bar:
             assert sys.stderr.isatty()
             for step in range(1, 21):
-                if step == 5: ready()
+                if step == 5:
+                    ready()
+                    while not Path("closed").exists(): time.sleep(0.01)
                 log.info("step %d", step)
                 bar.stepped(step, 1.0, 1e-4, 100.0)
                 click.echo("well", err=True)
@@ -168,6 +172,7 @@ def test_a_terminal_that_closes_ends_a_command_by_its_signal_and_never_by_what_i
     process = start(head + textwrap.dedent(TALKATIVE), stderr=theirs, start_new_session=True)
     os.close(theirs)
     os.close(ours)
+    (tmp_path / "closed").touch()
     assert (process.communicate(timeout=60)[0], process.returncode) == (out, code)
     assert (tmp_path / "finally").exists()
     logged = (tmp_path / "run.log").read_text().splitlines()

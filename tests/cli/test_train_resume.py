@@ -112,6 +112,7 @@ def test_where_there_is_no_run_that_is_said(
     assert (ended.code, ended.out, ended.err) == (2, "", said)
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so_and_can_be_made_longer(cli: Cli) -> None:
     short = ("--steps", "2", "--device", "cpu", "--backend", "cuda", "--set", "data.limit=30")
     assert cli("train", *short, "--output", "runs/mine", "--quiet").code == 0

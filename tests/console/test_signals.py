@@ -27,6 +27,9 @@ def say(*words): print(*words, flush=True)
 def wait(seconds):
     end = time.monotonic() + seconds
     while time.monotonic() < end: time.sleep(0.01)
+
+def held():  # until the parent closes our stdin, which `ended` does
+    sys.stdin.readline()
 """
 
 
@@ -40,7 +43,11 @@ def start() -> Iterator[Start]:
         if ignored is not None:
             command = ["sh", "-c", f'trap "" {ignored}; exec "$0" "$@"', *command]
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         started.append(process)
         hear(process, "ready")
@@ -74,7 +81,7 @@ CLEANING = """
                 wait(60)
             finally:
                 say("cleaning")
-                wait(0.5)
+                held()
                 say("cleaned")
     except Stopped as stopped:
         say(stopped)
@@ -136,7 +143,7 @@ def test_where_a_first_one_was_lost_the_next_is_raised(start: Start) -> None:
 
 @pytest.mark.parametrize("where", ["ends_by_signal()", "Stops() as stops"])
 def test_an_ignored_signal_stays_ignored(where: str, start: Start) -> None:
-    process = start(f"with {where}:\n say('ready')\n wait(0.5)\n say('done')", ignored="HUP INT")
+    process = start(f"with {where}:\n say('ready')\n held()\n say('done')", ignored="HUP INT")
     process.send_signal(SIGHUP)
     process.send_signal(SIGINT)
     assert ended(process) == (0, "done\n", "")
@@ -179,7 +186,7 @@ LOOP = """
                 step += 1
                 wait(0.3)
             say("saving")
-            wait(1.0)
+            held()
             say("saved", stops.name, stops.twice)
             raise Stopped(stops.signum)
     except Stopped as stopped:
@@ -231,7 +238,7 @@ def test_a_closed_stderr_has_no_effect(start: Start) -> None:
 AT_ONCE = """
     with Stops() as stops:
         say("ready")
-        wait(BEFORE)
+        BEFORE
         try:
             with stops.at_once():
                 say("evaluating")
@@ -239,7 +246,7 @@ AT_ONCE = """
         except Stopped as stopped:
             say(stopped, stops.name, stops.twice)
         say("saving")
-        wait(0.5)
+        held()
         say("saved")
 """
 
@@ -247,21 +254,21 @@ AT_ONCE = """
 def test_what_changes_nothing_is_given_up_at_a_first_signal_and_saving_still_waits(
     start: Start,
 ) -> None:
-    process = start(AT_ONCE.replace("BEFORE", "0"))
+    process = start(AT_ONCE.replace("BEFORE", "pass"))
     hear(process, "evaluating")
     process.send_signal(SIGTERM)
     assert ended(process) == (0, "stopped by SIGTERM SIGTERM False\nsaving\nsaved\n", "")
 
 
 def test_work_without_state_does_not_start_after_a_signal(start: Start) -> None:
-    process = start(AT_ONCE.replace("BEFORE", "0.5"))
+    process = start(AT_ONCE.replace("BEFORE", "held()"))
     process.send_signal(SIGTERM)
     code, out, _ = ended(process)
     assert (code, out) == (0, "stopped by SIGTERM SIGTERM False\nsaving\nsaved\n")
 
 
 def test_a_second_signal_after_an_evaluation_was_given_up_stops_the_saving(start: Start) -> None:
-    process = start(AT_ONCE.replace("BEFORE", "0"))
+    process = start(AT_ONCE.replace("BEFORE", "pass"))
     hear(process, "evaluating")
     process.send_signal(SIGTERM)
     hear(process, "stopped by SIGTERM SIGTERM False")

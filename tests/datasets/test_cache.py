@@ -28,6 +28,8 @@ from qwen_local.datasets.sources import Source, Wanted
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import DatasetError, QwenLocalError
 
+pytestmark = pytest.mark.slow
+
 RECORDS, BLOCK, PART = 47, 5, 3
 FIRST_PART = BLOCK * PART
 

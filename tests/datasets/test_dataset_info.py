@@ -148,16 +148,36 @@ def test_an_entry_on_the_hub_has_a_subset_and_a_split(monkeypatch: pytest.Monkey
     assert asked == [("owner/name", "en"), ("name",), ("owner/name",)]
 
 
-@pytest.mark.parametrize(
-    ("name", "rows", "with_tools"),
-    [("alpaca_en_demo", 999, 0), ("glaive_toolcall_en_demo", 300, 191)],
-)
-def test_real_entries_are_read_without_a_fault(name: str, rows: int, with_tools: int) -> None:
-    if not REAL.is_dir():
-        pytest.skip("LLaMA-Factory's sample data are not in ../shared/data")
-    examples = read(f"{REAL}#{name}")
-    assert (len(examples), sum(bool(e.tools) for e in examples)) == (rows, with_tools)
-    assert {e.ignored + e.notes for e in examples} == {()}
+def test_conversations_with_tools_are_read_without_a_fault() -> None:
+    """In the form of LLaMA-Factory's glaive_toolcall_en_demo: tools as text, calls as turns."""
+    tool = {"name": "find", "description": "Find.", "parameters": {"type": "object"}}
+    conversation = [
+        {"from": "human", "value": "Find a recipe."},
+        {"from": "function_call", "value": '{"name": "find", "arguments": {"with": ["rice"]}}'},
+        {"from": "observation", "value": '{"recipes": ["Rice"]}'},
+        {"from": "gpt", "value": "Rice."},
+    ]
+    columns = {"messages": "conversations", "tools": "tools"}
+    put(
+        {"file_name": "poems.json", "formatting": "sharegpt", "columns": columns},
+        {"conversations": conversation, "tools": json.dumps([tool])},
+        {"conversations": [conversation[0], conversation[-1]], "tools": "[]"},
+    )
+    examples = read()
+    assert [bool(example.tools) for example in examples] == [True, False]
+    assert {example.ignored + example.notes for example in examples} == {()}
+
+
+if REAL.is_dir():  # not in a clone, which has the same forms above
+
+    @pytest.mark.parametrize(
+        ("name", "rows", "with_tools"),
+        [("alpaca_en_demo", 999, 0), ("glaive_toolcall_en_demo", 300, 191)],
+    )
+    def test_real_entries_are_read_without_a_fault(name: str, rows: int, with_tools: int) -> None:
+        examples = read(f"{REAL}#{name}")
+        assert (len(examples), sum(bool(e.tools) for e in examples)) == (rows, with_tools)
+        assert {e.ignored + e.notes for e in examples} == {()}
 
 
 # --- what is refused ---

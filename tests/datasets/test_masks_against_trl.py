@@ -105,6 +105,7 @@ def as_we_train(oracle: PreTrainedTokenizerFast, theirs: Tokenized, name: str) -
     return Tokenized(ids, trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @given(messages=conversations(think_early=True))
 @settings(max_examples=40, deadline=None)

@@ -451,6 +451,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(records=st.lists(st.dictionaries(WORDS, JSON | WORDS), max_size=5), at=st.integers(0, 10**6))
 def test_records_of_any_shape_are_no_crash(records: list[dict[str, Any]], at: int) -> None:
@@ -482,6 +483,7 @@ MESSAGES = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(messages=MESSAGES, tools=JSON | JSON.map(json.dumps))
 def test_conversations_of_any_shape_are_no_crash(messages: list[Any], tools: Any) -> None:

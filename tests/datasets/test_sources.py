@@ -232,6 +232,7 @@ def test_what_the_hub_refuses_is_said_in_one_line(
     assert message_of("owner/name") == message
 
 
+@pytest.mark.slow
 def test_offline_the_hub_is_not_asked(tmp_path: Path) -> None:
     """In a process of its own, as the libraries read their settings when they are imported."""
     code = (

@@ -74,6 +74,7 @@ DOUBLED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "problem"),
     [

@@ -293,6 +293,7 @@ def conversations(draw: st.DrawFn) -> list[dict[str, Any]]:
     return messages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STOCK)
 @given(messages=conversations(), thinking=st.sampled_from(["auto", "drop", "empty"]))
 @settings(max_examples=30, deadline=None)

@@ -122,6 +122,7 @@ def test_transformers_gives_the_ids_of_the_raw_tokenizer(raw: Tokenizer, tokeniz
     assert tokenizer.bos_token_id is None
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(text=st.text())
 def test_any_text_survives_the_round_trip_in_its_composed_form(text: str) -> None:

@@ -40,6 +40,8 @@ from qwen_local.models.source import fetch, find_model
 from qwen_local.training.run import train
 from tests.conftest import Cli, MakeModel
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).resolve().parents[2] / "adapters"
 TINY = fetch(find_model(TINY_MODEL))
 IDS = [5, 17, 200, 3, 44, 91, 120, 7]

@@ -30,6 +30,8 @@ from qwen_local.models.tensor_check import NORM
 from qwen_local.training.run import train
 from tests.conftest import Cli
 
+pytestmark = pytest.mark.slow
+
 Trained = Callable[[Engine, Quantization], Path]
 TINY = fetch(find_model(TINY_MODEL))
 SLOW = (("mlx", "4bit"), ("mlx", "8bit"))

@@ -237,6 +237,7 @@ def test_alpha_0_would_be_scale_1_to_llama_cpp_and_is_refused(tmp_path: Path) ->
     assert refusal(path, files) == ["adapter.lora.alpha: expected a number other than 0; found 0.0"]
 
 
+@pytest.mark.slow
 def test_damage_is_one_clean_error(tmp_path: Path) -> None:
     files = model_files(tmp_path)
     adapter = random_adapter(files.architecture, SPEC)

@@ -38,6 +38,7 @@ def written(
     return path
 
 
+@pytest.mark.slow
 @EVERY_MODEL
 @EVERY_TYPE
 def test_every_tensor_comes_back_rounded_once(
@@ -113,6 +114,7 @@ def test_names_are_those_of_llama_cpp(tmp_path: Path) -> None:
         assert tensor_names(model_files(tmp_path, family, tied).architecture) == expected
 
 
+@pytest.mark.slow
 @EVERY_MODEL
 def test_a_tied_model_has_no_output_matrix(family: str, tied: bool, tmp_path: Path) -> None:
     path = written(tmp_path, model_files(tmp_path, family, tied))
@@ -259,6 +261,7 @@ def test_another_models_file_is_refused_with_every_fault(tmp_path: Path) -> None
     )
 
 
+@pytest.mark.slow
 def test_damage_is_one_clean_error(tmp_path: Path) -> None:
     files = model_files(tmp_path)
     path = written(tmp_path, files)
@@ -275,6 +278,7 @@ def test_damage_is_one_clean_error(tmp_path: Path) -> None:
     assert refused >= 40
 
 
+@pytest.mark.slow
 def test_a_length_beyond_the_file_is_refused_at_once(tmp_path: Path) -> None:
     """2^60 token types, which the library alone would set out to count."""
     files = model_files(tmp_path)

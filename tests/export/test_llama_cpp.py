@@ -37,6 +37,8 @@ from tests.export.gguf_files import VOCABULARY, model_files, random_adapter, ran
 
 llama_cpp = pytest.importorskip("llama_cpp")
 
+pytestmark = pytest.mark.slow
+
 CHOICE = Choice("cuda", "cpu", "a test")
 TINY = fetch(find_model(TINY_MODEL))
 LONGEST = 64

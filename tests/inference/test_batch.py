@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ import pytest
 
 from qwen_local.backends.select import Engine
 from qwen_local.inference.batch import ROWS, WINDOW, batches
+
+pytestmark = pytest.mark.slow
 
 Cli = Callable[..., Any]
 TINY = "qwen-local/tiny"
@@ -86,19 +87,29 @@ def test_the_answers_are_in_the_order_of_the_file_over_several_windows(
     }
 
 
+WATCHED = """
+import os, runpy, sys, threading, time
+
+def watch(path, signum):  # from within: under any load it comes before the last window
+    while not (os.path.exists(path) and os.path.getsize(path)):
+        time.sleep(0.001)
+    os.kill(os.getpid(), signum)
+
+threading.Thread(target=watch, args=("a.jsonl", int(sys.argv.pop(1))), daemon=True).start()
+runpy.run_module("qwen_local", run_name="__main__", alter_sys=True)
+"""
+"""`qwen-local` that gets a signal once the first window of answers is in their file."""
+
+
 def test_a_killed_run_goes_on_where_it_stood(tmp_path: Path, cli: Cli) -> None:
     write(tmp_path, questions(3 * WINDOW))
     limit = ("--max-tokens", "24")
     child = subprocess.Popen(
-        [sys.executable, "-m", "qwen_local", *BATCH, *limit],
+        [sys.executable, "-c", WATCHED, str(int(signal.SIGKILL)), *BATCH, *limit],
         cwd=tmp_path,
         stderr=subprocess.DEVNULL,
     )
     file = tmp_path / "a.jsonl"
-    until = time.monotonic() + 120
-    while not (file.exists() and file.stat().st_size) and time.monotonic() < until:
-        time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
     content = file.read_bytes()
     before = content.count(b"\n")
@@ -122,16 +133,11 @@ def test_a_killed_run_goes_on_where_it_stood(tmp_path: Path, cli: Cli) -> None:
 def test_ctrl_c_says_how_much_is_there(tmp_path: Path) -> None:
     write(tmp_path, questions(8 * WINDOW))
     child = subprocess.Popen(
-        [sys.executable, "-m", "qwen_local", *BATCH, "--max-tokens", "64"],
+        [sys.executable, "-c", WATCHED, str(int(signal.SIGINT)), *BATCH, "--max-tokens", "64"],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
     )
-    file = tmp_path / "a.jsonl"
-    until = time.monotonic() + 120
-    while not (file.exists() and file.stat().st_size) and time.monotonic() < until:
-        time.sleep(0.01)
-    child.send_signal(signal.SIGINT)
     _, said = child.communicate()
     assert child.returncode == 130
     done = len(answers(tmp_path))

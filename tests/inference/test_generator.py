@@ -85,6 +85,7 @@ def test_an_answer_comes_in_pieces_and_they_are_what_is_said_at_once(engine: Eng
     assert streamed.ended_turn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reason", "text"), [("stop", "é\N{REPLACEMENT CHARACTER}"), ("length", "é")]
 )
@@ -114,6 +115,7 @@ HYBRID = """\
 """As Qwen3's, but that it opens the thoughts where thinking is on."""
 
 
+@pytest.mark.slow
 def test_a_prompt_says_whether_it_opens_the_thoughts(tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_model_path(), tmp_path / "model")
     (folder / "chat_template.jinja").write_text(HYBRID)
@@ -135,6 +137,7 @@ PLAIN = """\
 """As Qwen3's for a last turn: an empty think block stands before a plain answer."""
 
 
+@pytest.mark.slow
 def test_a_fused_model_is_asked_as_its_adapter_was(tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_model_path(), tmp_path / "model")
     (folder / "chat_template.jinja").write_text(PLAIN)
@@ -148,6 +151,7 @@ def test_a_fused_model_is_asked_as_its_adapter_was(tmp_path: Path) -> None:
 # --- the model ---
 
 
+@pytest.mark.slow
 def test_without_a_model_the_one_that_the_adapter_names_is_taken_and_said(
     tmp_path: Path, cli: Cli
 ) -> None:
@@ -190,6 +194,7 @@ def test_an_adapter_that_names_no_model_is_refused_without_one(tmp_path: Path) -
 # --- what it is held in, and how it draws ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wanted", "held"), [(None, "4bit"), ("none", "none"), ("8bit", "8bit")])
 def test_the_base_is_held_as_the_adapter_was_trained_unless_told_otherwise(
     wanted: Any, held: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -212,6 +217,7 @@ def test_the_base_is_held_as_the_adapter_was_trained_unless_told_otherwise(
     )
 
 
+@pytest.mark.slow
 def test_answers_one_at_a_time_are_drawn_as_the_model_says_and_batches_are_greedy(
     tmp_path: Path,
 ) -> None:

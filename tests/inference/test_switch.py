@@ -84,6 +84,7 @@ def test_answers_to_many_come_from_the_voice_that_is_asked(
     assert base == open_it(engine, None).ask(asked, max_tokens=8)
 
 
+@pytest.mark.slow
 def test_the_bare_voice_has_learned_nothing(changing_adapter: Path) -> None:
     both = open_it("cuda", changing_adapter)
     assert (both.trained_length, both.bare().trained_length) == (77, None)

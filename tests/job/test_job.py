@@ -781,6 +781,7 @@ data: many
 # ------------------------------------------------------------------------------ files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -949,6 +950,7 @@ JOBS = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(job=JOBS)
 def test_a_job_survives_a_round_trip_through_yaml(
     job: Job, tmp_path_factory: pytest.TempPathFactory

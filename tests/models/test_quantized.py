@@ -93,6 +93,7 @@ def unknown(name: str) -> str:
     return found(name, "not a tensor of a qwen3 model")
 
 
+@pytest.mark.slow
 def test_what_the_libraries_write_is_taken(folders: Mapping[str, Path]) -> None:
     schemes = {name: checked(folder).architecture.stored for name, folder in folders.items()}
     assert {name: stored and (stored.scheme, stored.bits) for name, stored in schemes.items()} == {

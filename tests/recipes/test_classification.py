@@ -89,6 +89,7 @@ def test_a_text_with_two_labels_is_left_out_and_one_that_repeats_is_taken_once(
     }
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     pairs=st.lists(st.tuples(st.sampled_from(["", "x", "y", "z"]), st.sampled_from("ab"))),

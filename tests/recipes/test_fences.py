@@ -115,17 +115,32 @@ def test_nothing_of_an_answer_but_blank_lines_around_it_is_lost(question: str, a
         assert rest == answer.strip("\n").rstrip() + "\n```"
 
 
-@pytest.mark.skipif(not REAL.is_file(), reason="CodeAlpaca is not at ../shared/data/code-alpaca")
-def test_the_published_file_is_fenced_as_counted() -> None:
-    """A regression test: these counts came with a look at samples of each kind."""
-    rows = json.loads(REAL.read_text("utf-8"))
-    kinds = Counter(
+def kinds(rows: list[dict[str, str]]) -> list[tuple[str, int]]:
+    """The most frequent kinds among rows in CodeAlpaca's form."""
+    return Counter(
         fenced(f"{row['instruction']}\n{row['input']}", row["output"]).kind for row in rows
-    )
-    assert kinds.most_common(5) == [
-        ("python", 700),
-        ("prose", 346),
-        ("javascript", 199),
-        ("no language", 181),
-        ("sql", 178),
+    ).most_common(5)
+
+
+def test_rows_in_the_form_of_the_published_file_are_fenced_as_counted() -> None:
+    answers = [
+        ("Write a Python function that adds.", "def add(a, b):\n    return a + b"),
+        ("Write it in Python.", "x = 5\nprint(x)"),
+        ("Write an SQL query for names.", "SELECT name\nFROM users\nWHERE age > 18"),
+        ("What is 2 + 2?", "The sum is 4."),
     ]
+    rows = [{"instruction": one, "input": "", "output": answer} for one, answer in answers]
+    assert kinds(rows) == [("python", 2), ("sql", 1), ("prose", 1)]
+
+
+if REAL.is_file():  # not in a clone
+
+    def test_the_published_file_is_fenced_as_counted() -> None:
+        """A regression test: these counts came with a look at samples of each kind."""
+        assert kinds(json.loads(REAL.read_text("utf-8"))) == [
+            ("python", 700),
+            ("prose", 346),
+            ("javascript", 199),
+            ("no language", 181),
+            ("sql", 178),
+        ]

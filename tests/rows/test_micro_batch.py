@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,6 +62,7 @@ def test_types_are_those_that_both_engines_take() -> None:
 POSITION = st.tuples(st.integers(1, 50), st.integers(1, 50) | st.just(N))
 
 
+@pytest.mark.slow
 @given(
     rows=st.lists(st.lists(POSITION, min_size=1, max_size=12), max_size=9),
     budget=st.integers(1, 40),

@@ -40,7 +40,7 @@ def caffeinate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 def child_of(said: Path) -> tuple[int, str]:
     """(process id, arguments) of the fake, once it has begun."""
-    for _ in range(1000):
+    for _ in range(12_000):
         if said.exists():
             process, _, arguments = said.read_text().strip().partition(" ")
             return int(process), arguments
@@ -89,6 +89,7 @@ def test_ctrl_c_in_the_terminal_leaves_the_machine_awake_for_what_is_still_to_be
         assert alive(process)
 
 
+@pytest.mark.slow
 def test_train_keeps_a_mac_awake_around_the_loop(
     caffeinate: Fake, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,7 +135,7 @@ def test_a_caffeinate_that_fails_is_told_once_and_stops_nothing(
     with caplog.at_level(logging.INFO), keep_awake("Darwin"):
         process, _ = child_of(said)
         os.kill(process, signal.SIGKILL)
-        time.sleep(0.5)  # by then it is dead
+        os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
         trained = True
     assert trained
     assert caplog.messages == ["the Mac may have slept: caffeinate ended early with code -9"]

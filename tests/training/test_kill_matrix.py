@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("kill_matrix.py")
 ROOT = Path(__file__).parents[2]
 SCENARIOS = (

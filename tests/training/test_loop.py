@@ -369,6 +369,7 @@ def test_a_signal_lets_the_step_finish_and_saves_it(tmp_path: Path) -> None:
     assert [event["step"] for event in done.of("eval")] == [0]  # step 3's is left for later
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_given_up_for_a_signal_and_made_up_for_later(tmp_path: Path) -> None:
     backend = Interrupted()
     backend.scoring = True
@@ -389,6 +390,7 @@ class Impatient(ScalarBackend):
         raise AssertionError("the second signal ends it at once")
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
     saved: list[tuple[int, int]] = []
     with pytest.raises(Stopped) as stopped:

@@ -86,6 +86,7 @@ def test_run_3_of_r1_takes_39_steps(cli: Cli, tmp_path: Path) -> None:
     assert (found["evaluations"], found["evaluation_percent"]) == (0, 0.0)
 
 
+@pytest.mark.slow
 def test_the_job_of_r4_takes_234_813_steps_and_warms_up_over_7_044(
     cli: Cli, tmp_path: Path
 ) -> None:
@@ -96,6 +97,7 @@ def test_the_job_of_r4_takes_234_813_steps_and_warms_up_over_7_044(
     assert (found["optimizer_steps"], found["warmup_steps"]) == (234_813, 7_044)
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_without_cache_and_network_counts_the_same(tmp_path: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
     command = [sys.executable, "-m", "qwen_local", "plan", "--json", "--model", "Qwen/Qwen3-0.6B"]
@@ -218,6 +220,7 @@ def test_a_plan_that_does_not_fit_says_what_would(
         assert not planned(cli, *job[:-1], "4096", "--quantization", "4bit")["memory"]["fits"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["plan", "train"])
 def test_plan_and_train_say_the_same_of_a_quantization_that_wins_nothing(
     form: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
@@ -265,6 +268,7 @@ def test_a_run_without_rows_for_evaluation_says_so(cli: Cli, tmp_path: Path) -> 
     assert "\nevaluation  none: there are no rows for it\n" in said.out
 
 
+@pytest.mark.slow
 def test_the_reason_of_the_chosen_memory_is_the_same_in_train(cli: Cli) -> None:
     job = ("--backend", "mlx", "--device", "cpu", "--steps", "1")
     plan = planned(cli, *job)
@@ -336,6 +340,7 @@ def test_bitsandbytes_is_taken_for_granted_on_a_named_machine(cli: Cli) -> None:
 # --- that it is true ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["mlx", "cuda"])
 def test_train_does_what_the_plan_of_the_same_job_says(cli: Cli, backend: str) -> None:
     """The embedded job, cut to its first 60 rows."""
@@ -379,6 +384,7 @@ def test_a_dry_run_is_a_plan(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli("train", "--dry-run", "--json", *job) == cli("plan", "--json", *job)
 
 
+@pytest.mark.slow
 def test_a_plan_writes_nothing(cli: Cli, tmp_path: Path) -> None:
     for model in ("qwen-local/tiny", "Qwen/Qwen3-0.6B"):
         for form in ((), ("--json",)):

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from qwen_local.backends.base import Scores
+from qwen_local.rows.scores import Scores
 from qwen_local.runs.eval_rows import EvalRowsWriter, read_eval_rows
 from qwen_local.runs.events import (
     EvalEvent,

@@ -39,6 +39,8 @@ from qwen_local.training.diverged import DivergedError
 from qwen_local.training.resume import NEW_RUN, check_same, job_of_run
 from qwen_local.training.run import train
 
+pytestmark = pytest.mark.slow
+
 STEPS, AN_EPOCH = 10, 5
 SETS = (
     "data.limit=40",

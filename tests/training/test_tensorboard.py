@@ -79,6 +79,7 @@ def test_the_curves_of_a_run_are_those_of_its_metrics(engine: Engine, cli: Cli) 
     assert [step for step, _ in curves["eval/loss"]] == [0, 2, 4]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cut_off_has_the_curves_that_its_metrics_have(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +158,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("report", "loaded"), [((), "loaded:"), (REPORT, "loaded: tensorboard")])
 def test_tensorboard_is_loaded_only_where_it_is_asked_for_and_tensorflow_never(
     report: tuple[str, ...], loaded: str, tmp_path: Path

@@ -1,0 +1,278 @@
+"""The shape of the package: which way imports point, how wide functions are, which words are used.
+
+`python -m scripts.structure` prints the figures behind these tests. Each exception has its reason;
+one that is no longer needed fails its test, so the lists only get shorter.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.call_graph import CallGraph
+from scripts.glossary import WORDS, words_of
+from scripts.source_tree import PACKAGE, read_package
+from scripts.structure import FLOOR, engine_comparisons, measure, room_of, table
+
+ROOT = Path(__file__).parents[1]
+
+CIRCLES = {
+    (
+        "qwen_local.backends.mlx.engine",
+        "qwen_local.backends.mlx.quantized",
+        "qwen_local.backends.quantization",
+        "qwen_local.backends.select",
+    ): "one constant of quantization.py, which asks select.py, which opens the engine",
+}
+"""Modules that import each other -> why that is so today."""
+
+ROOM_CIRCLES = {
+    ("adapters", "backends", "datasets", "job", "rows"): (
+        "adapters/prompt.py reads the tokenizer, job/schema.py a column map, and "
+        "rows/micro_batch.py what an engine is asked for"
+    ),
+    ("runs", "training"): "runs/ reads the patience of early stopping and the TensorBoard writer",
+}
+
+UPWARD = {
+    "qwen_local.console.log -> qwen_local.inference.text": "`visible` is in inference/text.py",
+    "qwen_local.rows.micro_batch -> qwen_local.backends.base": "the chunk sizes are in base.py",
+    "qwen_local.runs.events -> qwen_local.training.tensorboard (lazy)": "events open the board",
+    "qwen_local.runs.state -> qwen_local.training.stopping": "the state holds the patience",
+}
+
+COMMAND = "a click command has a parameter for each option"
+SOON = "to be split"
+WIDE = {
+    "train_loop qwen_local/training/loop.py": SOON,
+    "train qwen_local/cli/train.py": COMMAND,
+    "prepare qwen_local/datasets/prepare.py": SOON,
+    "forecast qwen_local/training/forecast.py": SOON,
+    "Chat.__init__ qwen_local/cli/chat_ui/chat.py": SOON,
+    "export qwen_local/cli/export.py": COMMAND,
+    "Answerer.__init__ qwen_local/inference/generator.py": SOON,
+    "AdaptedLinear.forward qwen_local/backends/cuda/fused.py": (
+        "torch.autograd.Function takes every tensor by itself"
+    ),
+    "_run qwen_local/cli/build.py": COMMAND,
+    "plan qwen_local/cli/plan.py": COMMAND,
+    "_preset qwen_local/job/presets.py": "a row of the table of presets",
+}
+"""Functions with more than 7 parameters -> why."""
+
+CEILINGS = ROOT / "tests/word_ceilings.json"
+"""The most that each word may be used; lower it with every word replaced, to 0 in the end."""
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    return measure(ROOT)
+
+
+def test_no_module_imports_itself_through_others(found: dict[str, Any]) -> None:
+    assert {tuple(circle) for circle in found["module_circles"]} == set(CIRCLES)
+
+
+def test_no_room_imports_itself_through_others(found: dict[str, Any]) -> None:
+    circles = {tuple(circle) for circle in found["room_circles"]}
+    assert circles == set(ROOM_CIRCLES), found["imports_in_room_circles"]
+
+
+def test_no_import_points_to_a_higher_floor(found: dict[str, Any]) -> None:
+    assert set(found["upward_imports"]) == set(UPWARD)
+
+
+def test_every_room_has_a_floor() -> None:
+    names = {path.relative_to(ROOT).with_suffix("") for path in ROOT.glob(f"{PACKAGE}/**/*.py")}
+    rooms = {room_of(".".join(name.parts)) for name in names} - {"tools", "__init__"}
+    assert rooms <= set(FLOOR)
+
+
+def test_no_function_has_more_than_seven_parameters(found: dict[str, Any]) -> None:
+    wide = {
+        f"{one['name']} {one['where'].partition(':')[0]}"
+        for one in found["functions_over_7_parameters"]
+    }
+    assert wide == set(WIDE)
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_no_word_that_the_house_style_replaces_comes_back(word: str, found: dict[str, Any]) -> None:
+    ceilings = json.loads(CEILINGS.read_text("utf-8"))
+    files = found["words"].get(word, {})
+    assert sum(files.values()) <= ceilings.get(word, 0), files
+
+
+def test_the_adapter_is_written_on_the_path_that_is_measured(found: dict[str, Any]) -> None:
+    path = found["path"]
+    assert path["shortest"][0] == f"{PACKAGE}.cli.train"
+    assert path["shortest"][-1] == f"{PACKAGE}.adapters.peft_layout"
+    assert set(path["shortest"]) <= set(path["spine"]) <= set(path["beside"])
+    assert set(path["beside"]) <= set(path["reached"])
+    assert len(path["reached"]) <= path["import_closure"]
+
+
+# --- the README's tree ---
+
+
+def tree_of_the_readme() -> Iterator[str]:
+    """Yield the paths of the fenced block under "## The tree"."""
+    page = (ROOT / "README.md").read_text("utf-8")
+    [block] = re.findall(r"^## The tree\n.*?^```text\n(.*?)^```", page, re.M | re.S)
+    assert len(block.splitlines()) <= 40
+    folders: list[str] = []
+    for line in block.splitlines():
+        depth = (len(line) - len(line.lstrip(" "))) // 2
+        name = line.split()[0]
+        del folders[depth:]
+        yield "".join([*folders, name])
+        folders.append(name)
+
+
+def test_every_path_of_the_tree_exists() -> None:
+    for path in tree_of_the_readme():
+        assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file(), path
+
+
+def test_every_room_and_every_folder_is_in_the_tree() -> None:
+    ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text("utf-8").split()}
+    named = set(tree_of_the_readme())
+    for parent, prefix in ((ROOT, ""), (ROOT / PACKAGE, f"{PACKAGE}/")):
+        folders = {
+            f"{prefix}{path.name}/"
+            for path in parent.iterdir()
+            if path.is_dir() and path.name[0] not in "._" and path.name not in ignored
+            if not path.match("*.egg-info") and any(path.rglob("*.*"))
+        }
+        assert folders <= named, folders - named
+
+
+# --- the program itself, on a small package ---
+
+
+def package(root: Path, **files: str) -> Path:
+    for name, text in files.items():
+        path = root / PACKAGE / f"{name.replace('__', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    for folder in {path.parent for path in (root / PACKAGE).rglob("*.py")} | {root / PACKAGE}:
+        (folder / "__init__.py").touch()
+    return root
+
+
+TRAIN = """
+from qwen_local.training.run import run
+def train(): run()
+"""
+RUN = """
+from qwen_local.adapters.store import Writer
+from qwen_local.job import read
+def run() -> None:
+    job = read()
+    writer = Writer(job)
+    writer.write()
+def by_hand(a, b, c, d, e, f, g, *, h):
+    return a == "mlx" or b in ("cuda", "cpu")
+"""
+STORE = """
+from qwen_local.adapters.peft import write_peft as put
+class Writer:
+    def __init__(self, job): self.job = job
+    def write(self):
+        put(self.job)
+    def never(self):
+        import qwen_local.training.run
+"""
+
+
+def test_a_small_package_is_measured_as_it_is(tmp_path: Path) -> None:
+    root = package(
+        tmp_path,
+        cli__train=TRAIN,
+        training__run=RUN,
+        adapters__store=STORE,
+        adapters__peft="def write_peft(job): pass\n",
+        job="def read(): return 1  # not told\n",
+        models__unused="from qwen_local import files\n",
+        files="",
+    )
+    measured = measure(root)
+    path = {key: value for key, value in measured["path"].items() if key != "entry"}
+    spine = ["adapters.peft", "adapters.store", "cli.train", "training.run"]
+    assert path == {
+        "import_closure": 5,
+        "reached": [f"{PACKAGE}.{name}" for name in sorted([*spine, "job"])],
+        "spine": [f"{PACKAGE}.{name}" for name in spine],
+        "beside": [f"{PACKAGE}.{name}" for name in sorted([*spine, "job"])],
+        "shortest": [
+            f"{PACKAGE}.{name}"
+            for name in ("cli.train", "training.run", "adapters.store", "adapters.peft")
+        ],
+        "shortest_calls": [
+            f"{PACKAGE}.cli.train.train",
+            f"{PACKAGE}.training.run.run",
+            f"{PACKAGE}.adapters.store.Writer.write",
+            f"{PACKAGE}.adapters.peft.write_peft",
+        ],
+    }
+    assert measured["module_circles"] == [[f"{PACKAGE}.adapters.store", f"{PACKAGE}.training.run"]]
+    assert measured["room_circles"] == [["adapters", "training"]]
+    assert measured["upward_imports"] == [
+        f"{PACKAGE}.adapters.store -> {PACKAGE}.training.run (lazy)"
+    ]
+    assert measured["engine_comparisons"] == [
+        "qwen_local/training/run.py:9: a == 'mlx'",
+        "qwen_local/training/run.py:9: b in ('cuda', 'cpu')",
+    ]
+    assert [one["parameters"] for one in measured["functions_over_7_parameters"]] == [8]
+    assert measured["words"] == {"tell": {"qwen_local/job.py": 1}}
+    assert "modules on the spine (job file -> adapter files)   4" in list(table(measured))
+
+
+def test_a_method_of_a_protocol_leads_to_the_classes_that_are_constructed(tmp_path: Path) -> None:
+    root = package(
+        tmp_path,
+        base="from typing import Protocol\nclass Engine(Protocol):\n    def step(self): ...\n",
+        one="class One:\n    def step(self): return inner()\ndef inner(): pass\n",
+        two="class Two:\n    def step(self): pass\n",
+        main=(
+            "from qwen_local.base import Engine\n"
+            "def start():\n"
+            "    from qwen_local.one import One\n"
+            "    use(One())\n"
+            "def use(engine: Engine) -> None: engine.step()\n"
+        ),
+    )
+    edges = CallGraph(read_package(root)).edges_from((f"{PACKAGE}.main", "start"))
+    assert {f"{module.partition('.')[2]}.{name}" for module, name in edges} == {
+        *("main.start", "main.use", "base.Engine.step", "one.One", "one.One.step", "one.inner")
+    }
+
+
+def test_a_match_on_an_engine_is_a_comparison(tmp_path: Path) -> None:
+    root = package(
+        tmp_path,
+        a="def f(x):\n    match x:\n        case 'mlx':\n            pass\n",
+        backends__b="def f(x): return x == 'mlx'\n",
+    )
+    assert engine_comparisons(read_package(root)) == ["qwen_local/a.py:3: case 'mlx'"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("is_told, ToldOnce, retell, stole", {"tell": 2}),
+        ("it goes on with it, gone on; go once", {"go on with": 2}),
+        ("What colour is the sky?", {}),
+        ("the colour; optimiser, optimistic", {"colour": 1, "optimis": 1}),
+        ("supervised tokens, to supervise", {"supervise (a process)": 1}),
+        ("Quantised, dequantisation", {"quantis": 2}),
+    ],
+)
+def test_words_are_found_in_prose_and_in_names(text: str, words: dict[str, int]) -> None:
+    assert {word: times for word, times in words_of(text).items() if times} == words
