@@ -313,8 +313,8 @@ def test_debug_shows_the_traceback_of_an_error_of_ours_and_the_same_exit_code(cl
     assert (said.code, said.out) == (2, "")
     assert said.err.startswith("Traceback (most recent call last):\n")
     assert said.err.endswith(
-        "\nqwen_local.errors.JobError: lora.layers: must be at most 4, the blocks of this model; "
-        "found 5\n\nhint: write all, or a number up to 4\n\n"
+        "\nqwen_local.errors.JobError: lora.layers: must be at most 4, the model's number of "
+        "blocks; found 5\n\nhint: write all, or a number up to 4\n\n"
     )
 
 
