@@ -1,13 +1,18 @@
-"""Training killed at every file operation and gone on with by --resume, against the unbroken run.
+"""Training killed and resumed, compared with the unbroken run.
 
     python -m benchmarks.reliability
+    python -m benchmarks.reliability --every-step
     python -m benchmarks.reliability --engine mlx --sample 6 --output -
 
 The tiny model trains for a few steps on the CPU, on each engine, with dropout and a checkpoint at
-every step. For every file operation below the run's folder the same run is begun once more and
-killed right before it; for every write it is killed half way through as well. `train --resume`
-then goes on, or `train` where there is no run yet. The final adapter, both moments and the metrics
-must be those of the unbroken run, bit for bit; seconds and memory aside.
+every step. For every file operation below the run's folder the same run is started once more and
+killed right before it; for every write it is also killed half way through. `train --resume`
+then continues, or `train` where there is no run yet. The final adapter, both moments and the
+metrics must be those of the unbroken run, bit for bit; seconds and memory aside.
+
+`--every-step` kills once after each checkpoint of a run of 40 steps instead, on random-weight
+models of `SHAPES`: there the kernels of a matrix product depend on how arrays are aligned, unless
+they are kept from it (see qwen_local/backends/mlx/blas.py).
 
 Where memory is shared by fork (Linux), an engine is loaded once and every run is a fork of that
 process; elsewhere a fork of a process that has loaded a framework is not safe, and every run loads
@@ -26,6 +31,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -48,12 +55,59 @@ JOB = (
     "train.keep=1",
 )
 """16 rows to train on: three steps are an epoch, and the fourth begins another."""
+STEPS = 40
+EVERY_STEP_JOB = (
+    "data.limit=20",
+    "data.eval_fraction=0.2",
+    "lora.rank=8",
+    "lora.dropout=0.1",
+    "model.dtype=float32",
+    "train.learning_rate=1e-3",
+    f"train.steps={STEPS}",
+    "train.batch_size=2",
+    "train.eval_every=20",
+    "train.early_stopping=null",
+    "train.save_every=1",
+    "train.keep=1",
+)
+"""Job of `--every-step`: LoRA on every linear layer."""
 MEASURED = {"seconds", "evaluation_seconds", "peak_memory_bytes", "tokens_per_second", "run"}
 """What may differ, and the run's own folder."""
 COMPARED_EVENTS = ("train", "eval", "warning", "end")
 """Others tell of checkpoints and resumptions, which a killed run has more of."""
 KILLED = -9
 RESULT = RESULTS / "reliability.json"
+EVERY_STEP_RESULT = RESULTS / "resume_every_step.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """Shape of a random-weight Qwen3 with the tokenizer of the tiny model."""
+
+    hidden: int
+    layers: int
+    vocabulary: int
+    tied: bool
+
+    def __str__(self) -> str:
+        tied = "tied" if self.tied else "untied"
+        return f"hidden {self.hidden}, {self.layers} layers, vocabulary {self.vocabulary}, {tied}"
+
+
+SHAPES = (
+    Shape(hidden=192, layers=3, vocabulary=9000, tied=False),
+    Shape(hidden=128, layers=2, vocabulary=4000, tied=True),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One job on one engine."""
+
+    engine: str
+    job: Sequence[str] = JOB
+    model: Path | None = None
+    """None for the tiny model."""
 
 
 def main() -> None:
@@ -61,29 +115,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--engine", choices=ENGINES, help="only this one")
     parser.add_argument("--sample", type=int, help="only so many points, evenly spread")
-    parser.add_argument("--output", default=str(RESULT), help="a file, or - to print")
+    parser.add_argument("--every-step", action="store_true", help="kill after every checkpoint")
+    parser.add_argument("--output", help="a file, or - to print")
     given = parser.parse_args()
     engines = (given.engine,) if given.engine else tuple(ENGINES)
     os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+    mode = ("--every-step",) if given.every_step else ()
     if given.engine is None:  # each in a process of its own: the two share no memory
-        results = dict(zip(engines, map(in_own_process, engines, [given.sample] * 2), strict=True))
+        results = {engine: in_own_process(engine, given.sample, mode) for engine in engines}
+        failed = any(map(has_failures, results.values()))
     else:
-        results = {given.engine: try_all(given.engine, given.sample)}
+        tried = try_every_step if given.every_step else try_all
+        results = {given.engine: tried(given.engine, given.sample)}
+        failed = has_failures(results[given.engine])
     report = {
-        "command": "python -m benchmarks.reliability",
+        "command": " ".join(("python -m benchmarks.reliability", *mode)),
         "sample": given.sample,
         "date": f"{datetime.date.today():%Y-%m-%d}",
         "machine": machine("cpu", ["qwen-local", *(n for e in engines for n in ENGINES[e])]),
-        "job": JOB,
+        "job": EVERY_STEP_JOB if given.every_step else JOB,
         "engines": results,
     }
-    write(report, given.output)
-    sys.exit(any(result["failures"] for result in results.values()))
+    write(report, given.output or (EVERY_STEP_RESULT if given.every_step else RESULT))
+    sys.exit(failed)
 
 
-def in_own_process(engine: str, sample: int | None) -> dict[str, Any]:
-    """What `try_all` gives."""
+def has_failures(result: dict[str, Any]) -> bool:
+    """True if a run differs, in what `try_all` or `try_every_step` returns."""
+    return any(each["failures"] for each in result.get("shapes", [result]))
+
+
+def in_own_process(engine: str, sample: int | None, mode: Sequence[str]) -> dict[str, Any]:
+    """Return the result of one engine, computed by a child process."""
     command = [sys.executable, "-m", "benchmarks.reliability", "--engine", engine, "--output", "-"]
+    command += mode
     command += [] if sample is None else ["--sample", str(sample)]
     asked = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     result: dict[str, Any] = json.loads(asked.stdout)["engines"][engine]
@@ -91,17 +156,68 @@ def in_own_process(engine: str, sample: int | None) -> dict[str, Any]:
 
 
 def try_all(engine: str, sample: int | None) -> dict[str, Any]:
-    """Kill the run of an engine at every point, or at some, and go on."""
+    """Kill the run of an engine at every point, or at some, and resume it."""
     if sys.platform == "linux":
         load(engine)
+    return try_points(Case(engine=engine), points_of, sample)
+
+
+def try_every_step(engine: str, sample: int | None) -> dict[str, Any]:
+    """Kill the run of an engine after every checkpoint but the last, for each shape."""
+    if sys.platform == "linux":
+        load(engine)
+    shapes = []
+    for shape in SHAPES:
+        with tempfile.TemporaryDirectory() as scratch:
+            # In a child: torch computes here, and would start threads.
+            code = in_child(partial(save_model, Path(scratch), shape), Path(scratch, "made.log"))
+            assert code == 0, Path(scratch, "made.log").read_text("utf-8")
+            case = Case(engine=engine, job=EVERY_STEP_JOB, model=Path(scratch))
+            result = try_points(case, checkpoints_of, sample)
+        print(f"{engine}, {shape}: {result['equal']} of {result['points']} equal", file=sys.stderr)
+        shapes.append({"shape": str(shape), **result})
+    return {"shapes": shapes}
+
+
+def save_model(folder: Path, shape: Shape) -> int:
+    """Save a random-weight model; return the exit code."""
+    import torch
+    import transformers
+
+    from qwen_local.embedded import tiny_model_path
+
+    torch.manual_seed(7)
+    config = transformers.Qwen3Config(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=3 * shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=64,
+        max_position_embeddings=4096,
+        tie_word_embeddings=shape.tied,
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copy(tiny_model_path() / name, folder)
+    return 0
+
+
+def try_points(
+    case: Case,
+    list_points: Callable[[Sequence[Operation]], Iterator[tuple[int, str]]],
+    sample: int | None,
+) -> dict[str, Any]:
+    """Kill a run at every listed point, or at some, resume it and count the equal ones."""
     began = time.monotonic()
     failures: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        unbroken, operations = first_run(engine, folder)
-        points = list(evenly(list(points_of(operations)), sample))
+        unbroken, operations = first_run(case, folder)
+        points = list(evenly(list(list_points(operations)), sample))
         for number, (at, fault) in enumerate(points):
-            problem = try_point(engine, folder / str(number), unbroken, at, fault)
+            problem = try_point(case, folder / str(number), unbroken, at, fault)
             if problem is not None:
                 failures.append(f"{fault} {at} of {len(operations)}, {operations[at]}: {problem}")
                 print(failures[-1], file=sys.stderr)
@@ -109,6 +225,7 @@ def try_all(engine: str, sample: int | None) -> dict[str, Any]:
         "operations": len(operations),
         "writes": sum(operation.name == "write" for operation in operations),
         "points": len(points),
+        "equal": len(points) - len(failures),
         "failures": failures,
         "seconds": round(time.monotonic() - began),
     }
@@ -127,13 +244,13 @@ def load(engine: str) -> None:
     assert threads == 1, f"a process of {threads} threads cannot be forked"
 
 
-def first_run(engine: str, folder: Path) -> tuple[dict[str, Any], list[Operation]]:
+def first_run(case: Case, folder: Path) -> tuple[dict[str, Any], list[Operation]]:
     """What the unbroken run leaves, and its file operations."""
     run, listed = folder / "unbroken", folder / "operations.json"
 
     def watched() -> int:
         with Faults(root=run) as faults:
-            code = command_line(engine, run)
+            code = command_line(case, run)
         listed.write_text(json.dumps([(o.name, o.path, o.source) for o in faults.operations]))
         return code
 
@@ -151,6 +268,15 @@ def points_of(operations: Sequence[Operation]) -> Iterator[tuple[int, str]]:
             yield at, "torn write"
 
 
+def checkpoints_of(operations: Sequence[Operation]) -> Iterator[tuple[int, str]]:
+    """(operation, fault) that leaves each checkpoint but the last as the newest."""
+    last = f"step-{STEPS:06d}"
+    for at, operation in enumerate(operations):
+        name = Path(operation.path).name
+        if operation.source is not None and name.startswith("step-") and name != last:
+            yield at, "kill after"
+
+
 def evenly(points: Sequence[tuple[int, str]], sample: int | None) -> Iterator[tuple[int, str]]:
     """All, or so many of them, the same at every time."""
     count = len(points) if sample is None else sample
@@ -158,23 +284,23 @@ def evenly(points: Sequence[tuple[int, str]], sample: int | None) -> Iterator[tu
 
 
 def try_point(
-    engine: str, folder: Path, unbroken: dict[str, Any], at: int, fault: str
+    case: Case, folder: Path, unbroken: dict[str, Any], at: int, fault: str
 ) -> str | None:
-    """Kill a run, go on with it, compare; what is wrong, or None."""
+    """Kill a run, resume it, compare; return the difference, or None."""
     folder.mkdir()
     run, said = folder / "run", folder / "said.log"
 
     def killed() -> int:
         with Faults(root=run, at=at, fault=fault):
-            return command_line(engine, run)
+            return command_line(case, run)
 
     code = in_child(killed, said)
     if code != KILLED:
         return f"not killed: it ended {code}"
     resume = ("--resume",) if (run / "job.yaml").exists() else ()
-    code = in_child(lambda: command_line(engine, run, *resume), said)
+    code = in_child(lambda: command_line(case, run, *resume), said)
     if code != 0:
-        return f"going on ended {code}: {said.read_text('utf-8')}"
+        return f"the resumed run ended {code}: {said.read_text('utf-8')}"
     left = left_by(run)
     differing = [name for name in unbroken if left.get(name) != unbroken[name]]
     differing += left.keys() - unbroken.keys()
@@ -184,13 +310,14 @@ def try_point(
     return None
 
 
-def command_line(engine: str, run: Path, *more: str) -> int:
+def command_line(case: Case, run: Path, *more: str) -> int:
     """`qwen-local train` in this process; its exit code."""
     from qwen_local.cli import main as qwen_local
 
-    sets = [word for setting in JOB for word in ("--set", setting)]
-    backend = ("--backend", engine, "--device", "cpu")
-    sys.argv = ["qwen-local", "train", *backend, *sets, "--output", str(run), "--quiet", *more]
+    sets = [word for setting in case.job for word in ("--set", setting)]
+    where = ["--backend", case.engine, "--device", "cpu", "--output", str(run)]
+    where += [] if case.model is None else ["--model", str(case.model)]
+    sys.argv = ["qwen-local", "train", *where, *sets, "--quiet", *more]
     try:
         qwen_local()
     except SystemExit as ended:
