@@ -354,11 +354,11 @@ def _train(ready: _Ready, engine: Backend, *, quiet: bool) -> Summary:
         enable_thinking=report.enable_thinking,
         max_length=report.max_length,
     )
-    layers = setup.model.architecture.layers
+    blocks = setup.model.architecture.blocks
 
     def adapter_of(arrays: Arrays) -> Adapter:
         return Adapter(
-            base=job.model.name, lora=job.lora, layers=layers, arrays=arrays, origin=origin
+            base=job.model.name, lora=job.lora, blocks=blocks, arrays=arrays, origin=origin
         )
 
     data = Data(
