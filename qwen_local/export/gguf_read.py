@@ -132,9 +132,9 @@ class GgufWeights:
             "tokenizer.ggml.merges": list(vocabulary.merges),
             "tokenizer.ggml.eos_token_id": vocabulary.end_of_turn,
         }
-        for key, wanted in expected.items():
+        for key, given in expected.items():
             found = value(self._reader, key)
-            rounded = float(np.float32(wanted)) if isinstance(wanted, float) else wanted
+            rounded = float(np.float32(given)) if isinstance(given, float) else given
             if found != rounded:
                 raise ExportError(f"{key} was not written correctly: found {shown(found)}")
 

@@ -112,10 +112,10 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
 
 def _differences(content: Mapping[str, Any], where: str) -> Iterator[Fault]:
     """Yield differences between llama.cpp and this tokenizer.json, as the library writes it."""
-    for key, wanted in PLAIN_BPE.items():
-        found = content["model"].get(key, wanted)
-        if found != wanted and not (wanted is None and found == ""):
-            problem = f"expected {json.dumps(wanted)}; found {json.dumps(found)}"
+    for key, expected in PLAIN_BPE.items():
+        found = content["model"].get(key, expected)
+        if found != expected and not (expected is None and found == ""):
+            problem = f"expected {json.dumps(expected)}; found {json.dumps(found)}"
             yield Fault(f"{where}: model.{key}", problem, HINT)
     if not _splits_as_qwen2(content["pre_tokenizer"]):
         problem = "splits text differently than Qwen2, which llama.cpp cannot reproduce"

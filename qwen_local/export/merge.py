@@ -148,19 +148,19 @@ def write_shards(
         shard_bytes: largest file, unless a single tensor is larger.
     """
     shards: list[dict[str, int]] = []
-    held: dict[str, Any] = {}
+    pending: dict[str, Any] = {}
 
     def flush() -> None:
-        weights.write(folder / f"model-{len(shards) + 1:05d}.safetensors", held)
-        shards.append({name: part.nbytes for name, part in held.items()})
-        held.clear()
+        weights.write(folder / f"model-{len(shards) + 1:05d}.safetensors", pending)
+        shards.append({name: part.nbytes for name, part in pending.items()})
+        pending.clear()
 
     for name, array in tensors:
         to = quantization if name in quantized else "none"
         parts = weights.encode(name, array, dtype=dtype, quantization=to)
-        if held and sum(part.nbytes for part in (held | parts).values()) > shard_bytes:
+        if pending and sum(part.nbytes for part in (pending | parts).values()) > shard_bytes:
             flush()
-        held |= parts
+        pending |= parts
     flush()
     if len(shards) == 1:
         (folder / "model-00001.safetensors").rename(folder / "model.safetensors")

@@ -64,27 +64,27 @@ class Expected:
     state: Mapping[str, tuple[object, ...]] | None = None
     """Allowed values of each key of a JSON object, () for any finite float; None for no object."""
 
-    def faults(self, where: str, held: Header) -> Iterator[Fault]:
+    def faults(self, where: str, header: Header) -> Iterator[Fault]:
         """Yield the differences of a tensor.
 
         Args:
             where: name of the tensor in messages.
-            held: its header.
+            header: its header.
         """
-        if held.type not in self.types:
-            yield Fault(where, f"expected {' or '.join(self.types)}; found {held.type}", HINT)
-        elif self.shape is not None and held.shape != self.shape:
-            yield Fault(where, f"expected shape {self.shape}; found {held.shape}", HINT)
-        elif self.content is not None and held.content != self.content:
-            problem = f"expected {list(self.content)}; found {list(held.content)}"
+        if header.type not in self.types:
+            yield Fault(where, f"expected {' or '.join(self.types)}; found {header.type}", HINT)
+        elif self.shape is not None and header.shape != self.shape:
+            yield Fault(where, f"expected shape {self.shape}; found {header.shape}", HINT)
+        elif self.content is not None and header.content != self.content:
+            problem = f"expected {list(self.content)}; found {list(header.content)}"
             yield Fault(where, problem, HINT)
-        elif self.state is not None and math.prod(held.shape) > LONGEST_METADATA:
+        elif self.state is not None and math.prod(header.shape) > LONGEST_METADATA:
             problem = (
-                f"expected at most {LONGEST_METADATA:,} bytes; found {math.prod(held.shape):,}"
+                f"expected at most {LONGEST_METADATA:,} bytes; found {math.prod(header.shape):,}"
             )
             yield Fault(where, problem, HINT)
         elif self.state is not None:
-            yield from _state_faults(where, held.content, self.state)
+            yield from _state_faults(where, header.content, self.state)
 
 
 def quantized_parts(
