@@ -120,7 +120,7 @@ def make_adapter(name: str, folder: Path) -> None:
         for key, array in initial_arrays(shape, lora, seed=0).items()
     }
     model = str(folder / "model")
-    save_adapter(Adapter(model, lora, shape.layers, arrays), folder / "adapter")
+    save_adapter(Adapter(model, lora, shape.blocks, arrays), folder / "adapter")
 
 
 def measured(command: tuple[str, ...], folder: Path, allowed: float) -> dict[str, Any]:

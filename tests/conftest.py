@@ -214,7 +214,7 @@ def changing_adapter(tmp_path: Path) -> Path:
     adapter = Adapter(
         base=TINY_MODEL,
         lora=lora,
-        layers=architecture.layers,
+        blocks=architecture.blocks,
         arrays=arrays,
         origin=Origin(max_length=77),
     )

@@ -5,6 +5,7 @@ encoding. Checked on the syntax of every file, so comments and strings are free 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -261,3 +262,30 @@ def test_each_finding_has_its_line() -> None:
         "3: os.system",
         "4: builtins.eval",
     ]
+
+
+FAMILY_CHECK = re.compile(r"""model_type\W*(==|!=|\bin\b|\bnot in\b)\s*[("']""")
+"""A comparison of a model's family with a name: such facts belong into `models/families/`."""
+
+
+def test_only_families_and_engines_know_a_family_by_name() -> None:
+    own = (ROOT / "qwen_local/models/families", ROOT / "qwen_local/backends")
+    files = [p for p in (ROOT / "qwen_local").rglob("*.py") if not p.is_relative_to(own[0])]
+    found = [
+        str(path.relative_to(ROOT))
+        for path in files
+        if not path.is_relative_to(own[1]) and FAMILY_CHECK.search(path.read_text(encoding="utf-8"))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'if shape.model_type == "qwen3":',
+        'if config["model_type"] != "qwen2"',
+        "model_type in ('a',)",
+    ],
+)
+def test_a_check_of_a_family_by_name_is_found(line: str) -> None:
+    assert FAMILY_CHECK.search(line)

@@ -29,7 +29,7 @@ from qwen_local.backends.cuda.quiet import import_bitsandbytes
 from qwen_local.backends.select import Choice, open_backend
 from qwen_local.job.presets import choose
 from qwen_local.job.schema import LoraSpec
-from qwen_local.models.architecture import LINEARS
+from qwen_local.models.families import TARGETS
 from qwen_local.models.source import fetch, find_model
 from qwen_local.rows.rows import Rows
 
@@ -153,7 +153,7 @@ def plain(folder: Path, device: Device) -> tuple[Work, Work, int]:
         r=RANK,
         lora_alpha=ALPHA,
         lora_dropout=DROPOUT,
-        target_modules=list(LINEARS),
+        target_modules=list(TARGETS),
     )
     model = peft.get_peft_model(model, config)
     trained = [p for p in model.parameters() if p.requires_grad]

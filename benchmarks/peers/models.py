@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.peers.work import FailedError, last_line
 from qwen_local.embedded import tiny_model_path
-from qwen_local.models.published import QWEN3
+from qwen_local.models.published import QWEN3_SIZES
 
 SMALL: dict[str, dict[str, int]] = {
     "mlx": {
@@ -70,7 +70,7 @@ def shape(name: str) -> dict[str, Any] | None:
     rest = {"max_position_embeddings": 40_960, "eos_token_id": 2024, "pad_token_id": 2022}
     if name in SMALL:
         return {**SMALL[name], "tie_word_embeddings": True, **rest}
-    known = QWEN3[name.removeprefix("Qwen3-")]
+    known = QWEN3_SIZES[name.removeprefix("Qwen3-")]
     return {
         "vocab_size": known.vocabulary,
         "hidden_size": known.hidden,

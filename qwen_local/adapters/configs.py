@@ -1,4 +1,4 @@
-"""The settings of an adapter that another tool wrote: what we can hold, and refusal of the rest.
+"""Reading `adapter_config.json` of other tools: supported settings, and refusal of the rest.
 
 The keys are those of PEFT's `LoraConfig` and of mlx-lm's `tuner/utils.py:load_adapters`.
 LLaMA-Factory, TRL, Axolotl and Unsloth write PEFT's.
@@ -12,18 +12,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qwen_local.adapters.lora import Origin, Place
+from qwen_local.adapters.lora import Origin, all_places, target_names
 from qwen_local.errors import Fault, ModelError
 from qwen_local.job.schema import LoraSpec, Quantization
-from qwen_local.models.architecture import LINEARS, block_path
+from qwen_local.models.architecture import Block, Place, block_prefix, linear_paths
 
 log = logging.getLogger("qwen_local")
 
-PATHS = {block_path(name): name for name in LINEARS}
+Blocks = tuple[Block, ...]
 
-NOT_HELD = (
+UNSUPPORTED = (
     "alora_invocation_tokens",
     "alpha_pattern",
     "arrow_config",
@@ -39,14 +39,14 @@ NOT_HELD = (
     "use_bdlora",
     "use_qalora",
 )
-"""Keys of PEFT that change the result and have no counterpart here."""
+"""Keys of PEFT that change the result and are not supported."""
 WITHOUT_EFFECT = (
-    "auto_mapping",  # refused below where it names anything but transformers
+    "auto_mapping",  # refused below if it names anything but transformers
     "base_model_name_or_path",
     "corda_config",
     "ensure_weight_tying",
     "eva_config",
-    "exclude_modules",  # the arrays say what was left out
+    "exclude_modules",  # the arrays show which layers were excluded
     "inference_mode",
     "layers_pattern",
     "loftq_config",
@@ -60,20 +60,14 @@ WITHOUT_EFFECT = (
     "task_type",
     "velora_config",
 )
-"""Keys of PEFT that are nothing to one who applies the adapter."""
-PLAIN_STARTS = ("gaussian", "eva", "orthogonal")
-"""Values of `init_lora_weights` that leave the base, and how it is computed, as they are."""
-MERGE = "merge it where it was made (merge_and_unload) and take the merged model"
+"""Keys of PEFT that do not matter when an adapter is applied."""
+PLAIN_INITIALIZATIONS = ("gaussian", "eva", "orthogonal")
+"""Values of `init_lora_weights` that do not change the base model or its computation."""
+MERGE = "merge it where it was made (merge_and_unload) and use the merged model"
 OWN_BASE = (
     "where it was made, save it with path_initial_model_for_weight_conversion, which makes a plain "
     "LoRA of most kinds, or merge it"
 )
-
-
-def _path(name: str) -> str:
-    if name not in PATHS:
-        raise ValueError(f"expected one of {', '.join(PATHS)}")
-    return name
 
 
 Rank = Annotated[int, Field(ge=1, le=1024)]
@@ -103,7 +97,7 @@ class _MlxParameters(_Config):
     rank: Rank
     scale: Multiplier
     dropout: Dropout = None
-    keys: Annotated[list[Annotated[str, AfterValidator(_path)]], Field(min_length=1)] | None = None
+    keys: Names | None = None
 
 
 class _Mlx(_Config):
@@ -127,7 +121,7 @@ Config = TypeVar("Config", bound=_Config)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """What an `adapter_config.json` says, whichever tool wrote it."""
+    """Content of an `adapter_config.json`, whichever tool wrote it."""
 
     rank: int
     alpha: float
@@ -135,69 +129,69 @@ class Settings:
     dropout: float
     dora: bool
     places: frozenset[Place] | None
-    """The linear layers that it names; None where only the arrays tell (a pattern, or nothing)."""
-    all_there: bool
-    """Whether each of them must have its arrays: mlx-lm begins those that have none at zero."""
+    """The layers that it lists; None if only the arrays show them (a pattern, or no list)."""
+    all_required: bool
+    """True if each of them must have arrays; mlx-lm starts those without at zero."""
 
-    def lora(self, places: tuple[Place, ...], layers: int) -> LoraSpec:
-        """The same as an engine is told it, for arrays of these linear layers.
+    def lora(self, places: tuple[Place, ...], blocks: Blocks) -> LoraSpec:
+        """Return the settings for an engine.
 
         Args:
-            places: at least one.
-            layers: blocks of the base model.
+            places: linear layers that have arrays, at least one.
+            blocks: of the base model.
         """
-        lowest = min(layer for layer, _ in places)
+        lowest = min(block for block, _ in places)
         return LoraSpec(
             rank=self.rank,
             alpha=self.alpha,
             dropout=self.dropout,
-            targets=tuple(name for name in LINEARS if any(name == t for _, t in places)),
-            layers=layers - lowest if lowest else "all",
+            targets=target_names(places, blocks),
+            layers=len(blocks) - lowest if lowest else "all",
             rslora=self.rslora,
         )
 
 
-def settings_of_peft(config: Mapping[str, Any], layers: int, where: str) -> Settings:
-    """The settings of PEFT's `adapter_config.json`.
+def settings_of_peft(config: Mapping[str, Any], blocks: Blocks, where: str) -> Settings:
+    """Read PEFT's `adapter_config.json`.
 
-    A regular expression in `target_modules` is not run: the arrays tell what it found.
+    A regular expression in `target_modules` is not run: the arrays show what it matched.
 
     Args:
         config: its content.
-        layers: blocks of the base model.
-        where: how messages name the file.
+        blocks: of the base model.
+        where: name of the file in messages.
 
     Raises:
-        ModelError: a setting is missing, malformed, or not one that we can hold; all at once.
+        ModelError: settings are missing, malformed or unsupported; all faults together.
     """
     faults = [
-        Fault(f"{where}: {key}", "this adapter cannot be loaded with it set", MERGE)
-        for key in NOT_HELD
+        Fault(f"{where}: {key}", "not supported: the adapter cannot be loaded", MERGE)
+        for key in UNSUPPORTED
         if config.get(key)
     ]
-    faults += _code_named(config.get("auto_mapping"), where)
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start not in PLAIN_STARTS:
-        problem = f"{start!r} changes the base, or how it is computed: this is no plain LoRA"
+    faults += _code_faults(config.get("auto_mapping"), where)
+    initialization = config.get("init_lora_weights")
+    if isinstance(initialization, str) and initialization not in PLAIN_INITIALIZATIONS:
+        problem = f"{initialization!r} changes the base model or its computation: not a plain LoRA"
         faults.append(Fault(f"{where}: init_lora_weights", problem, OWN_BASE))
-    faults += _unknown_targets(config.get("target_modules"), where)
+    faults += _target_faults(config.get("target_modules"), blocks, where)
     read = _read(_Peft, config, where, faults)
-    known = (*NOT_HELD, *WITHOUT_EFFECT, *_Peft.model_fields)
+    known = (*UNSUPPORTED, *WITHOUT_EFFECT, *_Peft.model_fields)
     for key in sorted(key for key, value in config.items() if value and key not in known):
-        log.warning("%s: %s: not known here; should it matter, answers will differ", where, key)
+        log.warning("%s: %s: unknown setting; ignored, though it may change answers", where, key)
     return Settings(
         rank=read.r,
         alpha=read.lora_alpha,
         rslora=read.use_rslora,
         dropout=read.lora_dropout or 0.0,
         dora=read.use_dora,
-        places=_peft_places(read, config, layers, where),
-        all_there=True,
+        places=_peft_places(read, config, blocks, where),
+        all_required=True,
     )
 
 
-def _code_named(mapping: object, where: str) -> list[Fault]:
-    """`auto_mapping` names a class and where to import it from; Unsloth writes the model's own."""
+def _code_faults(mapping: object, where: str) -> list[Fault]:
+    """Check `auto_mapping`: a class and its module. Unsloth writes the model's own class."""
     if not mapping:
         return []
     library = mapping.get("parent_library") if isinstance(mapping, dict) else None
@@ -207,73 +201,95 @@ def _code_named(mapping: object, where: str) -> list[Fault]:
     return [Fault(f"{where}: auto_mapping", problem, "remove it from a copy of the adapter")]
 
 
-def _unknown_targets(given: object, where: str) -> list[Fault]:
-    """Which of a list of target modules are no linear layers of a block."""
+def _target_faults(given: object, blocks: Blocks, where: str) -> list[Fault]:
+    """List target modules that no block has."""
     names = given if isinstance(given, list) else []
+    known = linear_paths(blocks)
     return [
         Fault(
             f"{where}: target_modules.{number}",
-            f"expected one of {', '.join(LINEARS)}; found {name!r:.80}",
+            f"expected one of {', '.join(known)}; found {name!r:.80}",
             MERGE,
         )
         for number, name in enumerate(names)
-        if isinstance(name, str) and name.rpartition(".")[2] not in LINEARS
+        if isinstance(name, str) and name.rpartition(".")[2] not in known
     ]
 
 
 def _peft_places(
-    read: _Peft, config: Mapping[str, Any], layers: int, where: str
+    read: _Peft, config: Mapping[str, Any], blocks: Blocks, where: str
 ) -> frozenset[Place] | None:
-    """The linear layers that `target_modules` names, as PEFT reads it: ends of their paths."""
+    """Return the linear layers that `target_modules` lists, as PEFT reads it: ends of paths."""
     given = read.layers_to_transform
-    blocks = [given] if isinstance(given, int) else given or list(range(layers))
-    if not set(blocks) <= set(range(layers)):
-        problem = f"expected some of the {layers} blocks, counted from 0; found {given}"
+    numbers = [given] if isinstance(given, int) else given or list(range(len(blocks)))
+    if not set(numbers) <= set(range(len(blocks))):
+        problem = f"expected some of the {len(blocks)} blocks, counted from 0; found {given}"
         raise ModelError.at(f"{where}: layers_to_transform", problem)
-    names = list(LINEARS) if read.target_modules == "all-linear" else read.target_modules
-    if isinstance(names, str) or config.get("exclude_modules"):
+    names = read.target_modules
+    if config.get("exclude_modules") or (isinstance(names, str) and names != "all-linear"):
         return None
+    places = [(number, path) for number, path in all_places(blocks) if number in numbers]
+    if isinstance(names, str):
+        return frozenset(places)
     return frozenset(
-        (layer, target)
-        for layer in blocks
-        for path, target in PATHS.items()
-        if any(f".model.layers.{layer}.{path}".endswith(f".{name}") for name in names)
+        (number, path)
+        for number, path in places
+        if any(f".{block_prefix(number)}{path}".endswith(f".{name}") for name in names)
     )
 
 
-def settings_of_mlx(config: Mapping[str, Any], layers: int, where: str) -> Settings:
-    """The settings of mlx-lm's `adapter_config.json`; arguments and errors as above."""
-    read = _read(_Mlx, config, where, [])
+def settings_of_mlx(config: Mapping[str, Any], blocks: Blocks, where: str) -> Settings:
+    """Read mlx-lm's `adapter_config.json`; arguments and errors as above."""
+    paths = list(linear_paths(blocks).values())
+    read = _read(_Mlx, config, where, _key_faults(config, paths, where))
     parameters = read.lora_parameters
-    count = read.num_layers if 0 < read.num_layers < layers else layers  # mlx-lm: 0, -1: all
+    total = len(blocks)
+    count = read.num_layers if 0 < read.num_layers < total else total  # mlx-lm: 0, -1: all
     places = None
-    if parameters.keys is not None:  # before it wrote them, no keys meant q and v
-        names = [PATHS[key] for key in parameters.keys]
-        places = frozenset((n, name) for n in range(layers - count, layers) for name in names)
+    if parameters.keys is not None:  # in files of older versions, no keys means q and v
+        places = frozenset(
+            (number, path)
+            for number, path in all_places(blocks)
+            if number >= total - count and path in parameters.keys
+        )
     return Settings(
         rank=parameters.rank,
         alpha=alpha_of(parameters.scale, parameters.rank),
         dropout=parameters.dropout or 0.0,
         dora=read.fine_tune_type == "dora",
         places=places,
-        all_there=False,
+        all_required=False,
     )
 
 
+def _key_faults(config: Mapping[str, Any], paths: list[str], where: str) -> list[Fault]:
+    """List `keys` that no block has."""
+    parameters = config.get("lora_parameters")
+    keys = parameters.get("keys") if isinstance(parameters, dict) else None
+    return [
+        Fault(
+            f"{where}: lora_parameters.keys.{number}",
+            f"expected one of {', '.join(paths)}; found {key!r:.80}",
+        )
+        for number, key in enumerate(keys if isinstance(keys, list) else [])
+        if isinstance(key, str) and key not in paths
+    ]
+
+
 def alpha_of(scale: float, rank: int) -> float:
-    """The alpha whose quotient by the rank is this scale, to the last bit where there is one.
+    """Return the alpha with alpha / rank == scale, exact to the last bit if there is one.
 
     >>> alpha_of(0.1 / 49, 49)
     0.1
     """
     product = scale * rank
-    near = (math.nextafter(product, toward) for toward in (0.0, math.inf))
-    some = (float(f"{product:.12g}"), product, *near)
-    return next((alpha for alpha in some if alpha / rank == scale), product)
+    neighbors = (math.nextafter(product, toward) for toward in (0.0, math.inf))
+    candidates = (float(f"{product:.12g}"), product, *neighbors)
+    return next((alpha for alpha in candidates if alpha / rank == scale), product)
 
 
 def read_origin(config: dict[str, Any], where: str) -> Origin:
-    """The content of the `qwen_local.json` beside an adapter; arguments and errors as above."""
+    """Read the `qwen_local.json` beside an adapter; arguments and errors as above."""
     return Origin(**_read(_Origin, config, where, []).model_dump())
 
 

@@ -1,143 +1,169 @@
 """The canonical LoRA adapter: y = W x + scale * B (A x), with A [r, in] and B [out, r].
 
-One that others made may be a DoRA (arXiv:2402.09353), with magnitudes m [out] besides: y = V x with
+Adapters of other tools may be DoRA (arXiv:2402.09353) with magnitudes m [out]: y = V x, where
 V = m (W + scale * B A) / |W + scale * B A|, row by row. Names and layout are PEFT's. Both engines
-start from the arrays made here, so that their curves start at one point.
+start from the arrays made here, so that their loss curves start at the same point.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from qwen_local.job.schema import LoraSpec, Quantization
-from qwen_local.models.architecture import LINEARS, Architecture, block_path
+from qwen_local.models.architecture import Architecture, Block, Place, block_prefix, linear_paths
 
-Place = tuple[int, str]
-"""(block, short name) of a linear layer that carries an adapter."""
 Matrix = Literal["A", "B", "m"]
 
+PREFIX = "base_model.model."
+"""PEFT's name of a module is this and the model's own name."""
 _NAME = re.compile(
-    r"base_model\.model\.model\.layers\.(0|[1-9]\d{0,3})\.(?:self_attn|mlp)\.(\w+)"
+    r"base_model\.model\.model\.layers\.(0|[1-9]\d{0,3})\.(\w+(?:\.\w+)*)"
     r"\.(?:lora_[AB]\.weight|lora_magnitude_vector)"
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """What an adapter was trained on, beyond the model's name. Unknown where others made it."""
+    """Training conditions beyond the base model's name. Defaults for adapters of other tools."""
 
     commit: str | None = None
-    """The base model's commit on the hub."""
+    """Commit of the base model on the hub."""
     backend: Literal["mlx", "cuda"] | None = None
-    """The engine, which decides the scheme of a quantized base."""
+    """The engine, which decides the format of a quantized base model."""
     quantization: Quantization = "none"
-    """What the linear layers of the base's blocks were held in."""
+    """Quantization of the base model's linear layers during training."""
     template_sha256: str | None = None
-    """Of the chat template that it was trained under."""
+    """Hash of the chat template."""
     thinking: Literal["auto", "keep", "drop", "empty"] = "auto"
-    """What became of the reasoning in its data."""
+    """Treatment of reasoning in the data."""
     enable_thinking: bool | None = None
-    """What a generation prompt is asked for, to begin answers as most of its data did."""
+    """Argument of the chat template that starts answers like most of the training data."""
     max_length: int | None = None
-    """Tokens of the longest row that it could learn."""
+    """Longest row allowed in training, in tokens."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
-    """Trained arrays with what is needed to apply them."""
+    """Trained arrays and the settings that apply them."""
 
     base: str
-    """The model that it was trained on: hub id, folder or `qwen-local/tiny`."""
+    """The base model: hub id, folder or `qwen-local/tiny`."""
     lora: LoraSpec
-    layers: int
-    """Blocks of the base model."""
+    blocks: tuple[Block, ...]
+    """All blocks of the base model."""
     arrays: Mapping[str, np.ndarray]
-    """float32, by `lora_name`. Linear layers that `lora` names and that have none here, as an
-    adapter of scattered blocks leaves them, are those of the base."""
+    """float32, by `lora_name`. A layer in the range of `lora` may have no arrays, as in an adapter
+    of scattered blocks; it then works as in the base model."""
     origin: Origin = Origin()
 
     @property
     def dora(self) -> bool:
-        """Whether it has magnitudes."""
+        """True if it has DoRA magnitudes."""
         return is_dora(self.arrays)
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """The linear layers that carry it, in the order of the model."""
-        return places_of(self.arrays)
+        """The linear layers that carry it, in model order."""
+        return places_of(self.arrays, self.blocks)
 
-    def matrices(self, layer: int, target: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """(A, B) of a linear layer, where it carries them."""
-        a, b = (self.arrays.get(lora_name(layer, target, matrix)) for matrix in ("A", "B"))
+    def matrices(self, block: int, path: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return (A, B) of a linear layer, or None if it has none."""
+        a, b = (self.arrays.get(lora_name(block, path, matrix)) for matrix in ("A", "B"))
         return None if a is None or b is None else (a, b)
 
 
-def lora_name(layer: int, target: str, matrix: Matrix) -> str:
-    """PEFT's name of one array in `adapter_model.safetensors`; m is the magnitude of a DoRA.
+def lora_name(block: int, path: str, matrix: Matrix) -> str:
+    """Return PEFT's name of one array in `adapter_model.safetensors`; m is a DoRA magnitude.
 
-    >>> lora_name(3, "q_proj", "A")
+    >>> lora_name(3, "self_attn.q_proj", "A")
     'base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight'
     """
-    what = "lora_magnitude_vector" if matrix == "m" else f"lora_{matrix}.weight"
-    return f"base_model.model.model.layers.{layer}.{block_path(target)}.{what}"
+    ending = "lora_magnitude_vector" if matrix == "m" else f"lora_{matrix}.weight"
+    return f"{PREFIX}{block_prefix(block)}{path}.{ending}"
 
 
 def place_of(name: str) -> Place | None:
-    """Where an array belongs, or None where the name is none of `lora_name`.
+    """Return the layer that an array belongs to, or None if `lora_name` makes no such name.
 
-    >>> place_of(lora_name(3, "q_proj", "A"))
-    (3, 'q_proj')
+    >>> place_of(lora_name(3, "self_attn.q_proj", "A"))
+    (3, 'self_attn.q_proj')
     """
     match = _NAME.fullmatch(name)
-    if match is None or match[2] not in LINEARS or block_path(match[2]) not in name:
-        return None
-    return int(match[1]), match[2]
+    return None if match is None else (int(match[1]), match[2])
 
 
-def places_of(names: Iterable[str]) -> tuple[Place, ...]:
-    """The linear layers that arrays of these names belong to, in the order of the model."""
-    found = {place for name in names if (place := place_of(name)) is not None}
-    return tuple(sorted(found, key=lambda place: (place[0], LINEARS.index(place[1]))))
+def all_places(blocks: Collection[Block]) -> list[Place]:
+    """List the linear layers of a model, in its order."""
+    return [
+        (number, linear.path)
+        for number, block in enumerate(blocks)
+        for linear in block.linears.values()
+    ]
+
+
+def places_of(names: Iterable[str], blocks: Collection[Block]) -> tuple[Place, ...]:
+    """Return the linear layers of a model that arrays of these names belong to, in model order."""
+    found = {place_of(name) for name in names}
+    return tuple(place for place in all_places(blocks) if place in found)
+
+
+def target_names(places: Collection[Place], blocks: Collection[Block]) -> tuple[str, ...]:
+    """Return the short names of linear layers, in block order: what `lora.targets` lists."""
+    used = {path for _, path in places}
+    return tuple(name for name, path in linear_paths(blocks).items() if path in used)
+
+
+def arrays_of_block(arrays: Mapping[str, np.ndarray], block: int) -> dict[str, np.ndarray]:
+    """Return the arrays of one block, named as in a model that has only this block."""
+    prefix, first = PREFIX + block_prefix(block), PREFIX + block_prefix(0)
+    return {
+        first + name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
 
 
 def is_dora(names: Iterable[str]) -> bool:
-    """Whether arrays of these names are those of a DoRA."""
+    """Return True if the arrays of these names include DoRA magnitudes."""
     return any(name.endswith(".lora_magnitude_vector") for name in names)
 
 
 def array_shapes(
     architecture: Architecture, places: Iterable[Place], rank: int, *, dora: bool = False
 ) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every array of an adapter on these linear layers, in their order."""
-    linear = architecture.linear_shapes()
+    """Return name -> shape of every array of an adapter on these linear layers, in their order."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for layer, target in places:
-        out, into = linear[target]
-        shapes[lora_name(layer, target, "A")] = (rank, into)
-        shapes[lora_name(layer, target, "B")] = (out, rank)
+    for block, path in places:
+        out, into = architecture.blocks[block].tensors[f"{path}.weight"]
+        shapes[lora_name(block, path, "A")] = (rank, into)
+        shapes[lora_name(block, path, "B")] = (out, rank)
         if dora:
-            shapes[lora_name(layer, target, "m")] = (out,)
+            shapes[lora_name(block, path, "m")] = (out,)
     return shapes
 
 
 def lora_shapes(architecture: Architecture, lora: LoraSpec) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every matrix of an adapter that is trained here, in a fixed order."""
-    blocks = lora.blocks(architecture.layers)
-    places = [(layer, target) for layer in blocks for target in lora.target_names]
+    """Return name -> shape of every matrix of a new adapter, in a fixed order."""
+    places = [
+        (number, linear.path)
+        for number in lora.blocks(architecture.layers)
+        for name, linear in architecture.blocks[number].linears.items()
+        if name in lora.target_names
+    ]
     return array_shapes(architecture, places, lora.rank)
 
 
 def initial_arrays(architecture: Architecture, lora: LoraSpec, seed: int) -> dict[str, np.ndarray]:
-    """A ~ U(-1/sqrt(in), 1/sqrt(in)) and B = 0: the distribution of PEFT and of mlx-lm.
+    """Draw A ~ U(-1/sqrt(in), 1/sqrt(in)) and set B = 0: the distribution of PEFT and mlx-lm.
 
-    PEFT says kaiming_uniform(a = sqrt 5), whose bound is sqrt(6 / ((1 + 5) in)). Every matrix has
-    its own generator, keyed by seed and name: adding a target leaves the others as they were.
+    PEFT calls it kaiming_uniform(a = sqrt 5), whose bound is sqrt(6 / ((1 + 5) in)). Every matrix
+    has its own generator, keyed by seed and name, so that adding a target changes no other matrix.
 
     Returns:
         float32 arrays by `lora_name`.

@@ -1,7 +1,7 @@
 """The layout that mlx-lm reads and writes: `adapters.safetensors` with `adapter_config.json`.
 
-mlx-lm stores the transpose of PEFT's matrices, lora_a [in, r] and lora_b [r, out], and the
-multiplier itself where PEFT stores alpha and rank (`tuner/lora.py`, `tuner/utils.py`).
+mlx-lm stores PEFT's matrices transposed, lora_a [in, r] and lora_b [r, out], and the scale itself
+instead of alpha and rank (`tuner/lora.py`, `tuner/utils.py`).
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from qwen_local.adapters.lora import Adapter
+from qwen_local.adapters.lora import PREFIX, Adapter, target_names
 from qwen_local.files import write_arrays, write_json
-from qwen_local.models.architecture import LINEARS, block_path
+from qwen_local.models.architecture import linear_paths
 
-PREFIX = "base_model.model."
 ARRAYS = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector"}
 """mlx-lm's name of an array of a linear layer -> PEFT's."""
 
 
 def to_mlx(name: str) -> str:
-    """PEFT's name of an array -> mlx-lm's.
+    """Convert PEFT's name of an array to mlx-lm's.
 
     >>> to_mlx("base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight")
     'model.layers.3.self_attn.q_proj.lora_a'
@@ -34,7 +33,7 @@ def to_mlx(name: str) -> str:
 
 
 def to_peft(name: str) -> str:
-    """mlx-lm's name of an array -> PEFT's; the name of anything else stays as it is.
+    """Convert mlx-lm's name of an array to PEFT's; return any other name unchanged.
 
     >>> to_peft("model.layers.3.self_attn.q_proj.lora_b")
     'base_model.model.model.layers.3.self_attn.q_proj.lora_B.weight'
@@ -44,19 +43,19 @@ def to_peft(name: str) -> str:
 
 
 def mlx_config(adapter: Adapter) -> dict[str, Any]:
-    """The `adapter_config.json` that `mlx_lm.load(..., adapter_path=...)` needs."""
+    """Return the `adapter_config.json` that `mlx_lm.load(..., adapter_path=...)` needs."""
     lora, places = adapter.lora, adapter.places
-    targets = {target for _, target in places}
+    paths = linear_paths(adapter.blocks)
     return {
         "fine_tune_type": "dora" if adapter.dora else "lora",
         "model": adapter.base,
-        # Of the last blocks; in those that have no arrays mlx-lm's own begin at zero.
-        "num_layers": adapter.layers - min(layer for layer, _ in places),
+        # Counted from the last block; in blocks without arrays, mlx-lm's own start at zero.
+        "num_layers": len(adapter.blocks) - min(block for block, _ in places),
         "lora_parameters": {
             "rank": lora.rank,
             "scale": lora.scale,
             "dropout": lora.dropout,
-            "keys": [block_path(target) for target in LINEARS if target in targets],
+            "keys": [paths[name] for name in target_names(places, adapter.blocks)],
         },
     }
 

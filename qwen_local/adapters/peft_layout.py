@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qwen_local.adapters.lora import Adapter
+from qwen_local.adapters.lora import Adapter, target_names
 from qwen_local.files import array_bytes, json_bytes
-from qwen_local.models.architecture import LINEARS, block_path
 
 
 def peft_config(adapter: Adapter) -> dict[str, Any]:
-    """The `adapter_config.json` that `PeftModel.from_pretrained` needs (`LoraConfig`)."""
+    """Return the `adapter_config.json` that `PeftModel.from_pretrained` needs (`LoraConfig`)."""
     lora = adapter.lora
-    targets, blocks = _where(adapter)
+    targets, blocks = _targets(adapter)
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -33,18 +32,19 @@ def peft_config(adapter: Adapter) -> dict[str, Any]:
     }
 
 
-def _where(adapter: Adapter) -> tuple[list[str], list[int] | None]:
-    """(target_modules, layers_to_transform): short names and blocks, or else whole paths."""
+def _targets(adapter: Adapter) -> tuple[list[str], list[int] | None]:
+    """Return (target_modules, layers_to_transform): short names and blocks, or full paths."""
     places = adapter.places
-    blocks = sorted({layer for layer, _ in places})
-    targets = [name for name in LINEARS if any(target == name for _, target in places)]
-    if len(places) < len(blocks) * len(targets):
-        return [f"layers.{layer}.{block_path(target)}" for layer, target in places], None
-    return targets, None if len(blocks) == adapter.layers else blocks
+    names = target_names(places, adapter.blocks)
+    blocks = sorted({block for block, _ in places})
+    covered = sum(name in adapter.blocks[block].linears for block in blocks for name in names)
+    if len(places) < covered:
+        return [f"layers.{block}.{path}" for block, path in places], None
+    return list(names), None if len(blocks) == len(adapter.blocks) else blocks
 
 
 def peft_files(adapter: Adapter) -> dict[str, bytes]:
-    """The files of a folder that `PeftModel.from_pretrained` loads, by name."""
+    """Return the files of a folder that `PeftModel.from_pretrained` loads, by name."""
     return {
         "adapter_model.safetensors": array_bytes(adapter.arrays, made_for="pt"),
         "adapter_config.json": json_bytes(peft_config(adapter)),

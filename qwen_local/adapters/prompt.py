@@ -1,4 +1,4 @@
-"""How answers begin that an adapter has learned."""
+"""Prompts that match an adapter's training data."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ log = logging.getLogger("qwen_local")
 
 
 def thinking_of(origin: Origin, tokenizer: ChatTokenizer) -> bool | None:
-    """The `enable_thinking` of the prompts that most of an adapter's training answered.
+    """Return the `enable_thinking` of most prompts in an adapter's training data.
 
-    Where it is not recorded, as of an adapter that others made, it is that of plain answers.
+    If it is not recorded, as in adapters of other tools, assume answers without reasoning.
 
     Args:
         origin: of the adapter.
-        tokenizer: of the model that it is put on.
+        tokenizer: of the model that the adapter is applied to.
     """
     if origin.template_sha256 is None:
         return tokenizer.thinking_as_trained()
     if origin.template_sha256 != tokenizer.template_sha256:
         log.warning(
-            "the adapter was trained under another chat template than the one of this model: "
-            "its prompts are not those of the training"
+            "the adapter was trained with another chat template than this model has: its prompts "
+            "differ from those in training"
         )
     return origin.enable_thinking

@@ -1,4 +1,4 @@
-"""Saving the adapter in both layouts, and loading it from either."""
+"""Saving an adapter in both layouts, and loading it from either."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qwen_local.adapters.configs import (
     settings_of_mlx,
     settings_of_peft,
 )
-from qwen_local.adapters.lora import Adapter, Origin, array_shapes, places_of
+from qwen_local.adapters.lora import Adapter, Origin, all_places, array_shapes, places_of
 from qwen_local.adapters.mlx_layout import to_peft, write_mlx
 from qwen_local.adapters.peft_layout import write_peft
 from qwen_local.errors import Fault, ModelError
@@ -32,25 +32,24 @@ from qwen_local.files import (
     sync_tree,
     write_json,
 )
-from qwen_local.models.architecture import LINEARS, Architecture
+from qwen_local.models.architecture import Architecture, Shape
 from qwen_local.models.source import ModelSource, find_model
 
 log = logging.getLogger("qwen_local")
 
-Shape = tuple[int, ...]
 T = TypeVar("T")
 
 PEFT_WEIGHTS, MLX_WEIGHTS = "adapter_model.safetensors", "adapters.safetensors"
 LARGEST_CONFIG = 10_000_000
-"""Bytes; those that PEFT writes have a few thousand."""
+"""In bytes; those that PEFT writes have a few thousand."""
 ORIGIN = "qwen_local.json"
-"""Beside them: what neither layout has a place for."""
+"""File beside them with the `Origin`, for which neither layout has a place."""
 
 
 def save_adapter(adapter: Adapter, folder: Path) -> None:
-    """Write `folder/peft` and `folder/mlx`, both whole before they take the place of older ones.
+    """Write `folder/peft` and `folder/mlx`; replace older ones only when both are complete.
 
-    Between the old and the new pair a reader may for an instant find none.
+    A reader may find neither for an instant.
     """
     new = folder.with_name(f".new-{folder.name}")
     shutil.rmtree(new, ignore_errors=True)
@@ -66,10 +65,10 @@ def save_adapter(adapter: Adapter, folder: Path) -> None:
 
 
 def named_base(path: Path) -> tuple[str, Origin]:
-    """(the model that an adapter names, or "" where it names none; what else it says of it).
+    """Return an adapter's base model, "" if it names none, and its origin.
 
     Raises:
-        ModelError: there is no adapter, or its settings are not readable.
+        ModelError: there is no adapter, or its settings cannot be read.
     """
     folder = folder_of(path)
     config = _read_config(folder / "adapter_config.json")
@@ -78,7 +77,7 @@ def named_base(path: Path) -> tuple[str, Origin]:
 
 
 def origin_in(folder: Path) -> Origin:
-    """What the folder of an adapter, or of a merged model, says of its making.
+    """Read the origin in the folder of an adapter or of a merged model.
 
     Raises:
         ModelError: it cannot be read.
@@ -88,10 +87,10 @@ def origin_in(folder: Path) -> Origin:
 
 
 def base_of(model: str | None, revision: str | None, adapter: Path | None) -> ModelSource:
-    """The model that is asked for, or else the one that the adapter names, at the commit it names.
+    """Return the requested model, or else the adapter's base model at the recorded commit.
 
     Raises:
-        ModelError: neither gives one.
+        ModelError: neither names one.
     """
     if adapter is None:
         if model is None:
@@ -100,7 +99,7 @@ def base_of(model: str | None, revision: str | None, adapter: Path | None) -> Mo
         return find_model(model, revision)
     base, origin = named_base(adapter)
     if not (model or base):
-        problem = f"{adapter} does not say which model it was trained on"
+        problem = f"{adapter} does not name its base model"
         raise ModelError.at("--model", problem, "pass --model")
     if model not in (None, base):
         return find_model(str(model), revision)
@@ -108,33 +107,32 @@ def base_of(model: str | None, revision: str | None, adapter: Path | None) -> Mo
         source = find_model(base, revision)
     except ModelError as error:
         named = f"--adapter {adapter}: its base model {base}"
-        hint = "pass --model with the place where it is now"
+        hint = "pass --model with its current location"
         raise ModelError([Fault(named, f.problem, hint) for f in error.faults]) from None
     ours = origin != Origin()
-    if source.kind == "hub" and ours and origin.commit is None:  # else it would be a stranger's
-        problem = "a folder when it was trained, and none from here"
-        hint = "pass --model with the place where it is now"
+    if source.kind == "hub" and ours and origin.commit is None:  # else it could be anyone's model
+        problem = "was a local folder in training, which does not exist here"
+        hint = "pass --model with its current location"
         raise ModelError.at(f"--adapter {adapter}: its base model {base}", problem, hint)
     if source.kind == "hub" and revision is None:
         source = replace(source, revision=origin.commit)
     if model is None:
         at = f" at {source.revision}" if source.revision else ""
-        log.info("model: %s%s, which the adapter was trained on", base, at)
+        log.info("model: %s%s, the adapter's base model", base, at)
     return source
 
 
 def load_adapter(path: Path, architecture: Architecture) -> Adapter:
     """Read an adapter from a run folder, its `adapter/` folder, or a PEFT or mlx-lm folder.
 
-    Names, shapes and types are checked against the model by the header of the file; only then is
-    it read.
+    The header of the file is checked against the model before its arrays are read.
 
     Args:
         path: the folder.
-        architecture: of the model that it is to be put on.
+        architecture: of the model that the adapter is applied to.
 
     Raises:
-        ModelError: nothing of the kind is there, or it does not fit the model; all faults at once.
+        ModelError: there is no adapter, or it does not fit the model; all faults together.
     """
     folder = folder_of(path)
     where = folder / "adapter_config.json"
@@ -142,26 +140,26 @@ def load_adapter(path: Path, architecture: Architecture) -> Adapter:
     mlx = (folder / MLX_WEIGHTS).exists()
     weights = folder / (MLX_WEIGHTS if mlx else PEFT_WEIGHTS)
     read_settings = settings_of_mlx if mlx else settings_of_peft
-    settings = read_settings(config, architecture.layers, str(where))
+    settings = read_settings(config, architecture.blocks, str(where))
     base, origin = named_base(path)
     shapes = _readable(array_header, weights)
     if mlx:
-        if strange := [name for name in shapes if to_peft(name) == name]:
-            problem = "not a name that mlx-lm gives an array of an adapter"
-            raise ModelError([Fault(f"{weights}: {name}", problem) for name in strange])
+        if unknown := [name for name in shapes if to_peft(name) == name]:
+            problem = "not a name of an adapter array in mlx-lm"
+            raise ModelError([Fault(f"{weights}: {name}", problem) for name in unknown])
         shapes = {to_peft(name): shape[::-1] for name, shape in shapes.items()}
     _check_shapes(shapes, settings, architecture, weights, path, base)
-    if not (folder / ORIGIN).exists():  # which says that we wrote it
+    if not (folder / ORIGIN).exists():  # not written here
         _check_orientation(shapes, weights)
     arrays = _readable(read_arrays, weights)
     if mlx:
         arrays = {to_peft(name): array.T for name, array in arrays.items()}
-    if faults := list(unfinite(arrays, weights)):
+    if faults := list(nonfinite_faults(arrays, weights)):
         raise ModelError(faults)
     return Adapter(
         base=base,
-        lora=settings.lora(places_of(arrays), architecture.layers),
-        layers=architecture.layers,
+        lora=settings.lora(places_of(arrays, architecture.blocks), architecture.blocks),
+        blocks=architecture.blocks,
         arrays={name: np.ascontiguousarray(array) for name, array in arrays.items()},
         origin=origin,
     )
@@ -182,42 +180,41 @@ def _check_shapes(
     path: Path,
     base: str,
 ) -> None:
-    """Refuse arrays that are not those of an adapter of this model with these settings."""
+    """Refuse arrays that do not match this model and these settings."""
     ranks = {shape[0] for name, shape in shapes.items() if ".lora_A." in name and len(shape) == 2}
     if len(ranks) == 1 and ranks != {settings.rank}:
         where = weights.with_name("adapter_config.json")
-        problem = f"says rank {settings.rank}, and the matrices beside it have {ranks.pop()}"
-        raise ModelError.at(str(where), problem, "take both files from the same place")
-    every = {(n, name) for n in range(architecture.layers) for name in LINEARS}
-    found = set(places_of(shapes)) & every
-    allowed = every if settings.places is None else settings.places
-    needed = settings.places if settings.all_there and settings.places is not None else set()
+        problem = f"rank is {settings.rank}, but the matrices beside it have {ranks.pop()}"
+        raise ModelError.at(str(where), problem, "copy both files from the same folder")
+    found = set(places_of(shapes, architecture.blocks))
+    allowed = set(all_places(architecture.blocks)) if settings.places is None else settings.places
+    needed = settings.places if settings.all_required and settings.places is not None else set()
     places = sorted((found & allowed) | needed)
-    wanted = array_shapes(architecture, places, settings.rank, dora=settings.dora)
-    faults = [*shape_faults(shapes, wanted, weights)]
+    expected = array_shapes(architecture, places, settings.rank, dora=settings.dora)
+    faults = [*shape_faults(shapes, expected, weights)]
     if not found and not faults:
         faults = [Fault(str(weights), "holds no arrays")]
     if faults:
-        made_for = f"made for {base}" if base else "it does not say for which model it was made"
-        problem = f"{made_for}; its matrices are not those of an adapter of this model"
+        made_for = f"made for {base}" if base else "it does not name its base model"
+        problem = f"{made_for}; its matrices do not fit this model"
         raise ModelError([Fault(f"--adapter {path}", problem), *faults])
 
 
 def _check_orientation(shapes: Mapping[str, Shape], weights: Path) -> None:
-    """Refuse matrices that might all lie the other way round.
+    """Refuse matrices that are all square, because they could be transposed.
 
-    One that is not square shows which way a file's writer lays them.
+    A single one that is not square shows the orientation of all.
     """
     if all(len(set(shape)) == 1 for shape in shapes.values() if len(shape) == 2):
         raise ModelError.at(
             str(weights),
-            "holds square matrices only: nothing tells whether they are transposed",
-            "merge it where it was made and take the merged model",
+            "holds square matrices only: nothing shows whether they are transposed",
+            "merge it where it was made and use the merged model",
         )
 
 
 def folder_of(path: Path) -> Path:
-    """The folder that holds an adapter's two files.
+    """Find the folder that holds an adapter's two files.
 
     Args:
         path: a run, its `adapter/` folder, or a PEFT or mlx-lm folder.
@@ -228,25 +225,25 @@ def folder_of(path: Path) -> Path:
     path = expanded(path)
     if not os.path.isdir(path):  # noqa: PTH112 - Path raises for a name that is too long
         raise ModelError.at(
-            f"--adapter {path}", "no such folder", "name a run folder, or an adapter's folder"
+            f"--adapter {path}", "no such folder", "pass a run folder or an adapter folder"
         )
     for folder in (path, path / "peft", path / "adapter" / "peft", path / "mlx"):
         found = [name for name in (PEFT_WEIGHTS, MLX_WEIGHTS) if (folder / name).exists()]
         if len(found) > 1:
-            problem = f"holds two adapters, {found[0]} and {found[1]}, and one adapter_config.json"
-            raise ModelError.at(str(folder), problem, "move the one that is not meant away")
+            problem = f"holds two adapters, {found[0]} and {found[1]}, but one adapter_config.json"
+            raise ModelError.at(str(folder), problem, "move one of them to another folder")
         if found:
             return folder
     pickled = path / "adapter_model.bin"
     if pickled.exists():
         raise ModelError.at(
             str(pickled),
-            "a pickle file, which can run code when it is read",
+            "a pickle file, which can run code when it is loaded",
             "load it where it was made and save it again with safe_serialization=True",
         )
     if (path / "config.json").exists():
-        problem = "this is a model, with its adapter merged or none"
-        hint = "take it as --model; or name the run or the adapter that it was made from"
+        problem = "expected an adapter; found a model"
+        hint = "pass it as --model, or pass the run or adapter that it was made from"
         raise ModelError.at(f"--adapter {path}", problem, hint)
     inner = [file.parent for name in (PEFT_WEIGHTS, MLX_WEIGHTS) for file in path.glob(f"*/{name}")]
     raise ModelError.at(
@@ -254,7 +251,7 @@ def folder_of(path: Path) -> Path:
         f"found neither {PEFT_WEIGHTS} (PEFT) nor {MLX_WEIGHTS} (mlx-lm)",
         f"there is one in {inner[0]}"
         if inner
-        else "name a run folder, or the folder that holds one of these files",
+        else "pass a run folder, or the folder that holds one of these files",
     )
 
 
@@ -273,21 +270,21 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def shape_faults(
-    shapes: Mapping[str, Shape], wanted: Mapping[str, Shape], path: Path
+    shapes: Mapping[str, Shape], expected: Mapping[str, Shape], path: Path
 ) -> Iterator[Fault]:
-    """What is missing, unknown or of another shape among the arrays of a file."""
-    for name in sorted(wanted.keys() | shapes.keys()):
+    """Yield arrays of a file that are missing, unknown or of the wrong shape."""
+    for name in sorted(expected.keys() | shapes.keys()):
         if name not in shapes:
             yield Fault(f"{path}: {name}", "missing")
-        elif name not in wanted:
-            yield Fault(f"{path}: {name}", "not a matrix of this model's adapter", MERGE)
-        elif shapes[name] != wanted[name]:
-            problem = f"expected shape {wanted[name]}; found {shapes[name]}"
+        elif name not in expected:
+            yield Fault(f"{path}: {name}", "not an adapter matrix of this model", MERGE)
+        elif shapes[name] != expected[name]:
+            problem = f"expected shape {expected[name]}; found {shapes[name]}"
             yield Fault(f"{path}: {name}", problem)
 
 
-def unfinite(arrays: Mapping[str, np.ndarray], path: Path) -> Iterator[Fault]:
-    """Which arrays of a file hold infinities or no numbers."""
+def nonfinite_faults(arrays: Mapping[str, np.ndarray], path: Path) -> Iterator[Fault]:
+    """Yield arrays of a file that hold infinities or NaN."""
     for name, array in sorted(arrays.items()):
         if not np.isfinite(array).all():
             yield Fault(f"{path}: {name}", "holds numbers that are not finite")

@@ -1,10 +1,10 @@
-"""A model computed block by block: only one block's weights are in memory at a time.
+"""Computing a model block by block, so that only one block's weights are in memory at a time.
 
-A block is given to an engine as a whole model of its own, with one block, so that it is loaded,
-quantized and computed by the code that computes the model. What stands around the blocks, the
-embedding, the last norm and the head, is read in pieces and computed here.
+Each block is written to a temporary folder as a complete model with a single block. An engine then
+loads, quantizes and computes it with the same code as a full model. The parts outside the blocks
+(embedding, last norm, head) are read in chunks and computed here.
 
-Shapes: T = tokens of a sequence, D = hidden size, N = positions that are looked at, V = vocabulary.
+Shapes: T = tokens of a sequence, D = hidden size, N = compared positions, V = vocabulary.
 """
 
 from __future__ import annotations
@@ -20,150 +20,137 @@ from typing import Any
 
 import numpy as np
 
-from qwen_local.adapters.lora import Adapter, lora_name
+from qwen_local.adapters.lora import Adapter, arrays_of_block
 from qwen_local.backends.base import Arrays, Backend, Setup, Weights
 from qwen_local.backends.select import Choice, open_backend
-from qwen_local.export.merge import Read
+from qwen_local.export.merge import ReadTensor
 from qwen_local.files import write_arrays, write_json
 from qwen_local.job.schema import LoraSpec, Quantization
+from qwen_local.models.architecture import EMBEDDING, HEAD, NORM, block_prefix
 from qwen_local.models.config import engine_config
 from qwen_local.models.source import ModelFiles
-from qwen_local.models.tensor_check import EMBEDDING, HEAD, NORM
 
-PIECE = 8192
+VOCABULARY_CHUNK = 8192
 """Rows of the embedding or the head that are in memory at a time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Source:
-    """Weights, and what an engine makes of them."""
+class WeightSource:
+    """A model's weights, and how an engine loads them."""
 
     model: ModelFiles
-    """Whose figures they are of."""
-    read: Read
-    """The embedding, the last norm and the head."""
-    cut: Callable[[Path, int], None]
-    """Writes a block as a model of one block: see `Weights.cut`."""
+    """Supplies config and architecture."""
+    read: ReadTensor
+    """Reads the embedding, the last norm and the head."""
+    write_block: Callable[[Path, int], None]
+    """Writes one block as a model with a single block: see `Weights.cut`."""
     quantized: bool
-    """Whether what it writes has the codes of the model's files."""
+    """True if written blocks are quantized as in the model's files."""
     adapter: Adapter | None = None
-    """Settings of the adapter that an engine is opened for."""
+    """Supplies the LoRA settings of the engine; variants supply the arrays."""
     quantization: Quantization = "none"
-    """What the engine holds the blocks' linear layers in."""
+    """Quantization of the blocks' linear layers on loading."""
+
+    @classmethod
+    def from_files(
+        cls,
+        model: ModelFiles,
+        weights: Weights,
+        adapter: Adapter | None = None,
+        quantization: Quantization = "none",
+    ) -> WeightSource:
+        """Use the weights of a model's files, as an engine loads them."""
+        quantized = model.architecture.stored is not None
+        read = tensor_reader(weights)
+        return cls(model, read, weights.cut, quantized, adapter, quantization)
+
+    @classmethod
+    def from_arrays(
+        cls, model: ModelFiles, read: ReadTensor, tensor: Callable[[str], np.ndarray]
+    ) -> WeightSource:
+        """Use weights that are computed as float32 arrays.
+
+        Args:
+            model: whose tensors they are.
+            read: reads the embedding, the last norm and the head.
+            tensor: name of a tensor in a block -> float32.
+        """
+
+        def write_block(path: Path, number: int) -> None:
+            ones = np.ones(model.architecture.hidden, np.float32)
+            arrays = {EMBEDDING: ones[None], NORM: ones}
+            for name in model.architecture.blocks[number].tensors:
+                arrays[block_prefix(0) + name] = tensor(block_prefix(number) + name)
+            write_arrays(path, arrays, made_for="pt")
+
+        return cls(model, read, write_block, quantized=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Voice:
-    """One way to compute the model: weights, and an adapter's arrays on them."""
+class Variant:
+    """One version of the model to compare: weights, and an adapter's arrays on them."""
 
-    source: Source
+    source: WeightSource
     arrays: Arrays = field(default_factory=dict)
 
 
-def of_files(
-    model: ModelFiles,
-    weights: Weights,
-    adapter: Adapter | None = None,
-    quantization: Quantization = "none",
-) -> Source:
-    """The weights of a model's files, as an engine loads them."""
-    quantized = model.architecture.stored is not None
-    return Source(model, reader(weights), weights.cut, quantized, adapter, quantization)
-
-
-def reader(weights: Weights) -> Read:
-    """The tensors of a model's files, as the floats that they hold or stand for."""
+def tensor_reader(weights: Weights) -> ReadTensor:
+    """Return a function that reads the tensors of a model's files, dequantized."""
     return lambda name, rows: weights.read(name, rows=rows)
 
 
-def of_arrays(model: ModelFiles, read: Read, block: Callable[[int], Arrays]) -> Source:
-    """Weights as float32 arrays.
-
-    Args:
-        model: whose figures they are of.
-        read: the embedding, the last norm and the head.
-        block: its number -> its arrays, named as in block 0.
-    """
-
-    def cut(path: Path, number: int) -> None:
-        ones = np.ones(model.architecture.hidden, np.float32)
-        write_arrays(path, {**block(number), EMBEDDING: ones[None], NORM: ones}, made_for="pt")
-
-    return Source(model, read, cut, quantized=False)
-
-
-def in_block_0(name: str) -> str:
-    """How a tensor of a block is called in a model that has this block alone.
-
-    >>> in_block_0("model.layers.17.mlp.up_proj.weight")
-    'model.layers.0.mlp.up_proj.weight'
-    """
-    _, _, rest = name.removeprefix("model.layers.").partition(".")
-    return f"model.layers.0.{rest}"
-
-
-def through_all_blocks(
-    voices: Mapping[str, Voice], sequences: Sequence[np.ndarray], choice: Choice, scratch: Path
+def run_blocks(
+    variants: Mapping[str, Variant], sequences: Sequence[np.ndarray], choice: Choice, scratch: Path
 ) -> dict[str, list[np.ndarray]]:
-    """What each voice has behind its last block, before the last norm.
+    """Compute each variant's hidden states after its last block, before the last norm.
 
     Args:
-        voices: by name; those of one source should follow each other, and share an engine then.
+        variants: by name. Neighbors with the same source share an engine.
         sequences: tokens, int [T] each.
         choice: the engine.
         scratch: a folder for one block at a time.
 
     Returns:
-        float32 [T, D] of each sequence, by the name of the voice.
+        float32 [T, D] of each sequence, by the name of the variant.
     """
-    hidden = {name: embedded(voice.source.read, sequences) for name, voice in voices.items()}
-    layers = next(iter(voices.values())).source.model.architecture.layers
-    gc.freeze()  # what is there already need not be looked through after every block
+    hidden = {name: embed(variant.source.read, sequences) for name, variant in variants.items()}
+    layers = next(iter(variants.values())).source.model.architecture.layers
+    gc.freeze()  # the collection after each block need not look through older objects
     try:
         for number in range(layers):
-            for source, names in _by_source(voices):
+            for source, names in _by_source(variants):
                 with _engine(source, number, choice, scratch) as engine:
                     for name in names:
                         if source.adapter is not None:
-                            engine.load_adapter(_arrays_of_block(voices[name].arrays, number))
+                            engine.load_adapter(arrays_of_block(variants[name].arrays, number))
                         hidden[name] = engine.through_blocks(hidden[name])
     finally:
         gc.unfreeze()
     return hidden
 
 
-def _by_source(voices: Mapping[str, Voice]) -> list[tuple[Source, list[str]]]:
-    found: list[tuple[Source, list[str]]] = []
-    for name, voice in voices.items():
-        if found and found[-1][0] is voice.source:
+def _by_source(variants: Mapping[str, Variant]) -> list[tuple[WeightSource, list[str]]]:
+    found: list[tuple[WeightSource, list[str]]] = []
+    for name, variant in variants.items():
+        if found and found[-1][0] is variant.source:
             found[-1][1].append(name)
         else:
-            found.append((voice.source, [name]))
+            found.append((variant.source, [name]))
     return found
 
 
-def _arrays_of_block(arrays: Arrays, number: int) -> dict[str, np.ndarray]:
-    prefix = lora_name(number, "q_proj", "A").partition("self_attn")[0]
-    first = lora_name(0, "q_proj", "A").partition("self_attn")[0]
-    return {
-        first + name.removeprefix(prefix): array
-        for name, array in arrays.items()
-        if name.startswith(prefix)
-    }
-
-
 @contextmanager
-def _engine(source: Source, number: int, choice: Choice, scratch: Path) -> Iterator[Backend]:
-    """An engine with one block of a source, in float32."""
+def _engine(source: WeightSource, number: int, choice: Choice, scratch: Path) -> Iterator[Backend]:
+    """Open an engine with one block of a source, in float32."""
     folder = Path(tempfile.mkdtemp(dir=scratch))
     engine: Backend | None = None
     try:
-        source.cut(folder / "model.safetensors", number)
+        source.write_block(folder / "model.safetensors", number)
         adapter = source.adapter
         engine = open_backend(
             choice,
             Setup(
-                model=_one_block(source, folder),
+                model=_one_block_model(source, number, folder),
                 lora=None if adapter is None else _in_all_blocks(adapter.lora),
                 dora=adapter is not None and adapter.dora,
                 device=choice.device,
@@ -174,7 +161,7 @@ def _engine(source: Source, number: int, choice: Choice, scratch: Path) -> Itera
         yield engine
     finally:
         del engine
-        gc.collect()  # what a library keeps in a cycle
+        gc.collect()  # libraries keep models in reference cycles
         shutil.rmtree(folder)
 
 
@@ -182,8 +169,8 @@ def _in_all_blocks(lora: LoraSpec) -> LoraSpec:
     return lora.model_copy(update={"layers": "all", "dropout": 0.0})
 
 
-def _one_block(source: Source, folder: Path) -> ModelFiles:
-    """The model of one block in a folder, whose weights are there."""
+def _one_block_model(source: WeightSource, number: int, folder: Path) -> ModelFiles:
+    """Describe the model with a single block whose weights are in a folder."""
     model = source.model
     config: dict[str, Any] = {
         **engine_config(model.config),
@@ -192,37 +179,41 @@ def _one_block(source: Source, folder: Path) -> ModelFiles:
         "tie_word_embeddings": True,
     }
     if source.quantized:
-        kept = {key: value for key, value in model.config.items() if key.startswith("quantization")}
-        config |= kept
+        config |= {k: v for k, v in model.config.items() if k.startswith("quantization")}
     write_json(folder / "config.json", config)
-    stored = model.architecture.stored if source.quantized else None
-    one = replace(model.architecture, layers=1, vocabulary=1, tied=True, stored=stored)
-    return replace(model, folder=folder, config=config, architecture=one)
+    architecture = replace(
+        model.architecture,
+        blocks=model.architecture.blocks[number : number + 1],
+        vocabulary=1,
+        tied=True,
+        stored=model.architecture.stored if source.quantized else None,
+    )
+    return replace(model, folder=folder, config=config, architecture=architecture)
 
 
-def embedded(read: Read, sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The rows of the embedding for tokens: float32 [T, D] of each sequence."""
+def embed(read: ReadTensor, sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Look up the embeddings of tokens: float32 [T, D] of each sequence."""
     ids = np.unique(np.concatenate(sequences))
     rows = np.concatenate(
         [
-            read(EMBEDDING, slice(start, start + PIECE))[chosen - start]
-            for start in np.unique(ids // PIECE) * PIECE
-            if len(chosen := ids[(ids >= start) & (ids < start + PIECE)])
+            read(EMBEDDING, slice(start, start + VOCABULARY_CHUNK))[chosen - start]
+            for start in np.unique(ids // VOCABULARY_CHUNK) * VOCABULARY_CHUNK
+            if len(chosen := ids[(ids >= start) & (ids < start + VOCABULARY_CHUNK)])
         ]
     )
     return [rows[np.searchsorted(ids, sequence)] for sequence in sequences]
 
 
-def normed(source: Source, hidden_ND: np.ndarray) -> np.ndarray:
-    """Hidden states after the last norm, float32 [N, D]."""
+def last_norm(source: WeightSource, hidden_ND: np.ndarray) -> np.ndarray:
+    """Apply the last norm to hidden states: float32 [N, D]."""
     epsilon = np.float32(engine_config(source.model.config)["rms_norm_eps"])
     squares_N1 = np.square(hidden_ND).mean(axis=1, keepdims=True)
     scaled: np.ndarray = hidden_ND / np.sqrt(squares_N1 + epsilon)
     return scaled * source.read(NORM, None)
 
 
-def head_pieces(source: Source) -> Iterator[tuple[int, np.ndarray]]:
-    """(first token, float32 [at most PIECE, D]) of the head, piece by piece."""
+def head_chunks(source: WeightSource) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the head in chunks: (first token, float32 [at most VOCABULARY_CHUNK, D])."""
     name = EMBEDDING if source.model.architecture.tied else HEAD
-    for start in range(0, source.model.architecture.vocabulary, PIECE):
-        yield start, source.read(name, slice(start, start + PIECE))
+    for start in range(0, source.model.architecture.vocabulary, VOCABULARY_CHUNK):
+        yield start, source.read(name, slice(start, start + VOCABULARY_CHUNK))

@@ -23,7 +23,7 @@ from qwen_local.adapters.store import ORIGIN, load_adapter
 from qwen_local.backends.base import Weights
 from qwen_local.cards.facts import card_facts, without_folders, write_card
 from qwen_local.errors import InputError
-from qwen_local.export.blocks import Voice, of_files
+from qwen_local.export.blocks import Variant, WeightSource
 from qwen_local.export.gguf_about import About
 from qwen_local.export.gguf_encoding import Outtype
 from qwen_local.export.gguf_export import (
@@ -33,7 +33,7 @@ from qwen_local.export.gguf_export import (
     write_gguf,
     write_gguf_adapter,
 )
-from qwen_local.export.live import live_voices
+from qwen_local.export.live import live_variants
 from qwen_local.export.merge import ExportError, open_weights
 from qwen_local.export.opening import (
     Given,
@@ -48,6 +48,7 @@ from qwen_local.export.proof import EXPORT, Proof, check, measure
 from qwen_local.export.samples import make_samples
 from qwen_local.files import expanded, write_json
 from qwen_local.job.schema import Quantization
+from qwen_local.models.families import FAMILIES
 from qwen_local.models.source import PROOF
 from qwen_local.runs.names import ADAPTER, MLX, PEFT
 
@@ -115,17 +116,17 @@ def export(
     modelfile = modelfile_of(opened, about, outtype, thinking) if to == "ollama" else None
     with to_be(place) as new:
         if merged:
-            voices = write_gguf(new, opened, weights, outtype, about, template=modelfile is None)
+            variants = write_gguf(new, opened, weights, outtype, about, template=modelfile is None)
             if modelfile is not None:
                 (new / "Modelfile").write_text(modelfile, encoding="utf-8")
         else:
-            voices = {EXPORT: _write_adapter(new, opened, weights, to, about)}
+            variants = {EXPORT: _write_adapter(new, opened, weights, to, about)}
         with scratch_in(new) as scratch:
             samples = make_samples(opened.tokenizer, given.adapter)
-            voices = live_voices(opened, weights) | voices
-            proof = measure(voices, samples, opened.choice, scratch)
+            variants = live_variants(opened, weights) | variants
+            proof = measure(variants, samples, opened.choice, scratch)
         exact = "take --to gguf-lora, or fuse --dtype float32"
-        check(proof, merged=merged, mend=exact if outtype == "f16" else "pass --outtype f16")
+        check(proof, merged=merged, hint=exact if outtype == "f16" else "pass --outtype f16")
         files = sorted(path.name for path in new.iterdir())
         result = Exported(
             output=str(given.output),
@@ -170,7 +171,8 @@ def _check_target(opened: Opened, to: To, *, for_hub: bool) -> None:
             "merged model (fuse, --to gguf) has the weights that it was trained on",
             opened.held,
         )
-    if to == "mlx" and base.architecture.model_type == "qwen2" and "rope_theta" not in base.config:
+    reads_rope_parameters = FAMILIES[base.architecture.model_type].mlx_lm_reads_rope_parameters
+    if to == "mlx" and not reads_rope_parameters and "rope_theta" not in base.config:
         log.warning(
             "%s: config.json has rope_theta in rope_parameters alone, where mlx-lm does not look; "
             "write it beside them, or mlx-lm computes another base than the adapter was trained on",
@@ -189,8 +191,8 @@ def _title(given: Given) -> str:
 # --- adapters ---
 
 
-def _write_adapter(new: Path, opened: Opened, weights: Weights, to: To, about: About) -> Voice:
-    """Write an adapter, and read it again: the voice of what is in the files.
+def _write_adapter(new: Path, opened: Opened, weights: Weights, to: To, about: About) -> Variant:
+    """Write an adapter, read it again, and return the variant with the written arrays.
 
     Raises:
         ExportError: they do not hold what was to be written.
@@ -204,7 +206,8 @@ def _write_adapter(new: Path, opened: Opened, weights: Weights, to: To, about: A
         write_json(new / ORIGIN, asdict(adapter.origin))
         found = load_adapter(new, opened.base.architecture)
     _check_same(adapter, found)
-    return Voice(of_files(opened.base, weights, found, opened.held), found.arrays)
+    source = WeightSource.from_files(opened.base, weights, found, opened.held)
+    return Variant(source, found.arrays)
 
 
 def _check_same(written: Adapter, found: Adapter) -> None:

@@ -15,10 +15,9 @@ from qwen_local.backends.base import Weights
 from qwen_local.backends.quantization import check_quantization
 from qwen_local.backends.select import DType
 from qwen_local.cards.facts import card_facts, write_card
-from qwen_local.export.blocks import Voice, of_files, reader
-from qwen_local.export.live import live_voices, merged_voices
+from qwen_local.export.blocks import Variant, WeightSource, tensor_reader
+from qwen_local.export.live import live_variants, merged_variants
 from qwen_local.export.merge import (
-    linear_names,
     merged_tensors,
     open_weights,
     verify,
@@ -137,17 +136,18 @@ def _prove(
     """
     files = fetch(find_model(str(folder)))
     written = open_weights(opened.choice, files)
-    voices = live_voices(opened, weights) | {EXPORT: Voice(of_files(files, written))}
+    variants = live_variants(opened, weights)
+    variants |= {EXPORT: Variant(WeightSource.from_files(files, written))}
     if requantize == "none":
-        voices |= merged_voices(opened, weights)
+        variants |= merged_variants(opened, weights)
         tensors = merged_tensors(files.architecture, opened.adapter, weights, opened.held)
-        verify(tensors, reader(written), lambda array: rounding(array, dtype))
+        verify(tensors, tensor_reader(written), lambda array: rounding(array, dtype))
     with scratch_in(folder) as scratch:
-        proof = measure(voices, make_samples(opened.tokenizer, run), opened.choice, scratch)
-    mend = "pass --dtype float32"
+        proof = measure(variants, make_samples(opened.tokenizer, run), opened.choice, scratch)
+    hint = "pass --dtype float32"
     if requantize != "none":
-        mend = "leave --requantize out, or quantize to more bits"
-    check(proof, merged=True, mend=mend)
+        hint = "leave --requantize out, or quantize to more bits"
+    check(proof, merged=True, hint=hint)
     return proof
 
 
@@ -168,7 +168,7 @@ def _write(
     # transformers 5 has it in rope_parameters alone, where mlx-lm's qwen2 does not look.
     config["rope_theta"] = engine_config(files.config)["rope_theta"]
     if requantize != "none":
-        quantized = frozenset(linear_names(files.architecture))
+        quantized = frozenset(files.architecture.linear_weights())
         config |= weights.config(requantize, dtype)
     write_shards(
         folder,

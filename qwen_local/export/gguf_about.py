@@ -1,9 +1,9 @@
-"""What a GGUF file is called, and what it says of its model beside figures.
+"""File names and descriptive metadata of GGUF files.
 
-The name follows the rule of the format's own page (`docs/gguf.md` of ggml):
-`<BaseName>-<SizeLabel>-<FineTune>-<Version>-<Encoding>[-LoRA].gguf`. That rule knows no dot in a
-base name and asks for a version: Qwen2.5-Coder becomes `Qwen2-5-Coder` in the file's name, though
-not in the file, and every file has the version that one without is said to have.
+File names follow the convention of the format (`docs/gguf.md` of ggml):
+`<BaseName>-<SizeLabel>-<FineTune>-<Version>-<Encoding>[-LoRA].gguf`. It allows no dot in a base
+name and requires a version. So Qwen2.5-Coder becomes `Qwen2-5-Coder` in the file name, though not
+in the file, and every file has the convention's default version.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from qwen_local.export.gguf_encoding import Encoding
 from qwen_local.models.source import ModelSource
 
 FIRST_VERSION = "v1.0"
-LONGEST = 80
-"""Characters of one part of a file's name; file systems take 255 in all."""
+LONGEST_PART = 80
+"""Characters of one part of a file name; file systems allow 255 in total."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class About:
-    """Where a model comes from. What is written is never a path, which would tell of a machine."""
+    """Origin of an exported model. Never written as a path, which would reveal the machine."""
 
     base: ModelSource
-    """What was trained on."""
+    """The base model."""
     title: str = ""
-    """What was made of it, in a word or two, such as a run's name; nothing for the bare base."""
+    """Name of the fine-tune, such as the run's; empty for the base model alone."""
     license: str | None = None
-    """Of the result, as an SPDX id or as the hub abbreviates it."""
+    """Of the export: an SPDX id or the hub's abbreviation."""
 
     @property
     def base_name(self) -> str:
-        """The base without its owner or its folder: `Qwen3-0.6B`."""
+        """Name of the base model without owner or folder: `Qwen3-0.6B`."""
         base = self.base
         if base.kind == "folder" and base.folder is not None:
             name = without_folders(str(base.folder.resolve())).strip("~/")
@@ -46,22 +46,22 @@ class About:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Labels:
-    """A model's name in the parts that GGUF knows."""
+    """A model's name, split into the parts of GGUF metadata."""
 
     name: str
     basename: str
     size: str
-    """Its parameters, rounded: `0.6B`."""
+    """Parameter count, rounded: `0.6B`."""
     finetune: str
-    """What it was tuned to; nothing where it was not."""
+    """Name of the fine-tune; may be empty."""
 
 
 def labels(about: About, parameters: int) -> Labels:
-    """Take a model's name apart, as llama.cpp's converter does.
+    """Split a model's name as llama.cpp's converter does.
 
     Args:
         about: the model.
-        parameters: of the whole model, adapter or not.
+        parameters: of the whole model, even for an adapter.
     """
     name = about.base_name
     _, _, basename, finetune, version, size = gguf.Metadata.get_model_id_components(
@@ -78,37 +78,37 @@ def labels(about: About, parameters: int) -> Labels:
     )
 
 
-def file_name(said: Labels, encoding: Encoding, *, lora: bool = False) -> str:
-    """The name that a file should have.
+def file_name(parts: Labels, encoding: Encoding, *, lora: bool = False) -> str:
+    """Return the file name of a model or an adapter.
 
     Args:
-        said: of the model.
-        encoding: what its matrices are held in.
+        parts: of the model's name.
+        encoding: of its matrices.
         lora: whether it is an adapter.
 
-    >>> said = Labels(name="", basename="Qwen2.5-Coder", size="1.5B", finetune="Instruct-my run")
-    >>> file_name(said, "q8_0")
+    >>> parts = Labels(name="", basename="Qwen2.5-Coder", size="1.5B", finetune="Instruct-my run")
+    >>> file_name(parts, "q8_0")
     'Qwen2-5-Coder-1.5B-Instruct-my-run-v1.0-Q8_0.gguf'
     """
     stem = gguf.naming_convention(
         model_name=None,
-        base_name=_before_size(_plain(said.basename)) or "model",
-        finetune_string=_plain(said.finetune) or None,
+        base_name=_before_size(_plain(parts.basename)) or "model",
+        finetune_string=_plain(parts.finetune) or None,
         version_string=FIRST_VERSION,
-        size_label=said.size,
+        size_label=parts.size,
         output_type=encoding,
         model_type="LoRA" if lora else None,
     )
     return f"{stem}.gguf"
 
 
-def add_about(writer: gguf.GGUFWriter, about: About, said: Labels) -> None:
-    """Add what is said of a model; the writer leaves out what is empty."""
-    writer.add_name(said.name)
-    writer.add_basename(said.basename)
-    writer.add_finetune(said.finetune)
+def add_about(writer: gguf.GGUFWriter, about: About, parts: Labels) -> None:
+    """Add the descriptive metadata; the writer omits empty values."""
+    writer.add_name(parts.name)
+    writer.add_basename(parts.basename)
+    writer.add_finetune(parts.finetune)
     writer.add_version(FIRST_VERSION)
-    writer.add_size_label(said.size)
+    writer.add_size_label(parts.size)
     writer.add_license(about.license or "")
     writer.add_base_model_count(1)
     writer.add_base_model_name(0, about.base_name)
@@ -118,7 +118,7 @@ def add_about(writer: gguf.GGUFWriter, about: About, said: Labels) -> None:
 
 
 def _before_size(base: str) -> str:
-    """A base name of which no part can be taken for a size: none but the first begins like one.
+    """Join parts of a base name that look like a size, so that only the first part may.
 
     >>> _before_size("my-7b-2-chat")
     'my7b-2-chat'
@@ -127,5 +127,5 @@ def _before_size(base: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """A part of a file's name: letters and digits, with hyphens between them."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[:LONGEST].rstrip("-")
+    """Reduce text to letters, digits and hyphens for a file name."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[:LONGEST_PART].rstrip("-")

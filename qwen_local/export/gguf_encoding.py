@@ -1,7 +1,7 @@
-"""How GGUF holds numbers, and how far from the truth that may be.
+"""Encodings of GGUF tensors, and bounds of their rounding errors.
 
-`q8_0` cuts a row into blocks of 32 numbers. Each block has a scale d = max|x| / 127, held as f16,
-and 32 whole numbers x / d, held as bytes.
+`q8_0` splits a row into blocks of 32 values. Each block has a scale d = max|x| / 127, stored as
+f16, and 32 integers x / d, stored as bytes.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from qwen_local.export.merge import ExportError
 from qwen_local.export.rounding import Rounded, rounding
 
 Outtype = Literal["f16", "bf16", "q8_0"]
-"""What the matrices of a model are to be held in."""
+"""Requested encoding of a model's matrices."""
 Encoding = Literal["f32", "f16", "bf16", "q8_0"]
-"""What one tensor is held in."""
+"""Encoding of one tensor."""
 
 TYPES: Mapping[Encoding, Type] = {
     "f32": Type.F32,
@@ -29,26 +29,25 @@ TYPES: Mapping[Encoding, Type] = {
     "q8_0": Type.Q8_0,
 }
 BLOCK = 32
-"""Numbers of a row that share a scale in `q8_0`."""
-CODES = 127
-"""The largest code of `q8_0`."""
-LARGEST: Mapping[Encoding, float] = {
+"""Number of values that share a scale in `q8_0`."""
+LARGEST_CODE = 127
+"""The largest integer of `q8_0`."""
+LARGEST_VALUE: Mapping[Encoding, float] = {
     "f32": float(np.finfo(np.float32).max),
     "f16": 65504.0,
     "bf16": (2 - 2.0**-7) * 2.0**127,
-    "q8_0": CODES * 65504.0,
+    "q8_0": LARGEST_CODE * 65504.0,
 }
-"""Beyond this a number would become infinite."""
+"""Larger values would become infinite."""
 ROUNDED: Mapping[Encoding, Rounded] = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-ARITHMETIC = 2.0**-15
-"""Of a step of `q8_0`: what float32 errs by when it finds codes, and the numbers from them."""
+ARITHMETIC_ERROR = 2.0**-15
+"""Float32 error of encoding and decoding `q8_0`, relative to its step."""
 
 
 def encoding_of(shape: Sequence[int], outtype: Outtype) -> Encoding:
-    """What a tensor of this shape is held in.
+    """Return the encoding of a tensor with this shape.
 
-    llama.cpp computes with vectors (norms, biases) in float32. Rows that are no whole blocks cannot
-    be `q8_0`.
+    llama.cpp computes with vectors (norms, biases) in float32. `q8_0` needs rows of whole blocks.
 
     >>> encoding_of((64, 96), "q8_0"), encoding_of((64, 100), "q8_0"), encoding_of((64,), "q8_0")
     ('q8_0', 'f16', 'f32')
@@ -59,37 +58,37 @@ def encoding_of(shape: Sequence[int], outtype: Outtype) -> Encoding:
 
 
 def encoded_bytes(shape: Sequence[int], encoding: Encoding) -> int:
-    """The size of a tensor in a file."""
+    """Return the size of a tensor in a file."""
     block, size = gguf.GGML_QUANT_SIZES[TYPES[encoding]]
     return math.prod(shape) // block * size
 
 
 def encode(array: np.ndarray, encoding: Encoding, name: str) -> np.ndarray:
-    """The array as a file holds it: numbers, or bytes.
+    """Encode an array as floats or, for `q8_0`, bytes.
 
     Args:
         array: float32.
         encoding: see `encoding_of`.
-        name: how a message calls it.
+        name: of the tensor in messages.
 
     Raises:
-        ExportError: it holds what is not finite, or would not be so in this encoding.
+        ExportError: a value is not finite, or too large for the encoding.
     """
     peak = max(float(array.max()), -float(array.min()))  # no copy, and NaN stays NaN
     if not math.isfinite(peak):
-        raise ExportError(f"{name} holds numbers that are not finite")
-    if peak > LARGEST[encoding]:
+        raise ExportError(f"{name} holds values that are not finite")
+    if peak > LARGEST_VALUE[encoding]:
         raise ExportError(
-            f"{name} holds {peak:.6g}, and {encoding} ends at {LARGEST[encoding]:.6g}"
-            "\n\nhint: write it as bf16"
+            f"{name} holds {peak:.6g}; the largest {encoding} is {LARGEST_VALUE[encoding]:.6g}"
+            "\n\nhint: pass --outtype bf16"
         )
-    with np.errstate(all="ignore"):  # a block of tiny numbers has a scale of 0 and any codes
+    with np.errstate(all="ignore"):  # blocks of tiny values: scale 0, any codes
         encoded: np.ndarray = gguf.quantize(array, TYPES[encoding])
     return encoded
 
 
 def rounding_bound(array: np.ndarray, encoding: Encoding) -> np.ndarray:
-    """The largest |error| that encoding may make of each number.
+    """Return the largest |error| that encoding may add to each value.
 
     Args:
         array: float32; matrices of `q8_0` with whole rows.
@@ -100,7 +99,7 @@ def rounding_bound(array: np.ndarray, encoding: Encoding) -> np.ndarray:
     """
     if encoding != "q8_0":
         return rounding(array, ROUNDED[encoding])
-    scales = np.abs(array).reshape(-1, BLOCK).max(axis=1) / np.float32(CODES)
-    of_scales = rounding(scales, "float16")
-    bounds = scales * np.float32(0.5 + ARITHMETIC) + CODES * of_scales
+    scales = np.abs(array).reshape(-1, BLOCK).max(axis=1) / np.float32(LARGEST_CODE)
+    scale_errors = rounding(scales, "float16")
+    bounds = scales * np.float32(0.5 + ARITHMETIC_ERROR) + LARGEST_CODE * scale_errors
     return np.repeat(bounds, BLOCK).reshape(array.shape)

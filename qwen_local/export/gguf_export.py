@@ -1,8 +1,8 @@
-"""A merged model as GGUF, alone or with Ollama's Modelfile."""
+"""GGUF exports: a merged model, alone or with Ollama's Modelfile, and an adapter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from qwen_local.adapters.lora import Adapter
 from qwen_local.adapters.prompt import thinking_of
 from qwen_local.backends.base import Weights
-from qwen_local.export.blocks import Source, Voice, in_block_0, of_arrays
+from qwen_local.export.blocks import Variant, WeightSource
 from qwen_local.export.gguf_about import About, file_name, labels
 from qwen_local.export.gguf_adapter import read_adapter, write_adapter
 from qwen_local.export.gguf_encoding import (
@@ -24,7 +24,7 @@ from qwen_local.export.gguf_encoding import (
 from qwen_local.export.gguf_model import write_model
 from qwen_local.export.gguf_read import GgufWeights
 from qwen_local.export.gguf_vocabulary import read_vocabulary
-from qwen_local.export.live import merged_voices
+from qwen_local.export.live import merged_variants
 from qwen_local.export.merge import merged_tensors, verify
 from qwen_local.export.ollama import modelfile
 from qwen_local.export.opening import Opened
@@ -33,11 +33,10 @@ from qwen_local.inference.sampling_options import sampling_defaults
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.config import engine_config
 from qwen_local.models.licenses import license_in, license_of
-from qwen_local.models.source import ModelFiles
 
-CONTEXT = 8192
-"""Tokens of a conversation in Ollama, which takes memory for all of them: unless the adapter was
-trained on more, or the model has fewer."""
+OLLAMA_CONTEXT = 8192
+"""Context length in Ollama, which allocates memory for all of it. Longer if the adapter was trained
+on longer rows, shorter if the model is limited to less."""
 
 
 def write_gguf(
@@ -48,11 +47,11 @@ def write_gguf(
     about: About,
     *,
     template: bool,
-) -> dict[str, Voice]:
+) -> dict[str, Variant]:
     """Write the merged model, with or without its chat template.
 
     Returns:
-        The voices of what is in the file, and of the merge that it should hold.
+        The variants of the written file and of the merge that it should hold.
     """
     base = opened.base
     path = new / file_name_of(opened, about, outtype)
@@ -76,66 +75,56 @@ def write_gguf(
         written.read,
         lambda array: rounding_bound(array, encoding_of(array.shape, outtype)),
     )
-    return {EXPORT: Voice(_source(base, written.read)), **merged_voices(opened, weights)}
-
-
-def _source(base: ModelFiles, read: Callable[[str, slice | None], np.ndarray]) -> Source:
-    """The tensors of a GGUF file."""
-    names = base.architecture.weight_shapes()
-
-    def block(number: int) -> dict[str, np.ndarray]:
-        prefix = f"model.layers.{number}."
-        return {in_block_0(name): read(name, None) for name in names if name.startswith(prefix)}
-
-    return of_arrays(base, read, block)
+    source = WeightSource.from_arrays(base, written.read, written.read)
+    return {EXPORT: Variant(source), **merged_variants(opened, weights)}
 
 
 def file_name_of(opened: Opened, about: About, encoding: Encoding, *, lora: bool = False) -> str:
-    """The name of the file that is made."""
-    said = labels(about, opened.base.architecture.parameters())
-    return file_name(said, encoding, lora=lora)
+    """Return the name of the exported file."""
+    parts = labels(about, opened.base.architecture.parameters())
+    return file_name(parts, encoding, lora=lora)
 
 
 def modelfile_of(opened: Opened, about: About, outtype: Outtype, thinking: bool | None) -> str:
-    """The Modelfile beside a merged GGUF; `thinking` None begins answers as they were trained.
+    """Return the Modelfile for a merged GGUF; `thinking` None starts answers as in training.
 
     Raises:
-        InputError: Ollama could not render what the chat template does.
+        InputError: Ollama cannot reproduce the chat template.
     """
     base = opened.base
     if thinking is None:
         thinking = thinking_of(opened.adapter.origin, opened.tokenizer)
-    learned = opened.adapter.origin.max_length or 0
+    trained = opened.adapter.origin.max_length or 0
     return modelfile(
         opened.tokenizer,
         sampling_defaults(base.folder, base.name),
         gguf=file_name_of(opened, about, outtype),
-        context=min(base.architecture.positions, max(CONTEXT, learned)),
+        context=min(base.architecture.positions, max(OLLAMA_CONTEXT, trained)),
         thinking=thinking,
     )
 
 
 def gguf_bytes(architecture: Architecture, outtype: Outtype) -> int:
-    """Of a model's tensors."""
+    """Return the total size of a model's tensors."""
     shapes = architecture.weight_shapes().values()
     return sum(encoded_bytes(shape, encoding_of(shape, outtype)) for shape in shapes)
 
 
 def about_of(opened: Opened, title: str) -> About:
-    """What a file says of the fine-tune of this title."""
+    """Return the descriptive metadata of a fine-tune."""
     base = opened.base
     license = license_of(base.name) or license_in(base.folder)
-    named = None if license is None else license.name or license.identifier
-    return About(base=opened.resolved.source, title=title, license=named)
+    name = None if license is None else license.name or license.identifier
+    return About(base=opened.resolved.source, title=title, license=name)
 
 
 def write_gguf_adapter(new: Path, adapter: Adapter, opened: Opened, about: About) -> Adapter:
-    """Write an adapter for llama.cpp; what is read back from the file."""
+    """Write an adapter for llama.cpp and return it as read back from the file."""
     architecture = opened.base.architecture
     path = new / file_name_of(opened, about, "f32", lora=True)
     write_adapter(path, adapter=adapter, architecture=architecture, about=about)
-    held = read_adapter(path, architecture)
+    found = read_adapter(path, architecture)
     lora = adapter.lora.model_copy(
-        update={"rank": held.rank, "alpha": held.scale * held.rank, "rslora": False}
+        update={"rank": found.rank, "alpha": found.scale * found.rank, "rslora": False}
     )
-    return replace(adapter, lora=lora, arrays=held.arrays)
+    return replace(adapter, lora=lora, arrays=found.arrays)

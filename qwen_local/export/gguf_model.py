@@ -18,9 +18,10 @@ from qwen_local.export.gguf_encoding import (
     encoded_bytes,
     encoding_of,
 )
-from qwen_local.export.gguf_names import tensor_names
+from qwen_local.export.gguf_names import gguf_architecture, tensor_names
 from qwen_local.export.gguf_vocabulary import read_vocabulary
 from qwen_local.export.merge import ExportError
+from qwen_local.models.architecture import Shape
 from qwen_local.models.config import engine_config
 from qwen_local.models.source import ModelFiles
 
@@ -43,53 +44,57 @@ def write_model(
     """Write a model that llama.cpp runs, with its tokenizer and its chat template.
 
     Args:
-        path: of the new file; what an error leaves there is not whole, and neither is it synced.
-        files: the model, or the base that it was merged from.
-        tensors: (name in safetensors, float32), in the order of `weight_shapes`, each asked for
-            when the one before is written.
-        outtype: what matrices are held in; see `encoding_of`.
-        about: what the file says of the model.
-        chat_template: whether it is in the file. Ollama would take it for its Modelfile's, and
-            think where the adapter was taught not to.
+        path: of the new file, which is not synced; an error may leave an incomplete one.
+        files: the model, or its base model if it is a merge.
+        tensors: (name in safetensors, float32), in the order of `weight_shapes`; consumed one at a
+            time.
+        outtype: encoding of matrices; see `encoding_of`.
+        about: descriptive metadata.
+        chat_template: whether the file includes it. Ollama would use it instead of the Modelfile's,
+            and let a model think whose adapter was trained not to.
 
     Raises:
-        ModelError: the tokenizer is none that llama.cpp can follow; nothing was written.
-        ExportError: a number does not fit the encoding, or the file cannot be written.
+        ModelError: llama.cpp does not support the tokenizer; nothing was written.
+        ExportError: a value is too large for the encoding, or the file cannot be written.
     """
     architecture = files.architecture
     vocabulary = read_vocabulary(files.folder, architecture.vocabulary)
     names, shapes = tensor_names(architecture), architecture.weight_shapes()
-    with new_file(path, architecture.model_type) as writer:
+    with new_file(path, gguf_architecture(architecture)) as writer:
         writer.add_type(gguf.GGUFType.MODEL)
         add_about(writer, about, labels(about, architecture.parameters()))
         writer.add_file_type(FILE_TYPES[outtype])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        _add_figures(writer, files)
+        _add_sizes(writer, files)
         vocabulary.add_to(writer, chat_template=chat_template)
         for name, shape in shapes.items():
-            announce(writer, names[name], shape, encoding_of(shape, outtype))
-        begin(writer)
+            declare(writer, names[name], shape, encoding_of(shape, outtype))
+        write_header(writer)
         given = iter(tensors)
         for name, shape in shapes.items():
             writer.write_tensor_data(_encoded(next(given), name, shape, outtype))
 
 
 def _encoded(
-    given: tuple[str, np.ndarray], name: str, shape: tuple[int, ...], outtype: Outtype
+    given: tuple[str, np.ndarray], name: str, shape: Shape, outtype: Outtype
 ) -> np.ndarray:
-    """A tensor as the file holds it. The caller keeps no name for what was given: it is let go."""
+    """Encode a tensor. The caller keeps no reference to it, so that its memory is freed."""
     assert (given[0], given[1].shape) == (name, shape), (given[0], given[1].shape, name, shape)
     return encode(given[1], encoding_of(shape, outtype), name)
 
 
 @contextmanager
-def new_file(path: Path, model_type: str) -> Iterator[gguf.GGUFWriter]:
-    """A file that is closed in the end.
+def new_file(path: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
+    """Create a GGUF file and close it at the end.
+
+    Args:
+        path: of the file.
+        architecture: from `gguf_architecture`.
 
     Raises:
         ExportError: it cannot be written.
     """
-    writer = gguf.GGUFWriter(path, model_type)
+    writer = gguf.GGUFWriter(path, architecture)
     try:
         try:
             yield writer
@@ -99,23 +104,21 @@ def new_file(path: Path, model_type: str) -> Iterator[gguf.GGUFWriter]:
         raise ExportError(f"{path.parent}: cannot be written: {error}") from error
 
 
-def announce(
-    writer: gguf.GGUFWriter, name: str, shape: tuple[int, ...], encoding: Encoding
-) -> None:
-    """Say what a tensor will be; all are said before the first is written."""
+def declare(writer: gguf.GGUFWriter, name: str, shape: Shape, encoding: Encoding) -> None:
+    """Declare a tensor; all must be declared before the first is written."""
     size = encoded_bytes(shape, encoding)
     writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=TYPES[encoding])
 
 
-def begin(writer: gguf.GGUFWriter) -> None:
-    """Write everything that stands before the tensors."""
+def write_header(writer: gguf.GGUFWriter) -> None:
+    """Write everything that precedes the tensors."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
 
 
-def _add_figures(writer: gguf.GGUFWriter, files: ModelFiles) -> None:
-    """The figures of config.json; none that we train has scaled positions."""
+def _add_sizes(writer: gguf.GGUFWriter, files: ModelFiles) -> None:
+    """Add the sizes of config.json. Models with scaled positions were refused before."""
     architecture, config = files.architecture, engine_config(files.config)
     writer.add_vocab_size(architecture.vocabulary)
     writer.add_context_length(architecture.positions)

@@ -1,4 +1,4 @@
-"""What GGUF calls the tensors of a model and of an adapter."""
+"""Names of a model's and an adapter's tensors in GGUF."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ from collections.abc import Iterable
 
 import gguf
 
-from qwen_local.adapters.lora import Place, lora_name
-from qwen_local.models.architecture import Architecture, block_path
+from qwen_local.adapters.lora import lora_name
+from qwen_local.models.architecture import Architecture, Place, block_prefix
+from qwen_local.models.families import FAMILIES
 
-ARCHITECTURES = {"qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3}
-"""By `model_type`, which is also what GGUF calls them."""
+
+def gguf_architecture(architecture: Architecture) -> str:
+    """Return the `general.architecture` of a GGUF file."""
+    return FAMILIES[architecture.model_type].gguf
 
 
 def tensor_names(architecture: Architecture) -> dict[str, str]:
-    """Name in safetensors -> name in GGUF, for every tensor of the model and in its order.
+    """Map every tensor's safetensors name to its GGUF name, in the order of the architecture.
 
-    A tied model has no head there either: llama.cpp takes the embedding for it.
+    A tied model has no head in GGUF either: llama.cpp uses the embedding.
     """
-    family = ARCHITECTURES[architecture.model_type]
-    known = gguf.get_tensor_name_map(family, architecture.layers)
+    name_of = gguf_architecture(architecture)
+    model = next(model for model, name in gguf.MODEL_ARCH_NAMES.items() if name == name_of)
+    known = gguf.get_tensor_name_map(model, architecture.layers)
     names: dict[str, str] = {}
     for name in architecture.weight_shapes():
         theirs = known.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -29,17 +33,17 @@ def tensor_names(architecture: Architecture) -> dict[str, str]:
 
 
 def matrix_names(architecture: Architecture, places: Iterable[Place]) -> dict[str, str]:
-    """PEFT's name of an adapter's matrix -> its name in GGUF, A before B.
+    """Map PEFT's name of each adapter matrix to its GGUF name, A before B.
 
     Args:
-        architecture: of the base.
+        architecture: of the base model.
         places: the linear layers that carry the adapter.
     """
     names = tensor_names(architecture)
     return {
-        lora_name(layer, target, matrix): (
-            f"{names[f'model.layers.{layer}.{block_path(target)}.weight']}.lora_{matrix.lower()}"
+        lora_name(block, path, matrix): (
+            f"{names[f'{block_prefix(block)}{path}.weight']}.lora_{matrix.lower()}"
         )
-        for layer, target in places
+        for block, path in places
         for matrix in ("A", "B")
     }

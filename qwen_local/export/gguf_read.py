@@ -1,4 +1,4 @@
-"""GGUF files read again: to prove an export, and to refuse what is damaged."""
+"""Reading GGUF files, to prove an export and to refuse damaged files."""
 
 from __future__ import annotations
 
@@ -11,62 +11,62 @@ import numpy as np
 
 from qwen_local.errors import Fault, ModelError
 from qwen_local.export.gguf_encoding import TYPES
-from qwen_local.export.gguf_names import tensor_names
+from qwen_local.export.gguf_names import gguf_architecture, tensor_names
 from qwen_local.export.gguf_vocabulary import Vocabulary
 from qwen_local.export.merge import ExportError
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.config import shown
 
 HINT = "export it again"
-DAMAGE = (OSError, ValueError, LookupError, ArithmeticError, TypeError, RecursionError)
-"""What the library raises where a file is not what it says."""
+DAMAGE_ERRORS = (OSError, ValueError, LookupError, ArithmeticError, TypeError, RecursionError)
+"""Errors that the library raises for damaged files."""
 
 
 class _Reader(gguf.GGUFReader):
-    """One that ends where the file ends: a length of 2^60 in it is no loop of as many rounds."""
+    """Reader that checks lengths against the file size, so that 2^60 does not start a loop."""
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
         if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
-            raise ValueError(f"it ends at {len(self.data):,} bytes, within what it announces")
+            raise ValueError(f"it is truncated at {len(self.data):,} bytes")
         return super()._get(offset, dtype, count, override_order)
 
 
 def open_file(path: Path) -> gguf.GGUFReader:
-    """A file's header, with its tensors mapped into memory and not read.
+    """Read a file's header; its tensors are mapped into memory and not read.
 
     Raises:
-        ModelError: it is damaged, or no GGUF file.
+        ModelError: it is damaged, or not a GGUF file.
     """
     try:
         with np.errstate(over="raise"):
             return _Reader(path)
-    except DAMAGE as error:
+    except DAMAGE_ERRORS as error:
         raise ModelError.at(str(path), f"not a readable GGUF file: {error}", HINT) from None
 
 
 def value(reader: gguf.GGUFReader, key: str) -> Any:
-    """What a file says under a key, or None where it says nothing that can be read."""
+    """Return the value of a key, or None if it is missing or unreadable."""
     field = reader.get_field(key)
     try:
         return None if field is None else field.contents()
-    except DAMAGE:
+    except DAMAGE_ERRORS:
         return None
 
 
 def shape_of(tensor: gguf.ReaderTensor) -> tuple[int, ...]:
-    """The shape as numpy has it, which GGUF writes the other way round."""
+    """Return the shape in numpy's order; GGUF reverses it."""
     return tuple(int(size) for size in reversed(tensor.shape))
 
 
-def numbers(tensor: gguf.ReaderTensor) -> np.ndarray:
-    """A tensor of an open file as float32."""
-    held = np.asarray(tensor.data)
-    floats: np.ndarray = gguf.dequantize(held, tensor.tensor_type)
-    return floats.copy() if np.may_share_memory(floats, held) else floats
+def to_float32(tensor: gguf.ReaderTensor) -> np.ndarray:
+    """Read a tensor of an open file as float32."""
+    stored = np.asarray(tensor.data)
+    floats: np.ndarray = gguf.dequantize(stored, tensor.tensor_type)
+    return floats.copy() if np.may_share_memory(floats, stored) else floats
 
 
 class GgufWeights:
-    """The tensors of a model's GGUF file by their names in safetensors."""
+    """Tensors of a model's GGUF file, by their names in safetensors."""
 
     def __init__(self, path: Path, architecture: Architecture) -> None:
         """Open a file and find every tensor in it.
@@ -76,13 +76,13 @@ class GgufWeights:
             architecture: of the model that it must hold.
 
         Raises:
-            ModelError: it is damaged, or holds another model; all faults at once.
+            ModelError: it is damaged, or holds another model; all faults together.
         """
         reader = open_file(path)
         found = {tensor.name: tensor for tensor in reader.tensors}
-        family = value(reader, "general.architecture")
-        if family != architecture.model_type:
-            problem = f"expected {architecture.model_type}; found {shown(family)}"
+        written, expected = value(reader, "general.architecture"), gguf_architecture(architecture)
+        if written != expected:
+            problem = f"expected {expected}; found {shown(written)}"
             raise ModelError.at(f"{path}: general.architecture", problem, HINT)
         names, faults = tensor_names(architecture), []
         for name, shape in architecture.weight_shapes().items():
@@ -98,21 +98,21 @@ class GgufWeights:
         faults += [Fault(f"{path}: {name}", "not a tensor of this model", HINT) for name in found]
         if faults:
             raise ModelError(faults)
-        held = {tensor.name: tensor for tensor in reader.tensors}
-        self._tensors = {name: held[theirs] for name, theirs in names.items()}
-        self._reader, self._path = reader, path
+        tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self._tensors = {name: tensors[theirs] for name, theirs in names.items()}
+        self._reader, self._path, self._architecture = reader, path, expected
 
     def check_settings(self, config: Mapping[str, Any], vocabulary: Vocabulary) -> None:
-        """Refuse a file whose figures or tokens are not these.
+        """Refuse a file with other sizes or tokens.
 
         Args:
-            config: of the model, as `engine_config` has it.
+            config: of the model, from `engine_config`.
             vocabulary: of its tokenizer.
 
         Raises:
-            ExportError: which are others.
+            ExportError: a value differs.
         """
-        family = config["model_type"]
+        family = self._architecture
         heads, hidden = config["num_attention_heads"], config["hidden_size"]
         expected = {
             f"{family}.context_length": config["max_position_embeddings"],
@@ -132,29 +132,29 @@ class GgufWeights:
             "tokenizer.ggml.merges": list(vocabulary.merges),
             "tokenizer.ggml.eos_token_id": vocabulary.end_of_turn,
         }
-        for key, wanted in expected.items():
-            held = value(self._reader, key)
-            rounded = float(np.float32(wanted)) if isinstance(wanted, float) else wanted
-            if held != rounded:
-                raise ExportError(f"{key} was not written as it is: {shown(held)}")
+        for key, given in expected.items():
+            found = value(self._reader, key)
+            rounded = float(np.float32(given)) if isinstance(given, float) else given
+            if found != rounded:
+                raise ExportError(f"{key} was not written correctly: found {shown(found)}")
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
-        """A tensor, or some of its rows, as float32.
+        """Read a tensor, or some of its rows, as float32.
 
         Args:
             name: as in `Architecture.weight_shapes`.
-            rows: which, None for all; the rest stays on the disk.
+            rows: to read; None for all.
         """
         tensor = self._tensors[name]
-        laid = np.asarray(tensor.data)  # says how it lies in the file; nothing of it is read here
-        start, stop, _ = (slice(None) if rows is None else rows).indices(len(laid))
-        each = laid.nbytes // len(laid)
-        # Not through the map: what was read of it would stay in memory with it.
-        held = np.fromfile(
+        mapped = np.asarray(tensor.data)  # for its dtype and shape; nothing is read here
+        start, stop, _ = (slice(None) if rows is None else rows).indices(len(mapped))
+        row_bytes = mapped.nbytes // len(mapped)
+        # Not read through the map, whose pages would stay in memory.
+        stored = np.fromfile(
             self._path,
-            laid.dtype,
-            count=(stop - start) * each // laid.itemsize,
-            offset=tensor.data_offset + start * each,
-        ).reshape(stop - start, *laid.shape[1:])
-        floats: np.ndarray = gguf.dequantize(held, tensor.tensor_type)
+            mapped.dtype,
+            count=(stop - start) * row_bytes // mapped.itemsize,
+            offset=tensor.data_offset + start * row_bytes,
+        ).reshape(stop - start, *mapped.shape[1:])
+        floats: np.ndarray = gguf.dequantize(stored, tensor.tensor_type)
         return floats

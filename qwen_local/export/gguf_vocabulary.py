@@ -1,10 +1,9 @@
-"""The tokenizer as llama.cpp is to have it.
+"""The tokenizer in a GGUF file.
 
-llama.cpp cuts text into words by a rule that it knows by name, and `qwen2` is the name of one. A
-tokenizer.json says its rule in full. So the name is written only where the rule is that one, to the
-letter; everything else that llama.cpp would do differently is refused as well. It never normalizes
-text: what a user types in decomposed letters (e and a combining accent) it reads as they stand,
-where the tokenizer composes them first.
+llama.cpp splits text by a rule that a file names (`qwen2`); tokenizer.json spells its rule out.
+So the name is written only if both rules are identical, and anything else that llama.cpp would do
+differently is refused as well. One difference remains: llama.cpp never normalizes text, so it reads
+decomposed letters (e and a combining accent) as they are, which the tokenizer composes first.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How Qwen's tokenizer.json cuts text: what llama.cpp calls `qwen2`."""
+"""Pattern by which Qwen's tokenizer.json splits text: llama.cpp's `qwen2`."""
 PLAIN_BPE = {
     "type": "BPE",
     "dropout": None,
@@ -35,24 +34,24 @@ PLAIN_BPE = {
     "byte_fallback": False,
     "ignore_merges": False,
 }
-"""The model of tokenizer.json that llama.cpp takes for `gpt2`; "" counts as null."""
+"""Settings of a tokenizer.json that llama.cpp's `gpt2` reproduces; "" counts as null."""
 STRIPPING = ("single_word", "lstrip", "rstrip")
-"""What added tokens may ask for, and llama.cpp does not do."""
-HINT = "GGUF files are written for the tokenizers of Qwen2, Qwen2.5 and Qwen3 only"
+"""Options of added tokens that llama.cpp does not support."""
+HINT = "only the tokenizers of Qwen2, Qwen2.5 and Qwen3 can be written to GGUF"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Vocabulary:
-    """What a GGUF file says of tokens."""
+    """Tokenizer data of a GGUF file."""
 
     tokens: tuple[str, ...]
-    """By id, in the letters that stand for bytes."""
+    """By id, in the characters that represent bytes."""
     types: tuple[gguf.TokenType, ...]
     merges: tuple[str, ...]
     end_of_turn: int
-    """Where an answer ends."""
+    """Ends an answer."""
     beginning: int
-    """Never written before a text; llama.cpp would take token 11 for it if none were named."""
+    """Never added to a text; without one, llama.cpp would assume token 11."""
     padding: int
     template: str
     """The chat template, in Jinja."""
@@ -73,14 +72,14 @@ class Vocabulary:
 
 
 def read_vocabulary(folder: Path, size: int) -> Vocabulary:
-    """The tokenizer of a model's folder.
+    """Read the tokenizer of a model folder.
 
     Args:
         folder: of the model.
-        size: of the model's embedding; ids beyond the tokenizer's are filled up.
+        size: rows of the model's embedding; ids above the tokenizer's get filler tokens.
 
     Raises:
-        ModelError: llama.cpp would make other tokens of the same text; all reasons at once.
+        ModelError: llama.cpp would tokenize differently; all reasons together.
     """
     chat = ChatTokenizer.load(folder)
     chat.check_fits(size, str(folder))
@@ -112,35 +111,37 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
 
 
 def _differences(content: Mapping[str, Any], where: str) -> Iterator[Fault]:
-    """What llama.cpp would do otherwise than this tokenizer.json, as the library writes it."""
-    for key, wanted in PLAIN_BPE.items():
-        found = content["model"].get(key, wanted)
-        if found != wanted and not (wanted is None and found == ""):
-            problem = f"expected {json.dumps(wanted)}; found {json.dumps(found)}"
+    """Yield differences between llama.cpp and this tokenizer.json, as the library writes it."""
+    for key, expected in PLAIN_BPE.items():
+        found = content["model"].get(key, expected)
+        if found != expected and not (expected is None and found == ""):
+            problem = f"expected {json.dumps(expected)}; found {json.dumps(found)}"
             yield Fault(f"{where}: model.{key}", problem, HINT)
-    if not _cuts_as_qwen2(content["pre_tokenizer"]):
-        problem = "cuts text into words in another way than Qwen2, which llama.cpp would not follow"
+    if not _splits_as_qwen2(content["pre_tokenizer"]):
+        problem = "splits text differently than Qwen2, which llama.cpp cannot reproduce"
         yield Fault(f"{where}: pre_tokenizer", problem, HINT)
     normalizer = content["normalizer"]
     if normalizer not in (None, {"type": "NFC"}):
         problem = f"expected NFC or none; found {json.dumps(normalizer)[:60]}"
         yield Fault(f"{where}: normalizer", problem, HINT)
     for token in content["added_tokens"]:
-        if asked := [key for key in STRIPPING if token[key]]:
-            problem = f"{token['content']} asks for {', '.join(asked)}, which llama.cpp cannot do"
+        if options := [key for key in STRIPPING if token[key]]:
+            problem = (
+                f"{token['content']} uses {', '.join(options)}, which llama.cpp does not support"
+            )
             yield Fault(f"{where}: added_tokens", problem, HINT)
 
 
-def _cuts_as_qwen2(rule: Mapping[str, Any] | None) -> bool:
-    """Whether text is cut by Qwen2's pattern, and then written in the letters of bytes."""
+def _splits_as_qwen2(rule: Mapping[str, Any] | None) -> bool:
+    """Return True if text is split by Qwen2's pattern and then mapped to byte characters."""
     steps = (rule or {}).get("pretokenizers", [])
     if len(steps) != 2:
         return False
-    split, letters = steps
+    split, byte_level = steps
     return bool(
         split.get("type") == "Split"
         and split.get("pattern") == {"Regex": QWEN2_SPLIT}
         and (split.get("behavior"), split.get("invert")) == ("Isolated", False)
-        and letters.get("type") == "ByteLevel"
-        and (letters.get("add_prefix_space"), letters.get("use_regex")) == (False, False)
+        and byte_level.get("type") == "ByteLevel"
+        and (byte_level.get("add_prefix_space"), byte_level.get("use_regex")) == (False, False)
     )

@@ -1,10 +1,9 @@
-"""An adapter merged into the weights that it was trained on, one tensor at a time.
+"""Merging an adapter into its base model, one tensor at a time.
 
-W' = W + scale * (B A) in float32, rounded once when it is written (a DoRA's rows are scaled to its
-magnitudes before that). W is the base as the training engine held it: after a run on a quantized
-base, its dequantized weights. Merged into the original ones the adapter would answer to weights
-that it never saw (QLoRA adapters lose much of what they learned that way; so they do when the sum
-is quantized again).
+W' = W + scale * (B A) in float32, rounded once when it is written. A DoRA's rows are scaled to its
+magnitudes before that. W is the base model as the training engine held it, so after a run on a
+quantized base it is the dequantized weight. Merged into the original weights instead, a QLoRA
+adapter loses much of its effect, as it does when the sum is quantized again.
 """
 
 from __future__ import annotations
@@ -15,31 +14,31 @@ from typing import Any
 
 import numpy as np
 
-from qwen_local.adapters.lora import Adapter, Place, lora_name
+from qwen_local.adapters.lora import Adapter, lora_name
 from qwen_local.backends.base import Weights
 from qwen_local.backends.select import Choice
 from qwen_local.errors import QwenLocalError
 from qwen_local.files import write_json
 from qwen_local.job.schema import Quantization
-from qwen_local.models.architecture import LINEARS, Architecture, block_path
+from qwen_local.models.architecture import Architecture, Place
 from qwen_local.models.source import ModelFiles
 
-AT_ONCE = 1 << 24
-"""Numbers that are compared at a time."""
-Read = Callable[[str, slice | None], np.ndarray]
-"""(name of a tensor; some of its rows, or None for all) -> float32."""
+VERIFY_CHUNK = 1 << 24
+"""Number of values that are compared at a time."""
+ReadTensor = Callable[[str, slice | None], np.ndarray]
+"""(name of a tensor, some of its rows or None for all) -> float32."""
 Tolerance = Callable[[np.ndarray], np.ndarray]
 
 SHARD_BYTES = 500_000_000
-"""Of one file, at most, where no tensor alone is larger: what is held in memory."""
+"""Largest file, unless a single tensor is larger. A file is in memory until it is written."""
 
 
 class ExportError(QwenLocalError):
-    """The exported model is not what was trained; nothing was left at its place."""
+    """The exported model differs from the trained one; nothing was left at the output path."""
 
 
 def open_weights(choice: Choice, model: ModelFiles) -> Weights:
-    """The files of a model, read and written by an engine's library."""
+    """Open a model's files for reading and writing with an engine's library."""
     if choice.backend == "mlx":
         from qwen_local.backends.mlx.weights import MlxWeights
 
@@ -49,29 +48,20 @@ def open_weights(choice: Choice, model: ModelFiles) -> Weights:
     return TorchWeights(model.folder, choice.device)
 
 
-def linear_names(architecture: Architecture) -> dict[str, Place]:
-    """Name of each linear layer's weight in the blocks -> (block, short name)."""
-    return {
-        f"model.layers.{layer}.{block_path(target)}.weight": (layer, target)
-        for layer in range(architecture.layers)
-        for target in LINEARS
-    }
-
-
 def merged_tensors(
     architecture: Architecture, adapter: Adapter, weights: Weights, quantization: Quantization
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor of the merged model, float32, in the order of the architecture.
+    """Yield every tensor of the merged model, float32, in the order of the architecture.
+
+    Tensors beyond the architecture (the head of a tied model) are left out.
 
     Args:
-        architecture: of the base.
+        architecture: of the base model.
         adapter: fits it.
-        weights: the base's files.
-        quantization: what the linear layers were held in while the adapter was trained.
-
-    What the files hold beyond the architecture (the head of a tied model) is left out.
+        weights: files of the base model.
+        quantization: of the linear layers when the adapter was trained.
     """
-    linear = linear_names(architecture)
+    linear = architecture.linear_weights()
     for name in architecture.weight_shapes():
         yield name, merged_tensor(name, linear.get(name), adapter, weights, quantization)
 
@@ -83,27 +73,27 @@ def merged_tensor(
     weights: Weights,
     quantization: Quantization,
 ) -> np.ndarray:
-    """One tensor of the merged model; `place` is that of a linear layer of a block."""
+    """Return one tensor of the merged model; `place` is None outside the linear layers."""
     if place is None:
         return weights.read(name)
     return merged(weights.read(name, quantization), adapter, *place)
 
 
-def merged(weight: np.ndarray, adapter: Adapter, layer: int, target: str) -> np.ndarray:
-    """The weight of a linear layer with the adapter in it.
+def merged(weight: np.ndarray, adapter: Adapter, block: int, path: str) -> np.ndarray:
+    """Return the weight of a linear layer with the adapter merged into it.
 
     Args:
         weight: float32 [out, in].
-        adapter: perhaps with nothing for this layer.
-        layer: the block.
-        target: short name of the layer.
+        adapter: may have no matrices for this layer.
+        block: number of the block.
+        path: of the layer in the block.
     """
-    if (pair := adapter.matrices(layer, target)) is None:
+    if (pair := adapter.matrices(block, path)) is None:
         return weight
     a, b = pair
     with np.errstate(all="ignore"):  # a false alarm of Accelerate on a Mac, numpy #28687
         summed: np.ndarray = weight + np.float32(adapter.lora.scale) * (b @ a)
-    magnitude = adapter.arrays.get(lora_name(layer, target, "m"))
+    magnitude = adapter.arrays.get(lora_name(block, path, "m"))
     if magnitude is None:
         return summed
     norm = np.sqrt(np.einsum("oi,oi->o", summed, summed))
@@ -111,27 +101,29 @@ def merged(weight: np.ndarray, adapter: Adapter, layer: int, target: str) -> np.
     return scaled
 
 
-def verify(tensors: Iterable[tuple[str, np.ndarray]], written: Read, tolerance: Tolerance) -> None:
-    """Refuse files that hold anything else than these tensors, rounded once.
+def verify(
+    tensors: Iterable[tuple[str, np.ndarray]], written: ReadTensor, tolerance: Tolerance
+) -> None:
+    """Check that files hold exactly these tensors, rounded once.
 
     Args:
         tensors: float32, by name.
-        written: gives what the files hold.
-        tolerance: gives the largest error that rounding makes of each number.
+        written: reads a tensor from the files.
+        tolerance: returns the largest rounding error of each value.
 
     Raises:
-        ExportError: which tensor is another.
+        ExportError: a tensor differs.
     """
     for name, array in tensors:
-        pieces: list[slice | None] = [None]
+        chunks: list[slice | None] = [None]
         if array.ndim > 1:
-            step = max(1, AT_ONCE // array.shape[1])
-            pieces = [slice(start, start + step) for start in range(0, len(array), step)]
-        for rows in pieces:
-            piece = array if rows is None else array[rows]
-            error = np.abs(written(name, rows) - piece)
-            if not (error <= tolerance(piece)).all():
-                raise ExportError(f"{name} was not written as it was computed")
+            step = max(1, VERIFY_CHUNK // array.shape[1])
+            chunks = [slice(start, start + step) for start in range(0, len(array), step)]
+        for rows in chunks:
+            computed = array if rows is None else array[rows]
+            error = np.abs(written(name, rows) - computed)
+            if not (error <= tolerance(computed)).all():
+                raise ExportError(f"{name}: the file differs from the computed tensor")
 
 
 def write_shards(
@@ -148,27 +140,27 @@ def write_shards(
 
     Args:
         folder: exists, without weights.
-        tensors: float32, by name; one is held at a time, and what the file under way has so far.
-        weights: writes them.
-        dtype: what they are rounded to.
-        quantized: names of those that are then quantized.
-        quantization: to what.
-        shard_bytes: of a file's tensors, where none alone exceeds them.
+        tensors: float32, by name. Memory holds one, and the encoded tensors of the current file.
+        weights: encodes and writes them.
+        dtype: that they are rounded to.
+        quantized: names of tensors that are quantized after rounding.
+        quantization: of these.
+        shard_bytes: largest file, unless a single tensor is larger.
     """
     shards: list[dict[str, int]] = []
-    held: dict[str, Any] = {}
+    pending: dict[str, Any] = {}
 
     def flush() -> None:
-        weights.write(folder / f"model-{len(shards) + 1:05d}.safetensors", held)
-        shards.append({name: part.nbytes for name, part in held.items()})
-        held.clear()
+        weights.write(folder / f"model-{len(shards) + 1:05d}.safetensors", pending)
+        shards.append({name: part.nbytes for name, part in pending.items()})
+        pending.clear()
 
     for name, array in tensors:
         to = quantization if name in quantized else "none"
         parts = weights.encode(name, array, dtype=dtype, quantization=to)
-        if held and sum(part.nbytes for part in (held | parts).values()) > shard_bytes:
+        if pending and sum(part.nbytes for part in (pending | parts).values()) > shard_bytes:
             flush()
-        held |= parts
+        pending |= parts
     flush()
     if len(shards) == 1:
         (folder / "model-00001.safetensors").rename(folder / "model.safetensors")

@@ -1,4 +1,4 @@
-"""How far rounding may take a number: what a file holds is compared with what was computed."""
+"""Bounds of rounding errors, for comparing a file with the computed values."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import numpy as np
 
 Rounded = Literal["float32", "bfloat16", "float16"]
 STEPS: dict[Rounded, tuple[int, float]] = {"bfloat16": (8, 2.0**-134), "float16": (11, 2.0**-25)}
-"""(significant bits, a half of the smallest step)."""
+"""(significant bits, half of the smallest subnormal)."""
 
 
 def rounding(array: np.ndarray, dtype: Rounded) -> np.ndarray:
-    """The largest |error| that rounding float32 to a dtype makes of each number.
+    """Return the largest |error| of each value when float32 is rounded to a dtype.
 
     Args:
         array: float32.
-        dtype: to round to; float32 itself rounds nothing.
+        dtype: target; the bound is 0 for float32.
 
     Returns:
         float32, of the same shape.

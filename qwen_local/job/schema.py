@@ -52,7 +52,7 @@ from qwen_local.job.reader import (
     set_layer,
     show,
 )
-from qwen_local.models.architecture import LINEARS
+from qwen_local.models.families import TARGETS
 
 Text: TypeAlias = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 Count: TypeAlias = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -208,11 +208,11 @@ class LoraSpec(_Section):
     def _known_layers(cls, targets: object) -> object:
         if targets == "all-linear":
             return targets
-        hint = f"the linear layers are {', '.join(LINEARS)}"
+        hint = f"the linear layers are {', '.join(TARGETS)}"
         if not isinstance(targets, list | tuple) or not targets:
             found = "an empty list" if targets in ([], ()) else show(targets)
             raise _fault(f"expected all-linear or a list of linear layers; found {found}", hint)
-        return _each_once(targets, LINEARS, "a linear layer", hint)
+        return _each_once(targets, TARGETS, "a linear layer", hint)
 
     @property
     def scale(self) -> float:
@@ -223,7 +223,7 @@ class LoraSpec(_Section):
     def target_names(self) -> tuple[str, ...]:
         """Short names of the adapted layers, in block order."""
         return tuple(
-            name for name in LINEARS if self.targets == "all-linear" or name in self.targets
+            name for name in TARGETS if self.targets == "all-linear" or name in self.targets
         )
 
     def blocks(self, total: int) -> range:

@@ -1,1 +1,1 @@
-"""The Qwen families that we know: shapes, files, refusals."""
+"""Models: families, architectures, and checks of model files."""

@@ -1,39 +1,43 @@
-"""The shape of a Qwen2 or Qwen3 dense model, and what can be counted from it alone.
+"""The shape of a model: its blocks, their linear layers, and the counts that follow from them.
 
-Shapes are (out, in), as a linear layer stores its weight. Sources: the `configuration_qwen2.py` and
-`modeling_qwen3.py` of transformers for names and biases; reference runs R1 and R4 for the totals.
+Shapes are (out, in), as a linear layer stores its weight. `families/` builds architectures; this
+module only describes them, so that everything else asks a block for its layers instead of knowing
+them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-MODEL_TYPES = ("qwen2", "qwen3")
-"""The model families (config.json `model_type`) that both engines train."""
+Shape = tuple[int, ...]
+Place = tuple[int, str]
+"""(block number, path in the block) of a linear layer: `(3, "self_attn.q_proj")`."""
+BlockKind = Literal["attention", "qk_norm_attention"]
+"""Causal attention and a gated MLP; with `qk_norm`, queries and keys are normalized per head."""
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP = ("gate_proj", "up_proj", "down_proj")
-LINEARS = (*ATTENTION, *MLP)
-"""Every linear layer of a block, by its short name: what `lora.targets: all-linear` means."""
+EMBEDDING = "model.embed_tokens.weight"
+NORM = "model.norm.weight"
+"""The last norm, before the head."""
+HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stored:
-    """How a model's files hold its matrices, where not as floats."""
+    """Format of the quantized matrices in a model's files."""
 
     scheme: Literal["affine", "nf4", "int8"]
-    """MLX's affine codes (weight = scale * code + bias), or what bitsandbytes writes."""
+    """MLX's affine quantization (weight = scale * code + bias), or a format of bitsandbytes."""
     bits: int
-    """Of a code."""
+    """Bits per weight, without scales."""
     group: int
-    """Weights that share a scale; 0 for a whole row."""
+    """Number of weights that share a scale; 0 for a whole row."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Stored | None:
-        """What a config.json that was checked says: None where the files hold floats."""
+        """Read it from a checked config.json; None if the files hold floats."""
         if affine := config.get("quantization"):
             return cls(scheme="affine", bits=affine["bits"], group=affine["group_size"])
         if not (theirs := config.get("quantization_config")):
@@ -44,96 +48,110 @@ class Stored:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Linear:
+    """A linear layer of a block."""
+
+    path: str
+    """Path in the block: `self_attn.q_proj`."""
+    shape: tuple[int, int]
+    """(out, in)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """One block of a model."""
+
+    kind: BlockKind
+    linears: Mapping[str, Linear]
+    """The layers that can carry an adapter, by short name (`q_proj`), in their order."""
+    tensors: Mapping[str, Shape]
+    """Name in the block -> shape of every tensor, the linear layers' weights among them, in the
+    order in which an export writes them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Architecture:
-    """The figures of one dense model."""
+    """Sizes and blocks of one model."""
 
     model_type: str
+    """The family, as config.json names it: a key of `families.FAMILIES`."""
     hidden: int
     intermediate: int
-    layers: int
     heads: int
     kv_heads: int
     head_dim: int
     vocabulary: int
     tied: bool
-    """Whether the head is the embedding matrix."""
+    """True if the head is the embedding matrix."""
     rope_theta: float
     positions: int
-    """The longest sequence that the model was made for, in tokens."""
+    """Longest sequence that the model was made for, in tokens."""
+    blocks: tuple[Block, ...]
     stored: Stored | None = None
-    """How the files are quantized; None where they hold floats."""
+    """How the files are quantized; None if they hold floats."""
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Architecture:
-        """The figures of a config.json, as transformers 4 (`rope_theta`) or 5 wrote it."""
-        rope = config.get("rope_parameters") or {}
-        heads = int(config["num_attention_heads"])
-        hidden = int(config["hidden_size"])
-        return cls(
-            model_type=str(config["model_type"]),
-            hidden=hidden,
-            intermediate=int(config["intermediate_size"]),
-            layers=int(config["num_hidden_layers"]),
-            heads=heads,
-            kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or hidden // heads),
-            vocabulary=int(config["vocab_size"]),
-            tied=bool(config.get("tie_word_embeddings", False)),
-            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
-            positions=int(config.get("max_position_embeddings", 32_768)),
-            stored=Stored.from_config(config),
-        )
+    @property
+    def layers(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        """(out, in) of every linear layer of a block, by its short name."""
-        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        """(out, in) of each linear layer of the first block, by short name.
+
+        For estimates that multiply one block: the blocks of the dense families are all alike.
+        """
+        return {name: linear.shape for name, linear in self.blocks[0].linears.items()}
+
+    def linear_weights(self) -> dict[str, Place]:
+        """Name of each linear layer's weight in the blocks -> its place."""
         return {
-            "q_proj": (queries, self.hidden),
-            "k_proj": (keys, self.hidden),
-            "v_proj": (keys, self.hidden),
-            "o_proj": (self.hidden, queries),
-            "gate_proj": (self.intermediate, self.hidden),
-            "up_proj": (self.intermediate, self.hidden),
-            "down_proj": (self.hidden, self.intermediate),
+            f"{block_prefix(number)}{linear.path}.weight": (number, linear.path)
+            for number, block in enumerate(self.blocks)
+            for linear in block.linears.values()
         }
 
-    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every tensor of the model, as its safetensors hold them."""
-        shapes: dict[str, tuple[int, ...]] = {
-            "model.embed_tokens.weight": (self.vocabulary, self.hidden),
-            "model.norm.weight": (self.hidden,),
+    def weight_shapes(self) -> dict[str, Shape]:
+        """Name and shape of every tensor, as the safetensors files name them."""
+        shapes: dict[str, Shape] = {
+            EMBEDDING: (self.vocabulary, self.hidden),
+            NORM: (self.hidden,),
         }
         if not self.tied:
-            shapes["lm_head.weight"] = (self.vocabulary, self.hidden)
-        for layer in range(self.layers):
-            block = f"model.layers.{layer}"
-            shapes[f"{block}.input_layernorm.weight"] = (self.hidden,)
-            shapes[f"{block}.post_attention_layernorm.weight"] = (self.hidden,)
-            for target, shape in self.linear_shapes().items():
-                shapes[f"{block}.{block_path(target)}.weight"] = shape
-                if self.model_type == "qwen2" and target in ("q_proj", "k_proj", "v_proj"):
-                    shapes[f"{block}.self_attn.{target}.bias"] = shape[:1]
-            if self.model_type == "qwen3":
-                shapes[f"{block}.self_attn.q_norm.weight"] = (self.head_dim,)
-                shapes[f"{block}.self_attn.k_norm.weight"] = (self.head_dim,)
+            shapes[HEAD] = (self.vocabulary, self.hidden)
+        for number, block in enumerate(self.blocks):
+            prefix = block_prefix(number)
+            shapes |= {prefix + name: shape for name, shape in block.tensors.items()}
         return shapes
 
     def parameters(self) -> int:
-        """Parameters of the whole model, a tied head counted once."""
+        """Number of parameters; a tied head counts once."""
         return sum(math.prod(shape) for shape in self.weight_shapes().values())
 
-    def lora_parameters(self, rank: int, targets: tuple[str, ...], layers: int) -> int:
-        """Trainable parameters of a LoRA adapter: rank x (in + out) for every target.
+    def lora_parameters(self, rank: int, targets: Collection[str], layers: int) -> int:
+        """Number of trainable parameters of a LoRA adapter: rank x (in + out) for each target.
 
         Args:
             rank: r of the update B A.
-            targets: short names out of `LINEARS`.
-            layers: how many blocks carry the adapter.
+            targets: short names of linear layers.
+            layers: number of blocks that carry the adapter, counted from the last.
         """
-        shapes = self.linear_shapes()
-        return layers * sum(rank * sum(shapes[name]) for name in targets)
+        return sum(
+            rank * sum(linear.shape)
+            for block in self.blocks[self.layers - layers :]
+            for name, linear in block.linears.items()
+            if name in targets
+        )
 
 
-def block_path(target: str) -> str:
-    """Where a linear layer sits in its block: `q_proj` -> `self_attn.q_proj`."""
-    return f"self_attn.{target}" if target in ATTENTION else f"mlp.{target}"
+def block_prefix(number: int) -> str:
+    """Common start of the names of a block's tensors.
+
+    >>> block_prefix(3)
+    'model.layers.3.'
+    """
+    return f"model.layers.{number}."
+
+
+def linear_paths(blocks: Collection[Block]) -> dict[str, str]:
+    """Short name -> path of each linear layer that at least one of the blocks has."""
+    return {name: linear.path for block in blocks for name, linear in block.linears.items()}

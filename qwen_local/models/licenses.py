@@ -1,8 +1,8 @@
-"""Under which license a base model is, as its own page says.
+"""Licenses of base models.
 
 Sources: the `license` fields of the model cards (`https://huggingface.co/<name>`) and the Qwen
-team's announcements. Everything in our table is under Apache 2.0, but Qwen2.5 and Qwen2.5-Coder 3B
-(the Qwen research license) and Qwen2.5 72B (the Qwen license).
+team's announcements. All published models are under Apache 2.0, except Qwen2.5 3B and
+Qwen2.5-Coder 3B (Qwen research license) and Qwen2.5 72B (Qwen license).
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from qwen_local.models.published import PUBLISHED
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
 LINK = re.compile(r"https://[A-Za-z0-9./_~%-]{1,500}")
 
-OTHERS = {
+OTHER_LICENSES = {
     "Qwen2.5-3B": "qwen-research",
     "Qwen2.5-Coder-3B": "qwen-research",
     "Qwen2.5-72B": "qwen",
 }
-"""What is not under Apache 2.0, with or without -Instruct."""
+"""Models that are not under Apache 2.0, with or without -Instruct."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class License:
-    """The fields that a model card has for it."""
+    """License fields of a model card."""
 
     identifier: str
-    """`apache-2.0`, or `other` for one that the hub has no identifier for."""
+    """`apache-2.0`, or `other` for licenses without an identifier on the hub."""
     name: str | None = None
-    """Of one that is `other`."""
+    """Only with `other`."""
     link: str | None = None
-    """To the text of one that is `other`."""
+    """Link to the text, only with `other`."""
 
 
 def license_of(name: str) -> License | None:
-    """The license of a model of `PUBLISHED`; None of any other.
+    """Return the license of a model in `PUBLISHED`; None for any other.
 
     >>> license_of("Qwen/Qwen3-0.6B").identifier
     'apache-2.0'
@@ -46,7 +46,7 @@ def license_of(name: str) -> License | None:
     """
     if name not in PUBLISHED:
         return None
-    other = OTHERS.get(name.removeprefix("Qwen/").removesuffix("-Instruct"))
+    other = OTHER_LICENSES.get(name.removeprefix("Qwen/").removesuffix("-Instruct"))
     if other is None:
         return License(identifier="apache-2.0")
     link = f"https://huggingface.co/{name}/blob/main/LICENSE"
@@ -54,16 +54,15 @@ def license_of(name: str) -> License | None:
 
 
 def license_in(folder: Path) -> License | None:
-    """The license that the README.md of a model's folder states in its front matter.
+    """Read the license from the front matter of README.md in a model's folder.
 
-    None where there is none, or none that can be taken over: a link to a file beside it leads
-    nowhere from another place.
+    None if it has none, or none that can be copied: a relative link would not work elsewhere.
     """
     from huggingface_hub import metadata_load
 
     try:
         data = metadata_load(folder / "README.md") or {}
-    except Exception:  # whatever a page that others wrote does to a reader of YAML
+    except Exception:  # a README of others may break a YAML parser in any way
         return None
     identifier, name = (_matching(IDENTIFIER, data.get(k)) for k in ("license", "license_name"))
     if identifier is None or (identifier == "other" and name is None):

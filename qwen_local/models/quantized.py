@@ -1,7 +1,7 @@
-"""What a model's files hold for a matrix that is quantized: codes, and what they are read by.
+"""The tensors that represent a quantized matrix in a model's files: codes, scales and metadata.
 
-Nothing else checks them: bitsandbytes takes any scales for the right ones, and any shape as given.
-So every part must be there, of its type and shape, and must say that it is read as it will be.
+No library checks them: bitsandbytes trusts all scales and shapes. So every part must be present,
+have the right type and shape, and have metadata that matches how the engine reads it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qwen_local.errors import Fault
-from qwen_local.models.architecture import Stored
+from qwen_local.models.architecture import Shape, Stored
 from qwen_local.models.config import json_object, shown
-
-Shape = tuple[int, ...]
 
 HINT = "download or copy the model again"
 
@@ -24,89 +22,94 @@ FLOATS: Mapping[str, Literal["float32", "bfloat16", "float16"]] = {
     "F16": "float16",
     "F32": "float32",
 }
-"""The types of weights, as safetensors and as an engine calls them."""
-CODES = {"affine": "U32", "nf4": "U8", "int8": "I8"}
-"""The type of a matrix that is held as codes, by `Stored.scheme`."""
+"""Types of floating-point weights: name in safetensors -> dtype."""
+QUANTIZED_TYPES = {"affine": "U32", "nf4": "U8", "int8": "I8"}
+"""Type of a quantized matrix in safetensors, by `Stored.scheme`."""
 
 NF4_BLOCK = 64
-"""Weights of a matrix that share a scale."""
+"""Number of weights that share a scale."""
 NESTED_BLOCK = 256
-"""Scales that share one of their own, where they are codes, too (double quantization)."""
+"""Number of scales that share a scale of their own (double quantization)."""
 STATE = ".weight.quant_state.bitsandbytes__nf4"
-"""A JSON object, as bytes: how the codes of an NF4 weight are to be read."""
+"""Metadata of an NF4 weight: a JSON object as bytes."""
 FORMAT = ".weight_format"
-"""How LLM.int8() codes lie: 0 for row by row. Not every writer leaves it."""
-SPOKEN = (STATE, FORMAT)
-LONGEST = 1_000
-"""Bytes that are read of these; bitsandbytes writes fewer than 200."""
+"""Layout of an LLM.int8() weight: 0 for row-major. Not every writer adds it."""
+METADATA = (STATE, FORMAT)
+LONGEST_METADATA = 1_000
+"""In bytes; longer ones are refused unread. bitsandbytes writes fewer than 200."""
 LARGEST_FLOAT32 = 3.4e38
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """A tensor, as the header of its file has it."""
+class Header:
+    """A tensor's entry in the header of its file."""
 
     file: str
-    kind: str
-    """Its type, as safetensors calls it."""
+    type: str
+    """As safetensors names it: `BF16`, `U8`, ..."""
     shape: Shape
     content: bytes
-    """Of one that is `SPOKEN`; empty for weights, which are not read, and beyond `LONGEST`."""
+    """Of `METADATA`; empty for weights, which are not read, and above `LONGEST_METADATA`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a tensor must be."""
+class Expected:
+    """Requirements on a tensor."""
 
-    kinds: tuple[str, ...]
+    types: tuple[str, ...]
     shape: Shape | None
-    """None for any."""
+    """None allows any shape."""
     content: bytes | None = None
-    """None for any."""
+    """None allows any content."""
     state: Mapping[str, tuple[object, ...]] | None = None
-    """What each key of a JSON object may hold, () for any finite float; None where it is none."""
+    """Allowed values of each key of a JSON object, () for any finite float; None for no object."""
 
-    def faults(self, where: str, held: Held) -> Iterator[Fault]:
-        """How a tensor differs from it.
+    def faults(self, where: str, header: Header) -> Iterator[Fault]:
+        """Yield the differences of a tensor.
 
         Args:
-            where: how messages name the tensor.
-            held: what is there.
+            where: name of the tensor in messages.
+            header: its header.
         """
-        if held.kind not in self.kinds:
-            yield Fault(where, f"expected {' or '.join(self.kinds)}; found {held.kind}", HINT)
-        elif self.shape is not None and held.shape != self.shape:
-            yield Fault(where, f"expected shape {self.shape}; found {held.shape}", HINT)
-        elif self.content is not None and held.content != self.content:
-            problem = f"expected {list(self.content)}; found {list(held.content)}"
+        if header.type not in self.types:
+            yield Fault(where, f"expected {' or '.join(self.types)}; found {header.type}", HINT)
+        elif self.shape is not None and header.shape != self.shape:
+            yield Fault(where, f"expected shape {self.shape}; found {header.shape}", HINT)
+        elif self.content is not None and header.content != self.content:
+            problem = f"expected {list(self.content)}; found {list(header.content)}"
             yield Fault(where, problem, HINT)
-        elif self.state is not None and math.prod(held.shape) > LONGEST:
-            problem = f"expected at most {LONGEST:,} bytes; found {math.prod(held.shape):,}"
+        elif self.state is not None and math.prod(header.shape) > LONGEST_METADATA:
+            problem = (
+                f"expected at most {LONGEST_METADATA:,} bytes; found {math.prod(header.shape):,}"
+            )
             yield Fault(where, problem, HINT)
         elif self.state is not None:
-            yield from _state_faults(where, held.content, self.state)
+            yield from _state_faults(where, header.content, self.state)
 
 
-def parts_of_codes(
-    stored: Stored, path: str, shape: Shape, kinds: Mapping[str, str]
-) -> dict[str, Wanted]:
-    """The tensors that stand for a matrix in codes.
+def quantized_parts(
+    stored: Stored, path: str, shape: Shape, types: Mapping[str, str]
+) -> dict[str, Expected]:
+    """Return the tensors that represent a quantized matrix.
 
     Args:
         stored: how the model is quantized.
         path: of the layer: `model.layers.0.mlp.up_proj`.
         shape: of the matrix, (out, in).
-        kinds: the type of every tensor that is there; some parts go with others.
+        types: type of every tensor in the files; some parts depend on others.
     """
     rows, columns = shape
     if stored.scheme == "affine":
-        scales = Wanted(tuple(FLOATS), (rows, columns // stored.group))
-        codes = Wanted(("U32",), (rows, columns * stored.bits // 32))
+        scales = Expected(tuple(FLOATS), (rows, columns // stored.group))
+        codes = Expected(("U32",), (rows, columns * stored.bits // 32))
         return {f"{path}.weight": codes, f"{path}.scales": scales, f"{path}.biases": scales}
     if stored.scheme == "int8":
-        parts = {f"{path}.weight": Wanted(("I8",), shape), f"{path}.SCB": Wanted(("F32",), (rows,))}
-        if path + FORMAT in kinds:
-            parts[path + FORMAT] = Wanted(("U8",), (), content=b"\0")
+        parts = {
+            f"{path}.weight": Expected(("I8",), shape),
+            f"{path}.SCB": Expected(("F32",), (rows,)),
+        }
+        if path + FORMAT in types:
+            parts[path + FORMAT] = Expected(("U8",), (), content=b"\0")
         return parts
     blocks = -(-rows * columns // NF4_BLOCK)
     state: dict[str, tuple[object, ...]] = {
@@ -116,15 +119,15 @@ def parts_of_codes(
         "shape": ([rows, columns],),
     }
     parts = {
-        f"{path}.weight": Wanted(("U8",), (-(-rows * columns // 2), 1)),
-        f"{path}.weight.absmax": Wanted(("F32", "U8"), (blocks,)),
-        f"{path}.weight.quant_map": Wanted(("F32",), (16,)),
-        path + STATE: Wanted(("U8",), None, state=state),
+        f"{path}.weight": Expected(("U8",), (-(-rows * columns // 2), 1)),
+        f"{path}.weight.absmax": Expected(("F32", "U8"), (blocks,)),
+        f"{path}.weight.quant_map": Expected(("F32",), (16,)),
+        path + STATE: Expected(("U8",), None, state=state),
     }
-    if kinds.get(f"{path}.weight.absmax") == "U8":
+    if types.get(f"{path}.weight.absmax") == "U8":
         above = -(-blocks // NESTED_BLOCK)
-        parts[f"{path}.weight.nested_absmax"] = Wanted(("F32",), (above,))
-        parts[f"{path}.weight.nested_quant_map"] = Wanted(("F32",), (256,))
+        parts[f"{path}.weight.nested_absmax"] = Expected(("F32",), (above,))
+        parts[f"{path}.weight.nested_quant_map"] = Expected(("F32",), (256,))
         state["nested_blocksize"] = (NESTED_BLOCK,)
         state["nested_dtype"] = ("float32",)
         state["nested_offset"] = ()
@@ -142,8 +145,8 @@ def _state_faults(
         found = state.get(key)
         finite = type(found) is float and abs(found) <= LARGEST_FLOAT32
         if not (any(repr(found) == repr(value) for value in allowed) if allowed else finite):
-            wanted = " or ".join(map(shown, allowed)) or "a finite number"
+            choice = " or ".join(map(shown, allowed)) or "a finite number"
             given = shown(found) if key in state else "nothing"
-            yield Fault(f"{where}: {key}", f"expected {wanted}; found {given}", HINT)
+            yield Fault(f"{where}: {key}", f"expected {choice}; found {given}", HINT)
     if unknown := sorted(state.keys() - expected.keys()):
         yield Fault(where, f"expected nothing more; found {shown(unknown)}", HINT)

@@ -1,7 +1,7 @@
-"""Where a model comes from: the package itself, a folder, or the hub.
+"""Finding and fetching models: embedded in the package, in a folder, or on the hub.
 
-A name that is an existing folder is that folder, and is never looked up on the hub. The hub is
-reached through huggingface_hub alone, which honors HF_HOME, HF_TOKEN, HF_ENDPOINT and
+The name of an existing folder means that folder and is never looked up on the hub. All access to
+the hub goes through huggingface_hub, which honors HF_HOME, HF_TOKEN, HF_ENDPOINT and
 HF_HUB_OFFLINE.
 """
 
@@ -19,6 +19,7 @@ from qwen_local.embedded import TINY_MODEL, tiny_model_path
 from qwen_local.errors import Fault, ModelError
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.config import check_folder
+from qwen_local.models.families import architecture_of
 from qwen_local.models.published import PUBLISHED
 from qwen_local.models.tensor_check import tensor_faults
 
@@ -27,7 +28,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 OWNER_AND_MODEL = "a hub id is <owner>/<model>"
 
 PROOF = "proof.json"
-"""What `fuse` leaves beside a merged model."""
+"""Report that `fuse` and `export` write beside their output."""
 CONFIG_FILES = ("config.json",)
 TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "*.jinja")
 TOKENIZER_PARTS = (
@@ -39,31 +40,31 @@ TOKENIZER_PARTS = (
     "vocab.json",
     "merges.txt",
 )
-"""What goes along with a model that is made of another, as it is, where that has it."""
+"""Tokenizer files that are copied to a merged model, if the base model has them."""
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.json")
-"""What is downloaded of a model: data only, no code and no pickle."""
+"""Files that are downloaded: data only, no code and no pickle."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSource:
-    """A model by name, and where it is."""
+    """A model's name and location."""
 
     kind: Literal["embedded", "folder", "hub"]
     name: str
     folder: Path | None
-    """Where it is, unless on the hub."""
+    """None for a model on the hub."""
     revision: str | None
     """Commit, branch or tag on the hub; None is the newest."""
 
     def architecture(self, *, download: bool) -> Architecture:
-        """The model's figures.
+        """Return the model's architecture.
 
         Args:
-            download: whether config.json may be fetched from the hub. Without, the figures of a
-                hub model are those that its publisher gave out, else those of a copy in the cache.
+            download: whether config.json may be downloaded. If not, a hub model is looked up in
+                `PUBLISHED`, then in the cache.
 
         Raises:
-            ModelError: the figures cannot be had so, or the config.json is refused.
+            ModelError: the architecture is not available, or config.json is refused.
         """
         if self.kind == "hub" and not download and self.name in PUBLISHED:
             return PUBLISHED[self.name]
@@ -72,7 +73,7 @@ class ModelSource:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelFiles:
-    """A model that lies in a folder, checked and ready for an engine."""
+    """A model in a folder, checked and ready for an engine."""
 
     name: str
     folder: Path
@@ -83,16 +84,16 @@ class ModelFiles:
 
 
 def find_model(name: str, revision: str | None = None) -> ModelSource:
-    """Decide what a name means, touching no network.
+    """Decide what a name means, without network access.
 
     Args:
         name: `qwen-local/tiny`, a folder, or a hub id such as `Qwen/Qwen3-0.6B`.
         revision: of a hub model.
 
     Raises:
-        ModelError: the name can be none of these, or has a revision where there are none.
+        ModelError: the name matches none of these, or the revision is not for a hub model.
     """
-    # os.path, because Path raises for names that no file system takes (too long, `~nobody`).
+    # os.path, because Path raises for names that no file system allows (too long, `~nobody`).
     place = os.path.expanduser(name)  # noqa: PTH111
     if name == TINY_MODEL:
         folder = tiny_model_path()
@@ -100,35 +101,35 @@ def find_model(name: str, revision: str | None = None) -> ModelSource:
     elif os.path.isdir(place):  # noqa: PTH112
         source = ModelSource(kind="folder", name=name, folder=Path(place), revision=revision)
     elif os.path.exists(place):  # noqa: PTH110
-        hint = f"give the folder that holds it: {Path(place).parent}"
+        hint = f"pass the folder that holds it: {Path(place).parent}"
         if place.endswith(".gguf"):
-            hint = "GGUF is for llama.cpp and Ollama; give the model that it was made from"
-        raise ModelError.at(name, "expected a model's folder; found a file", hint)
+            hint = "GGUF is for llama.cpp and Ollama; pass the model that it was made from"
+        raise ModelError.at(name, "expected a model folder; found a file", hint)
     elif name.startswith("qwen-local/"):
         raise ModelError.at(name, "no such embedded model", f"did you mean {TINY_MODEL}?")
     elif HUB_ID.fullmatch(name):
         source = ModelSource(kind="hub", name=name, folder=None, revision=revision)
     else:
-        problem = "expected a folder that exists, or a hub id; found neither"
+        problem = "expected an existing folder or a hub id; found neither"
         raise ModelError.at(name or "--model", problem, _near(name) or OWNER_AND_MODEL)
     if revision is not None and source.kind != "hub":
         problem = f"only models on the hub have revisions; found {revision!r}"
-        raise ModelError.at(name, problem, "leave model.revision out")
+        raise ModelError.at(name, problem, "remove model.revision")
     return source
 
 
 def fetch(source: ModelSource, *, weights: bool = True, download: bool = True) -> ModelFiles:
-    """Bring a model's files to this machine, and refuse what no engine should see.
+    """Download a model if necessary, and check its files.
 
-    A hub model's config.json comes first, so that a model that is refused costs no download.
+    The config.json of a hub model comes first, so that a refused model costs no download.
 
     Args:
         source: from `find_model`.
-        weights: whether the weights and the tokenizer are needed, or config.json only.
-        download: whether the network may be used; without, the cache must do.
+        weights: whether weights and tokenizer are needed, or config.json only.
+        download: whether the network may be used, or the cache only.
 
     Raises:
-        ModelError: the model cannot be had, or its files are refused.
+        ModelError: the model is not available, or its files are refused.
     """
     if source.folder is not None:
         folder, commit = source.folder, None
@@ -139,7 +140,7 @@ def fetch(source: ModelSource, *, weights: bool = True, download: bool = True) -
             check_folder(folder, source.name, weights=False)
             folder = _snapshot(source.name, commit, MODEL_FILES, download)
     config = check_folder(folder, source.name, weights=weights)
-    architecture = Architecture.from_config(config)
+    architecture = architecture_of(config)
     if weights and (faults := list(tensor_faults(folder, source.name, architecture))):
         raise ModelError(faults)
     return ModelFiles(
@@ -152,13 +153,13 @@ def fetch(source: ModelSource, *, weights: bool = True, download: bool = True) -
 
 
 def fetch_tokenizer(source: ModelSource) -> Path:
-    """Bring what text becomes tokens by to this machine: some megabytes, and no weight.
+    """Download a model's tokenizer if necessary: a few megabytes, without weights.
 
     Returns:
         The folder.
 
     Raises:
-        ModelError: the files cannot be had, or config.json is refused.
+        ModelError: the files are not available, or config.json is refused.
     """
     folder = source.folder
     if folder is None:
@@ -189,11 +190,11 @@ def weights_here(source: ModelSource) -> bool:
 
 
 def _snapshot(name: str, revision: str | None, patterns: Sequence[str], download: bool) -> Path:
-    """The folder of one commit in the hub's cache (its name is the commit's)."""
+    """Return the folder of one commit in the hub's cache; its name is the commit."""
     import huggingface_hub
     from huggingface_hub import errors
 
-    # Of the HTTP library that the hub's client uses, which is not the same in each of its versions.
+    # HTTPError of the HTTP library that huggingface_hub uses, which depends on its version.
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     try:
@@ -201,7 +202,7 @@ def _snapshot(name: str, revision: str | None, patterns: Sequence[str], download
             name,
             revision=revision,
             allow_patterns=list(patterns),
-            ignore_patterns=["*/*"],  # files of other formats, in folders of their own
+            ignore_patterns=["*/*"],  # subfolders hold other formats
             local_files_only=not download,
         )
     except (errors.HFValidationError, HTTPError, OSError) as error:
@@ -210,7 +211,7 @@ def _snapshot(name: str, revision: str | None, patterns: Sequence[str], download
 
 
 def _hub_fault(error: Exception, name: str, revision: str | None, download: bool) -> Fault:
-    """What went wrong between here and the hub, most particular errors first."""
+    """Explain an error of huggingface_hub; the most specific errors come first."""
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{name}"
@@ -219,43 +220,43 @@ def _hub_fault(error: Exception, name: str, revision: str | None, download: bool
         case errors.HFValidationError():
             problem, hint = "not a valid hub id", _near(name) or OWNER_AND_MODEL
         case errors.GatedRepoError():
-            problem = "gated, and not yet open to you"
+            problem = "gated: your account has no access yet"
             hint = f"accept its terms on {page}, then set HF_TOKEN to a token of your account"
         case errors.RepositoryNotFoundError():
-            problem = "neither a folder here nor a model on the hub that you may see"
+            problem = "neither a local folder nor a model on the hub that you can access"
             hint = _near(name) or "check the name; for a private model set HF_TOKEN"
         case errors.RevisionNotFoundError():
             problem = f"has no revision {revision!r} on the hub"
-            hint = f"take one of those on {page}/tree/main, or leave model.revision out"
+            hint = f"use one of those on {page}/tree/main, or remove model.revision"
         case errors.IncompleteSnapshotError() if constants.HF_HUB_OFFLINE or not download:
-            problem, hint = "only a part of it is in the cache, and the hub is not asked", once
+            problem, hint = "incomplete in the cache, and the hub was not contacted", once
         case errors.LocalEntryNotFoundError() if constants.HF_HUB_OFFLINE:
-            problem = "not in the cache, and HF_HUB_OFFLINE forbids to ask the hub"
+            problem = "not in the cache, and HF_HUB_OFFLINE is set, so the hub was not contacted"
             hint = f"unset HF_HUB_OFFLINE, or {once}"
         case errors.LocalEntryNotFoundError() if not download:
-            problem = "no such folder here, not in the cache, and no model whose figures are known"
+            problem = "not a local folder, not in the cache, and not a model of known sizes"
             hint = _near(name) or f"if it is a dense Qwen2 or Qwen3, {once}"
         case errors.LocalEntryNotFoundError():
-            problem = "no such folder here, not in the cache, and the hub cannot be reached"
+            problem = "not a local folder, not in the cache, and the hub cannot be reached"
             hint = (
                 f"check the connection to {constants.ENDPOINT} (HTTPS_PROXY, HF_ENDPOINT); or, on "
-                f"a machine that has one, hf download {name} --local-dir FOLDER, and pass "
+                f"a machine that is online, hf download {name} --local-dir FOLDER, and pass "
                 "--model FOLDER"
             )
         case errors.HfHubHTTPError():
-            problem = f"the hub answered {error.response.status_code}"
+            problem = f"the hub answered with status {error.response.status_code}"
             hint = "try again later; for 401 and 403 check HF_TOKEN"
         case OSError(strerror=str(reason)):
-            problem = f"cannot be stored: {reason.lower()}"
-            hint = f"make room in {constants.HF_HUB_CACHE}, or set HF_HOME to another place"
+            problem = f"cannot be saved: {reason.lower()}"
+            hint = f"free space in {constants.HF_HUB_CACHE}, or set HF_HOME to another folder"
         case _:
-            problem = f"the download broke off: {type(error).__name__}"
-            hint = "run the command again; what has arrived is kept"
+            problem = f"the download was interrupted: {type(error).__name__}"
+            hint = "run the command again; it continues where it stopped"
     return Fault(name, problem, hint)
 
 
 def _near(name: str) -> str | None:
-    """A hint at the published model whose name is most like this one."""
+    """Suggest the published model with the most similar name."""
     endings = {model.partition("/")[2].lower(): model for model in PUBLISHED}
     wanted = name.rpartition("/")[2].lower()
     near = difflib.get_close_matches(wanted, endings, n=1, cutoff=0.8)

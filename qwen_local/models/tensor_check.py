@@ -1,7 +1,7 @@
-"""What a model's safetensors hold, by their headers: no engine should meet a surprise in them.
+"""Checks of a model's tensors by the headers of its safetensors files, before an engine loads them.
 
-transformers fills a tensor that is missing with random numbers and a warning, and passes over one
-that it does not know; mlx-lm stops with a traceback. Neither is an answer to a damaged download.
+transformers fills a missing tensor with random numbers and a warning, and ignores an unknown one;
+mlx-lm stops with a traceback. Neither is a good answer to a damaged download.
 """
 
 from __future__ import annotations
@@ -12,49 +12,54 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qwen_local.errors import Fault
-from qwen_local.models.architecture import Architecture, Stored
+from qwen_local.models.architecture import (
+    EMBEDDING,
+    HEAD,
+    NORM,
+    Architecture,
+    Shape,
+    Stored,
+)
 from qwen_local.models.config import QUANTIZED_HINT
+from qwen_local.models.families import FAMILIES
 from qwen_local.models.quantized import (
-    CODES,
     FLOATS,
     HINT,
-    LONGEST,
-    SPOKEN,
-    Held,
-    Shape,
-    Wanted,
-    parts_of_codes,
+    LONGEST_METADATA,
+    METADATA,
+    QUANTIZED_TYPES,
+    Expected,
+    Header,
+    quantized_parts,
 )
 
-NORM = "model.norm.weight"
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
-ENDS = {EMBEDDING: "the embedding", HEAD: "the head"}
+OUTSIDE_BLOCKS = {EMBEDDING: "the embedding", HEAD: "the head"}
+"""Matrices outside the blocks, and their names in messages."""
 
 
 def tensor_faults(folder: Path, name: str, architecture: Architecture) -> Iterator[Fault]:
-    """What is damaged, missing, unknown, of another type or shape in a folder's weights.
+    """Yield tensors that are damaged, missing, unknown, or of the wrong type or shape.
 
-    Weights and scales themselves are not read, which would take as long as loading them: one that
-    is infinite or no number passes here.
+    The weights are not read, which would take as long as loading them. So infinities and NaN are
+    not found.
 
     Args:
         folder: a model folder with `model*.safetensors`.
-        name: the model, as messages name it.
-        architecture: of its config.json.
+        name: name of the model in messages.
+        architecture: from its config.json.
     """
     from safetensors import SafetensorError, safe_open
 
-    found: dict[str, Held] = {}
+    found: dict[str, Header] = {}
     damaged = False
     for file in sorted(folder.glob("model*.safetensors")):
         try:
             with safe_open(file, framework="np") as tensors:
                 for key in tensors.keys():  # noqa: SIM118  # not a mapping
                     if key in found:
-                        problem, hint = "stands in another file, too", "keep one of the two files"
+                        problem, hint = "is also in another file", "keep one of the two files"
                         yield Fault(f"{name}: {file.name}: {key}", problem, hint)
-                    found[key] = _held(tensors, file.name, key)
+                    found[key] = _header(tensors, file.name, key)
         except (OSError, SafetensorError) as error:
             damaged = True
             yield Fault(f"{name}: {file.name}", f"not a readable safetensors file: {error}", HINT)
@@ -62,117 +67,107 @@ def tensor_faults(folder: Path, name: str, architecture: Architecture) -> Iterat
 
 
 def float_type(folder: Path) -> Literal["float32", "bfloat16", "float16"]:
-    """The dtype that a folder's floats have; its last norm stands for all, being never quantized.
-
-    Args:
-        folder: whose tensors were checked.
-    """
-    return FLOATS[_kinds(folder)[NORM]]
+    """Return the dtype of a checked folder's floats: that of the last norm, which stays a float."""
+    return FLOATS[_types(folder)[NORM]]
 
 
 def float_layers(folder: Path, architecture: Architecture) -> list[str]:
-    """The blocks' linear layers that a folder holds as floats: `model.layers.0.mlp.up_proj`, ...
+    """List the blocks' linear layers that are not quantized: `model.layers.0.mlp.up_proj`, ...
 
     Args:
-        folder: whose tensors were checked.
-        architecture: of its config.json.
+        folder: a checked model folder.
+        architecture: from its config.json.
     """
-    kinds = _kinds(folder)
-    linears = _linears(architecture)
-    return [key.removesuffix(".weight") for key in linears if kinds[key] in FLOATS]
+    types = _types(folder)
+    linears = architecture.linear_weights()
+    return [key.removesuffix(".weight") for key in linears if types[key] in FLOATS]
 
 
 def _faults(
-    name: str, architecture: Architecture, found: Mapping[str, Held], *, damaged: bool
+    name: str, architecture: Architecture, found: Mapping[str, Header], *, damaged: bool
 ) -> Iterator[Fault]:
-    """How the tensors that were found differ from the model's.
+    """Compare the tensors that were found with the model's.
 
     Args:
-        name: the model, as messages name it.
-        architecture: of its config.json.
-        found: by name.
-        damaged: a file could not be read: what is not found may be there.
+        name: name of the model in messages.
+        architecture: from its config.json.
+        found: by tensor name.
+        damaged: whether a file could not be read, so that missing tensors may be in it.
     """
-    kinds = {key: held.kind for key, held in found.items()}
-    wanted, ends = _wanted(architecture, kinds), _quantized_ends(architecture, kinds)
-    for key in ends:
-        problem = f"{ENDS[key]} is quantized, which only MLX folders may have"
+    types = {key: header.type for key, header in found.items()}
+    expected, outside = _expected(architecture, types), _quantized_outside(architecture, types)
+    for key in outside:
+        problem = f"{OUTSIDE_BLOCKS[key]} is quantized, which is supported for MLX folders only"
         yield Fault(f"{name}: {found[key].file}: {key}", problem, QUANTIZED_HINT)
-    told = tuple(key.removesuffix("weight") for key in ends)
-    for key in sorted(wanted.keys() | found.keys()):
-        if key.startswith(told):
+    reported = tuple(key.removesuffix("weight") for key in outside)
+    for key in sorted(expected.keys() | found.keys()):
+        if key.startswith(reported):
             continue
         if key not in found:
             if not damaged:
                 yield Fault(f"{name}: {key}", "missing from the weights", HINT)
             continue
         where = f"{name}: {found[key].file}: {key}"
-        if key in wanted:
-            yield from wanted[key].faults(where, found[key])
+        if key in expected:
+            yield from expected[key].faults(where, found[key])
         else:
             yield Fault(where, f"not a tensor of a {architecture.model_type} model", HINT)
-    floats = all(kinds.get(key) in FLOATS for key in _linears(architecture))
+    floats = all(types.get(key) in FLOATS for key in architecture.linear_weights())
     if architecture.stored is not None and floats:
-        problem = "says that the layers are quantized, but the files hold floats"
+        problem = "describes quantized layers, but the files hold floats"
         hint = "remove quantization and quantization_config from a copy of the model"
         yield Fault(f"{name}: config.json", problem, hint)
 
 
-def _kinds(folder: Path) -> dict[str, str]:
-    """The type of every tensor of a folder."""
+def _types(folder: Path) -> dict[str, str]:
+    """Return the safetensors type of every tensor in a folder."""
     from safetensors import safe_open
 
-    kinds: dict[str, str] = {}
+    types: dict[str, str] = {}
     for file in folder.glob("model*.safetensors"):
         with safe_open(file, framework="np") as tensors:
-            kinds |= {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
-    return kinds
+            types |= {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
+    return types
 
 
-def _held(tensors: Any, file: str, key: str) -> Held:
-    """One tensor of an open file."""
+def _header(tensors: Any, file: str, key: str) -> Header:
+    """Read the header of one tensor in an open file, and its content if that is metadata."""
     tensor = tensors.get_slice(key)
-    kind, shape = tensor.get_dtype(), tuple(tensor.get_shape())
-    spoken = kind == "U8" and key.endswith(SPOKEN) and math.prod(shape) <= LONGEST
-    return Held(file, kind, shape, tensors.get_tensor(key).tobytes() if spoken else b"")
+    type, shape = tensor.get_dtype(), tuple(tensor.get_shape())
+    metadata = type == "U8" and key.endswith(METADATA) and math.prod(shape) <= LONGEST_METADATA
+    return Header(file, type, shape, tensors.get_tensor(key).tobytes() if metadata else b"")
 
 
-def _linears(architecture: Architecture) -> list[str]:
-    """The weights of the blocks' linear layers, as the files name them."""
-    shapes = architecture.weight_shapes()
-    return [key for key, shape in shapes.items() if len(shape) == 2 and key not in ENDS]
-
-
-def _quantized_ends(architecture: Architecture, kinds: Mapping[str, str]) -> list[str]:
-    """Embedding and head, where they are codes of bitsandbytes, which are read in blocks alone."""
+def _quantized_outside(architecture: Architecture, types: Mapping[str, str]) -> list[str]:
+    """List embedding and head if bitsandbytes quantized them, which only blocks support."""
     stored = architecture.stored
     if stored is None or stored.scheme == "affine":
         return []
-    return [key for key in ENDS if kinds.get(key) == CODES[stored.scheme]]
+    return [key for key in OUTSIDE_BLOCKS if types.get(key) == QUANTIZED_TYPES[stored.scheme]]
 
 
-def _wanted(architecture: Architecture, kinds: Mapping[str, str]) -> dict[str, Wanted]:
-    """What each tensor must be; whether a matrix is in codes follows from its type.
+def _expected(architecture: Architecture, types: Mapping[str, str]) -> dict[str, Expected]:
+    """Return the requirements on each tensor; its type decides whether a matrix is quantized.
 
-    Some write a head although it is tied, which no engine needs.
+    A tied model may have a head in its files, which no engine needs.
     """
     stored = architecture.stored
     shapes = architecture.weight_shapes()
-    wanted: dict[str, Wanted] = {}
+    expected: dict[str, Expected] = {}
     for key, shape in shapes.items():
-        if stored is None or not _in_codes(stored, shape, kinds.get(key)):
-            wanted[key] = Wanted(tuple(FLOATS), shape)
+        if stored is None or not _is_quantized(stored, shape, types.get(key)):
+            expected[key] = Expected(tuple(FLOATS), shape)
         else:
-            wanted |= parts_of_codes(stored, key.removesuffix(".weight"), shape, kinds)
-    if architecture.model_type == "qwen2":  # old files hold them; mlx-lm's qwen3 stops at them
-        old = [key for key in kinds if key.endswith(".self_attn.rotary_emb.inv_freq")]
-        wanted |= dict.fromkeys(old, Wanted(tuple(FLOATS), None))
-    if HEAD in kinds:
-        wanted.setdefault(HEAD, Wanted(tuple(FLOATS), shapes[EMBEDDING]))
-    return wanted
+            expected |= quantized_parts(stored, key.removesuffix(".weight"), shape, types)
+    ignored = FAMILIES[architecture.model_type].ignored_tensors
+    old = [key for key in types if key.endswith(ignored)]
+    expected |= dict.fromkeys(old, Expected(tuple(FLOATS), None))
+    if HEAD in types:
+        expected.setdefault(HEAD, Expected(tuple(FLOATS), shapes[EMBEDDING]))
+    return expected
 
 
-def _in_codes(stored: Stored, shape: Shape, kind: str | None) -> bool:
-    """Whether a tensor is a matrix in codes. MLX makes none of rows that are no whole groups."""
+def _is_quantized(stored: Stored, shape: Shape, type: str | None) -> bool:
+    """Return True for a quantized matrix. MLX leaves rows alone that are not whole groups."""
     whole = stored.scheme != "affine" or shape[-1] % stored.group == 0
-    return len(shape) == 2 and kind == CODES[stored.scheme] and whole
+    return len(shape) == 2 and type == QUANTIZED_TYPES[stored.scheme] and whole

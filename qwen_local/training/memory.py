@@ -244,7 +244,7 @@ def _kept_per_position(
     instead = sum(linear[name][1] for name in shared) if lora.dropout else 0
     everything = 4 * shape.hidden + 3 * queries + 2 * keys + 3 * shape.intermediate + low_rank
     if engine == "cuda":
-        if shape.model_type == "qwen3":  # its queries and keys are normalized, too
+        if shape.blocks[0].kind == "qk_norm_attention":
             everything += queries + keys
         return width * (everything - instead) + (width + mask) * dropped
     everything += queries + 2 * keys + 2 * shape.intermediate

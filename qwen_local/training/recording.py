@@ -61,7 +61,7 @@ def _checkpoint_writer(ready: ReadyRun, backend: Backend, events: EventWriter) -
         return Adapter(
             base=plan.job.model.name,
             lora=plan.job.lora,
-            layers=plan.resolved.architecture.layers,
+            blocks=plan.resolved.architecture.blocks,
             arrays=arrays,
             origin=origin,
         )

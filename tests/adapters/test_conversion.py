@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 from safetensors.numpy import load_file
 
-from qwen_local.adapters.lora import Adapter, Place, array_shapes
+from qwen_local.adapters.lora import Adapter, all_places, array_shapes, target_names
 from qwen_local.adapters.mlx_layout import write_mlx
 from qwen_local.adapters.peft_layout import write_peft
 from qwen_local.adapters.store import load_adapter
@@ -34,7 +34,9 @@ from qwen_local.backends.base import Setup
 from qwen_local.backends.select import Choice, Engine, open_backend
 from qwen_local.errors import ModelError
 from qwen_local.job.schema import LoraSpec
-from qwen_local.models.architecture import LINEARS, Architecture
+from qwen_local.models.architecture import Architecture, Place
+from qwen_local.models.families.dense import PATHS
+from qwen_local.models.families.qwen3 import QWEN3
 from qwen_local.models.source import ModelFiles
 from tests.conftest import MakeModel
 
@@ -64,18 +66,18 @@ def adapter_on(
         rank=rank,
         alpha=alpha,
         dropout=0.0,
-        targets=tuple(name for name in LINEARS if any(name == target for _, target in places)),
+        targets=target_names(places, architecture.blocks),
         layers=architecture.layers - lowest if lowest else "all",
         rslora=rslora,
     )
-    return Adapter("a/base", lora, architecture.layers, arrays)
+    return Adapter("a/base", lora, architecture.blocks, arrays)
 
 
 @st.composite
 def adapters(draw: st.DrawFn, architecture: Architecture) -> Adapter:
     """Of any rank, on any linear layers: whole blocks, some blocks, or scattered."""
-    everywhere = [(layer, name) for layer in range(architecture.layers) for name in LINEARS]
-    targets = draw(st.sets(st.sampled_from(LINEARS), min_size=1))
+    everywhere = all_places(architecture.blocks)
+    targets = draw(st.sets(st.sampled_from(list(PATHS.values())), min_size=1))
     blocks = draw(st.sets(st.integers(0, architecture.layers - 1), min_size=1))
     product = [(layer, name) for layer, name in everywhere if layer in blocks and name in targets]
     scattered = draw(st.sets(st.sampled_from(everywhere), min_size=1))
@@ -91,19 +93,19 @@ def adapters(draw: st.DrawFn, architecture: Architecture) -> Adapter:
     )
 
 
-ARCHITECTURE = Architecture(
-    model_type="qwen3",
-    hidden=24,
-    intermediate=40,
-    layers=LAYERS,
-    heads=2,
-    kv_heads=1,
-    head_dim=16,
-    vocabulary=64,
-    tied=True,
-    rope_theta=1e4,
-    positions=64,
-)
+SIZES: dict[str, Any] = {
+    "hidden": 24,
+    "intermediate": 40,
+    "layers": LAYERS,
+    "heads": 2,
+    "kv_heads": 1,
+    "head_dim": 16,
+    "vocabulary": 64,
+    "tied": True,
+    "rope_theta": 1e4,
+    "positions": 64,
+}
+ARCHITECTURE = QWEN3.architecture(**SIZES)
 
 
 def written(adapter: Adapter, folder: Path, write: Callable[[Adapter, Path], None]) -> Path:
@@ -166,7 +168,7 @@ def test_peft_and_mlx_lm_give_the_same_logits_with_whatever_adapter(
     family: str, tied: bool, random_model: MakeModel
 ) -> None:
     model = random_model(family, tied)
-    bare = adapter_on(model.architecture, ((0, "q_proj"),))
+    bare = adapter_on(model.architecture, ((0, "self_attn.q_proj"),))
     zeros = {name: np.zeros_like(array) for name, array in bare.arrays.items()}
 
     @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -194,7 +196,7 @@ def test_on_a_base_in_4_bits_the_adapter_that_came_back_gives_the_same_logits(
     dora: bool, random_model: MakeModel, tmp_path: Path
 ) -> None:
     model = random_model("qwen3", False)
-    places = tuple((layer, name) for layer in (1, 2) for name in LINEARS)
+    places = tuple((layer, name) for layer in (1, 2) for name in PATHS.values())
     adapter = adapter_on(model.architecture, places, dora=dora)
     first = written(adapter, tmp_path / "peft", write_peft)
     there = written(load_adapter(first, model.architecture), tmp_path / "mlx", write_mlx)
@@ -233,7 +235,12 @@ def test_our_engines_answer_with_what_peft_saved_as_peft_does(
     made.save_pretrained(tmp_path / "theirs")
     expected = logits_of_peft(model, tmp_path / "theirs")
     adapter = load_adapter(tmp_path / "theirs", model.architecture)
-    assert adapter.places == ((0, "q_proj"), (0, "down_proj"), (2, "q_proj"), (2, "down_proj"))
+    assert adapter.places == (
+        (0, "self_attn.q_proj"),
+        (0, "mlp.down_proj"),
+        (2, "self_attn.q_proj"),
+        (2, "mlp.down_proj"),
+    )
     assert adapter.dora is dora
     setup = Setup(model=model, lora=adapter.lora, dora=dora, device="cpu", dtype="float32")
     ours = open_backend(Choice(engine, "cpu", "a test"), setup)
@@ -305,7 +312,7 @@ def test_whatever_way_peft_names_its_targets_is_read(
 def saved(random_model: MakeModel, tmp_path: Path) -> tuple[Path, Architecture]:
     """An adapter as another tool left it, in both layouts, that a test may change."""
     architecture = random_model("qwen3", True).architecture
-    places = tuple((layer, "q_proj") for layer in range(LAYERS))
+    places = tuple((layer, "self_attn.q_proj") for layer in range(LAYERS))
     adapter = adapter_on(architecture, places)
     written(adapter, tmp_path / "peft", write_peft)
     written(adapter, tmp_path / "mlx", write_mlx)
@@ -318,23 +325,23 @@ def change(folder: Path, **values: object) -> Path:
     return path
 
 
-MERGE = "\n\nhint: merge it where it was made (merge_and_unload) and take the merged model"
+MERGE = "\n\nhint: merge it where it was made (merge_and_unload) and use the merged model"
 
 
 @pytest.mark.parametrize(
     ("key", "value", "problem"),
     [
-        ("rank_pattern", {"q_proj": 2}, f"this adapter cannot be loaded with it set{MERGE}"),
-        ("alpha_pattern", {"q_proj": 2}, f"this adapter cannot be loaded with it set{MERGE}"),
-        ("modules_to_save", ["lm_head"], f"this adapter cannot be loaded with it set{MERGE}"),
-        ("target_parameters", ["x"], f"this adapter cannot be loaded with it set{MERGE}"),
-        ("layer_replication", [[0, 2]], f"this adapter cannot be loaded with it set{MERGE}"),
+        ("rank_pattern", {"q_proj": 2}, f"not supported: the adapter cannot be loaded{MERGE}"),
+        ("alpha_pattern", {"q_proj": 2}, f"not supported: the adapter cannot be loaded{MERGE}"),
+        ("modules_to_save", ["lm_head"], f"not supported: the adapter cannot be loaded{MERGE}"),
+        ("target_parameters", ["x"], f"not supported: the adapter cannot be loaded{MERGE}"),
+        ("layer_replication", [[0, 2]], f"not supported: the adapter cannot be loaded{MERGE}"),
         ("bias", "all", f"expected 'none'; found 'all'{MERGE}"),
         ("r", 10**9, "expected less than or equal to 1024; found 1000000000"),
         (
             "init_lora_weights",
             "pissa_niter_4",
-            "'pissa_niter_4' changes the base, or how it is computed: this is no plain LoRA\n\n"
+            "'pissa_niter_4' changes the base model or its computation: not a plain LoRA\n\n"
             "hint: where it was made, save it with path_initial_model_for_weight_conversion, which "
             "makes a plain LoRA of most kinds, or merge it",
         ),
@@ -373,7 +380,7 @@ def test_a_setting_that_is_not_known_here_is_told(
     where = change(folder / "peft", use_tomorrow={"a": 1}, another=None)
     load_adapter(folder / "peft", architecture)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{where}: use_tomorrow: not known here; should it matter, answers will differ"
+        f"{where}: use_tomorrow: unknown setting; ignored, though it may change answers"
     ]
 
 
@@ -381,15 +388,15 @@ def test_a_setting_that_is_not_known_here_is_told(
 def test_a_file_of_square_matrices_alone_does_not_tell_which_way_they_lie(
     layout: str, tmp_path: Path
 ) -> None:
-    square = replace(ARCHITECTURE, hidden=32, heads=2, head_dim=16)
-    adapter = adapter_on(square, ((0, "q_proj"), (1, "q_proj")), rank=32)
+    square = QWEN3.architecture(**SIZES | {"hidden": 32})
+    adapter = adapter_on(square, ((0, "self_attn.q_proj"), (1, "self_attn.q_proj")), rank=32)
     write = {"peft": write_peft, "mlx": write_mlx}[layout]
     folder = written(adapter, tmp_path / layout, write)
-    with pytest.raises(ModelError, match="holds square matrices only: nothing tells whether"):
+    with pytest.raises(ModelError, match="holds square matrices only: nothing shows whether"):
         load_adapter(folder, square)
     (folder / "qwen_local.json").write_text("{}")  # ours lie as they should
     assert load_adapter(folder, square).arrays.keys() == adapter.arrays.keys()
-    with_others = adapter_on(square, ((0, "q_proj"), (0, "up_proj")), rank=32)
+    with_others = adapter_on(square, ((0, "self_attn.q_proj"), (0, "mlp.up_proj")), rank=32)
     others = written(with_others, tmp_path / "others", write)
     assert load_adapter(others, square).arrays.keys() == with_others.arrays.keys()
 
@@ -402,4 +409,4 @@ def test_the_keys_of_an_mlx_config_and_its_arrays_must_agree(
     change(folder / "mlx", lora_parameters=parameters)
     with pytest.raises(ModelError) as refused:
         load_adapter(folder / "mlx", architecture)
-    assert "q_proj.lora_A.weight: not a matrix of this model's adapter" in str(refused.value)
+    assert "q_proj.lora_A.weight: not an adapter matrix of this model" in str(refused.value)

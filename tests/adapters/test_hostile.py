@@ -23,11 +23,10 @@ from qwen_local.adapters.peft_layout import write_peft
 from qwen_local.adapters.store import load_adapter
 from qwen_local.errors import ModelError
 from qwen_local.job.schema import LoraSpec
-from qwen_local.models.architecture import Architecture
+from qwen_local.models.families.qwen3 import QWEN3
 from tests.conftest import Cli
 
-ARCHITECTURE = Architecture(
-    model_type="qwen3",
+ARCHITECTURE = QWEN3.architecture(
     hidden=24,
     intermediate=40,
     layers=2,
@@ -47,7 +46,7 @@ WEIGHTS = "adapter_model.safetensors"
 def write_good(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     arrays = initial_arrays(ARCHITECTURE, LORA, seed=0)
-    write_peft(Adapter("a/base", LORA, ARCHITECTURE.layers, arrays), folder)
+    write_peft(Adapter("a/base", LORA, ARCHITECTURE.blocks, arrays), folder)
     return folder
 
 
@@ -100,7 +99,7 @@ def renamed(name: str) -> Callable[[Header], object]:
 )
 def test_a_name_that_is_none_of_this_models_is_refused(name: str, good: Path) -> None:
     with_header(good, renamed(name))
-    assert f"{good / WEIGHTS}: {name}: not a matrix of this model's adapter" in refusal(good)
+    assert f"{good / WEIGHTS}: {name}: not an adapter matrix of this model" in refusal(good)
 
 
 @pytest.mark.parametrize(

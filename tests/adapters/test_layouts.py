@@ -64,7 +64,7 @@ def trained(
     for _ in range(5):
         backend.step(rows, lr=5e-3, tokens=rows.supervised)
     return Adapter(
-        base=model.name, lora=lora, layers=model.architecture.layers, arrays=backend.adapter()
+        base=model.name, lora=lora, blocks=model.architecture.blocks, arrays=backend.adapter()
     )
 
 
@@ -99,7 +99,7 @@ def test_an_adapter_comes_back_from_either_layout_bit_by_bit(
         name: np.random.default_rng(1).normal(size=array.shape).astype(np.float32)
         for name, array in initial_arrays(architecture, lora, seed=0).items()
     }
-    save_adapter(Adapter("a/base", lora, architecture.layers, arrays), tmp_path / "adapter")
+    save_adapter(Adapter("a/base", lora, architecture.blocks, arrays), tmp_path / "adapter")
     back = load_adapter(tmp_path / "adapter" / layout, architecture)
     assert back.base == "a/base"
     assert back.lora.scale == pytest.approx(lora.scale, rel=1e-12)
@@ -114,7 +114,7 @@ def test_a_run_its_adapter_folder_and_a_layout_folder_all_name_the_same_adapter(
 ) -> None:
     architecture = random_model("qwen3", True).architecture
     arrays = initial_arrays(architecture, LORA, seed=0)
-    save_adapter(Adapter("a/base", LORA, architecture.layers, arrays), tmp_path / "adapter")
+    save_adapter(Adapter("a/base", LORA, architecture.blocks, arrays), tmp_path / "adapter")
     for path in ("", "adapter", "adapter/peft", "adapter/mlx"):
         assert load_adapter(tmp_path / path, architecture).arrays.keys() == arrays.keys()
 
@@ -122,7 +122,7 @@ def test_a_run_its_adapter_folder_and_a_layout_folder_all_name_the_same_adapter(
 def test_the_files_are_as_readable_as_any_other(random_model: MakeModel, tmp_path: Path) -> None:
     architecture = random_model("qwen3", True).architecture
     arrays = initial_arrays(architecture, LORA, seed=0)
-    save_adapter(Adapter("a/base", LORA, architecture.layers, arrays), tmp_path / "adapter")
+    save_adapter(Adapter("a/base", LORA, architecture.blocks, arrays), tmp_path / "adapter")
     (tmp_path / "other").touch()
     modes = {path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}
     assert modes == {(tmp_path / "other").stat().st_mode}
@@ -132,7 +132,7 @@ def test_saving_again_replaces_both_layouts(random_model: MakeModel, tmp_path: P
     architecture = random_model("qwen3", True).architecture
     for seed in (0, 1):
         arrays = initial_arrays(architecture, LORA, seed=seed)
-        save_adapter(Adapter("a/base", LORA, architecture.layers, arrays), tmp_path / "adapter")
+        save_adapter(Adapter("a/base", LORA, architecture.blocks, arrays), tmp_path / "adapter")
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
     name = next(iter(arrays))
     np.testing.assert_array_equal(load_adapter(tmp_path, architecture).arrays[name], arrays[name])
@@ -174,7 +174,7 @@ def saved(random_model: MakeModel, tmp_path: Path) -> tuple[Path, ModelFiles]:
     """An adapter in both layouts that a test may damage."""
     model = random_model("qwen3", True)
     arrays = initial_arrays(model.architecture, SOME, seed=0)
-    adapter = Adapter("a/base", SOME, model.architecture.layers, arrays)
+    adapter = Adapter("a/base", SOME, model.architecture.blocks, arrays)
     save_adapter(adapter, tmp_path / "adapter")
     return tmp_path / "adapter", model
 
@@ -194,7 +194,7 @@ def test_a_folder_without_an_adapter_says_what_was_looked_for(
     assert str(error.value) == (
         f"--adapter {tmp_path}: found neither adapter_model.safetensors (PEFT) nor "
         "adapters.safetensors (mlx-lm)\n\n"
-        "hint: name a run folder, or the folder that holds one of these files"
+        "hint: pass a run folder, or the folder that holds one of these files"
     )
 
 
@@ -203,7 +203,7 @@ def test_a_pickled_adapter_is_refused_unread(random_model: MakeModel, tmp_path: 
     with pytest.raises(ModelError) as error:
         load_adapter(tmp_path, random_model("qwen3", True).architecture)
     assert str(error.value) == (
-        f"{tmp_path / 'adapter_model.bin'}: a pickle file, which can run code when it is read\n\n"
+        f"{tmp_path / 'adapter_model.bin'}: a pickle file, which can run code when it is loaded\n\n"
         "hint: load it where it was made and save it again with safe_serialization=True"
     )
 
@@ -224,13 +224,13 @@ def test_every_fault_of_a_peft_config_is_told_at_once(saved: tuple[Path, ModelFi
     with pytest.raises(ModelError) as error:
         load_adapter(folder / "peft", model.architecture)
     assert str(error.value).split("\n\n") == [
-        f"{where}: rank_pattern: this adapter cannot be loaded with it set",
-        "hint: merge it where it was made (merge_and_unload) and take the merged model",
+        f"{where}: rank_pattern: not supported: the adapter cannot be loaded",
+        "hint: merge it where it was made (merge_and_unload) and use the merged model",
         f"{where}: target_modules.0: expected one of q_proj, k_proj, v_proj, o_proj, gate_proj, "
         "up_proj, down_proj; found 'lm_head'",
-        "hint: merge it where it was made (merge_and_unload) and take the merged model",
+        "hint: merge it where it was made (merge_and_unload) and use the merged model",
         f"{where}: peft_type: expected 'LORA'; found 'IA3'",
-        "hint: merge it where it was made (merge_and_unload) and take the merged model",
+        "hint: merge it where it was made (merge_and_unload) and use the merged model",
         f"{where}: r: expected less than or equal to 1024; found 1000000000",
         f"{where}: lora_alpha: expected a valid number; found 'x'",
         f"{where}: use_rslora: expected a valid boolean; found 'no'",
@@ -284,7 +284,7 @@ def test_every_fault_of_an_mlx_config_is_told_at_once(saved: tuple[Path, ModelFi
         load_adapter(folder / "mlx", model.architecture)
     assert str(error.value).split("\n\n") == [
         f"{where}: fine_tune_type: expected 'lora' or 'dora'; found 'full'",
-        "hint: merge it where it was made (merge_and_unload) and take the merged model",
+        "hint: merge it where it was made (merge_and_unload) and use the merged model",
         f"{where}: num_layers: expected a valid integer; found True",
         f"{where}: lora_parameters.rank: expected greater than or equal to 1; found 0",
         f"{where}: lora_parameters.scale: expected less than or equal to 1000000; found 1e+308",
@@ -308,10 +308,9 @@ def test_arrays_that_do_not_fit_the_model_are_each_named(saved: tuple[Path, Mode
         load_adapter(folder / "peft", model.architecture)
     wanted = lora_shapes(model.architecture, SOME)[second]
     assert str(error.value).split("\n\n") == [
-        f"--adapter {folder / 'peft'}: made for a/base; its matrices are not those of an adapter "
-        "of this model",
-        f"{path}: another: not a matrix of this model's adapter",
-        "hint: merge it where it was made (merge_and_unload) and take the merged model",
+        f"--adapter {folder / 'peft'}: made for a/base; its matrices do not fit this model",
+        f"{path}: another: not an adapter matrix of this model",
+        "hint: merge it where it was made (merge_and_unload) and use the merged model",
         f"{path}: {first}: missing",
         f"{path}: {second}: expected shape {wanted}; found {arrays[second].shape}",
     ]
@@ -332,8 +331,8 @@ def test_numbers_that_are_not_finite_are_told_of_each_array(
     with pytest.raises(ModelError) as error:
         load_adapter(folder / "peft", model.architecture)
     assert str(error.value).split("\n\n") == [
-        f"{path}: {first}: holds numbers that are not finite",
-        f"{path}: {second}: holds numbers that are not finite",
+        f"{path}: {first}: holds values that are not finite",
+        f"{path}: {second}: holds values that are not finite",
     ]
 
 
@@ -398,8 +397,8 @@ def test_a_merged_model_is_no_adapter_and_is_told_so(saved: tuple[Path, ModelFil
     with pytest.raises(ModelError) as error:
         load_adapter(model.folder, model.architecture)
     assert str(error.value) == (
-        f"--adapter {model.folder}: this is a model, with its adapter merged or none\n\nhint: take "
-        "it as --model; or name the run or the adapter that it was made from"
+        f"--adapter {model.folder}: expected an adapter; found a model\n\nhint: pass it as "
+        "--model, or pass the run or adapter that it was made from"
     )
 
 
@@ -411,8 +410,8 @@ def test_another_rank_than_that_of_the_matrices_is_one_fault(
     with pytest.raises(ModelError) as error:
         load_adapter(folder / "peft", model.architecture)
     assert str(error.value) == (
-        f"{where}: says rank 16, and the matrices beside it have 4\n\nhint: take both files from "
-        "the same place"
+        f"{where}: rank is 16, but the matrices beside it have 4\n\nhint: copy both files from "
+        "the same folder"
     )
 
 
@@ -420,7 +419,7 @@ def test_names_of_peft_in_a_file_for_mlx_lm_are_refused(saved: tuple[Path, Model
     """mlx-lm would refuse them, and transposed they would pass for its own."""
     folder, model = saved
     shutil.copy(folder / "peft/adapter_model.safetensors", folder / "mlx/adapters.safetensors")
-    with pytest.raises(ModelError, match="not a name that mlx-lm gives an array of an adapter"):
+    with pytest.raises(ModelError, match="not a name of an adapter array in mlx-lm"):
         load_adapter(folder / "mlx", model.architecture)
 
 
@@ -435,6 +434,6 @@ def test_a_folder_that_a_base_was_is_never_looked_up_on_the_hub(
         with pytest.raises(ModelError) as error:
             base_of(None, None, file.parent)
         assert str(error.value) == (
-            f"--adapter {file.parent}: its base model models/qwen: a folder when it was trained, "
-            "and none from here\n\nhint: pass --model with the place where it is now"
+            f"--adapter {file.parent}: its base model models/qwen: was a local folder in training, "
+            "which does not exist here\n\nhint: pass --model with its current location"
         )

@@ -16,7 +16,7 @@ from qwen_local.backends.base import Backend, Setup
 from qwen_local.backends.select import Engine
 from qwen_local.embedded import TINY_MODEL
 from qwen_local.job.schema import LoraSpec, Quantization
-from qwen_local.models.architecture import LINEARS
+from qwen_local.models.families import TARGETS
 from qwen_local.models.source import ModelFiles, fetch, find_model
 from tests.conftest import MakeRows, OpenEngine, save_random_model
 
@@ -31,7 +31,7 @@ def dequantized_copy(engine: Engine, quantization: Quantization, folder: Path) -
     shutil.copytree(TINY.folder, folder)
     weights = load_file(folder / "model.safetensors")
     for name, weight in weights.items():
-        if name.split(".")[-2] not in LINEARS:
+        if name.split(".")[-2] not in TARGETS:
             continue
         if engine == "cuda":
             from qwen_local.backends.cuda.quantized import dequantized
@@ -156,8 +156,8 @@ def test_the_engines_keep_embeddings_norms_and_head_as_they_are(open_engine: Ope
         (dict(mlx_model.named_modules()), mlx.nn.QuantizedLinear),
     ):
         quantized = {name for name, module in model.items() if isinstance(module, kind)}
-        assert {name.rpartition(".")[2] for name in quantized} == set(LINEARS)
-        assert len(quantized) == len(LINEARS) * TINY.architecture.layers
+        assert {name.rpartition(".")[2] for name in quantized} == set(TARGETS)
+        assert len(quantized) == len(TARGETS) * TINY.architecture.layers
     assert torch_model.lm_head.weight is torch_model.model.embed_tokens.weight
 
 

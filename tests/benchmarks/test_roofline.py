@@ -20,11 +20,10 @@ from benchmarks.roofline import Operations, measure, one_round, operations, rate
 from qwen_local.backends.base import RowTooLargeError
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.embedded import TINY_MODEL, tiny_model_path
-from qwen_local.models.architecture import Architecture
+from qwen_local.models.families.qwen3 import QWEN3
 from qwen_local.models.source import fetch, find_model
 
-ARCHITECTURE = Architecture(
-    model_type="qwen3",
+ARCHITECTURE = QWEN3.architecture(
     hidden=4,
     intermediate=6,
     layers=2,

@@ -137,19 +137,20 @@ BAD_INPUT = {
     "a model that is not there": (
         {},
         ("--model", "./nowhere"),
-        "./nowhere: expected a folder that exists, or a hub id; found neither\n\n"
+        "./nowhere: expected an existing folder or a hub id; found neither\n\n"
         "hint: a hub id is <owner>/<model>",
     ),
     "a model of another family": (
         {"llama/config.json": '{"model_type": "llama"}'},
         ("--model", "llama"),
         'llama: config.json: model_type: expected qwen2 or qwen3; found "llama"\n\n'
-        "hint: take a dense Qwen2.5, Qwen2.5-Coder or Qwen3 model; those are trained here",
+        "hint: use a dense Qwen2.5, Qwen2.5-Coder or Qwen3 model",
     ),
     "a model on the hub while offline": (
         {},
         ("--model", "somebody/something"),
-        "somebody/something: not in the cache, and HF_HUB_OFFLINE forbids to ask the hub\n\n"
+        "somebody/something: not in the cache, and HF_HUB_OFFLINE is set, so the hub was not "
+        "contacted\n\n"
         "hint: unset HF_HUB_OFFLINE, or download it once while online: "
         "hf download somebody/something",
     ),
@@ -586,7 +587,7 @@ def test_the_adapter_of_a_run_changes_the_answer_and_either_layout_is_found(cli:
         (
             ("--prompt", "Hi", "--adapter", "nowhere"),
             b"",
-            "--adapter nowhere: no such folder\n\nhint: name a run folder, or an adapter's folder",
+            "--adapter nowhere: no such folder\n\nhint: pass a run folder or an adapter folder",
         ),
         (
             ("--prompt", "half \udc80 a character"),

@@ -16,6 +16,7 @@ from qwen_local.embedded import tiny_model_path
 from qwen_local.export.gguf_about import About
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.architecture import Architecture
+from qwen_local.models.families import architecture_of
 from qwen_local.models.source import ModelFiles, ModelSource
 
 VOCABULARY = 2051
@@ -49,7 +50,7 @@ def model_files(folder: Path, model_type: str = "qwen3", tied: bool = True) -> M
         folder=folder,
         commit=None,
         config=config,
-        architecture=Architecture.from_config(config),
+        architecture=architecture_of(config),
     )
 
 
@@ -66,7 +67,7 @@ def random_adapter(architecture: Architecture, lora: LoraSpec) -> Adapter:
         name: generator.normal(0, 0.1, shape).astype(np.float32)
         for name, shape in lora_shapes(architecture, lora).items()
     }
-    return Adapter(BASE.name, lora, architecture.layers, arrays)
+    return Adapter(BASE.name, lora, architecture.blocks, arrays)
 
 
 def metadata(path: Path) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from qwen_local.export.merge import ExportError, merged, write_shards
 from qwen_local.export.opening import Given
 from qwen_local.export.samples import CONVERSATIONS
 from qwen_local.job.schema import Quantization, read_job
+from qwen_local.models.architecture import NORM
 from qwen_local.models.source import fetch, find_model
-from qwen_local.models.tensor_check import NORM
 from qwen_local.training.run import train
 from tests.conftest import Cli
 
@@ -290,7 +290,7 @@ def test_a_faulty_merge_is_an_error_and_leaves_nothing(
     how: str, dtype: str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(merge, "merged", merge_as_if(how))
-    with pytest.raises(ExportError, match=r"^the merge differs from the live adapter by"):
+    with pytest.raises(ExportError, match=r"^the logits of the merge differ by"):
         fused(trained("cuda", "none"), tmp_path / "out", dtype=dtype)
     assert list(tmp_path.iterdir()) == []
 
@@ -306,7 +306,7 @@ def test_a_file_that_does_not_hold_the_merge_is_an_error(
     monkeypatch.setattr(fusing, "write_shards", carelessly)
     with pytest.raises(ExportError) as refused:
         fused(trained(engine, "none"), tmp_path / "out", backend=engine)
-    assert str(refused.value) == f"{NORM} was not written as it was computed"
+    assert str(refused.value) == f"{NORM}: the file differs from the computed tensor"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -323,7 +323,7 @@ def changed(run: Path, folder: Path, scale: float) -> Path:
     adapter = load_adapter(run, TINY.architecture)
     arrays = {n: a * (scale if "lora_B" in n else 1) for n, a in adapter.arrays.items()}
     arrays = {n: a.astype(np.float32) for n, a in arrays.items()}
-    save_adapter(Adapter(adapter.base, adapter.lora, adapter.layers, arrays), folder)
+    save_adapter(Adapter(adapter.base, adapter.lora, adapter.blocks, arrays), folder)
     return folder
 
 
@@ -332,7 +332,7 @@ def test_an_adapter_that_does_nothing_is_told_so(trained: Trained, tmp_path: Pat
     with pytest.raises(ExportError) as refused:
         fused(nothing, tmp_path / "out")
     assert str(refused.value) == (
-        "the adapter changes nothing: its answers are those of the bare model"
+        "the adapter has no effect: its logits equal those of the base model"
     )
 
 
@@ -429,8 +429,8 @@ def test_a_base_that_has_moved_is_named_with_the_mend(
     said = cli("fuse", "--adapter", "adapter", "--output", "out")
     assert (said.code, said.err) == (
         2,
-        "--adapter adapter: its base model /gone/model: expected a folder that exists, or a hub "
-        "id; found neither\n\nhint: pass --model with the place where it is now\n",
+        "--adapter adapter: its base model /gone/model: expected an existing folder or a hub "
+        "id; found neither\n\nhint: pass --model with its current location\n",
     )
 
 
@@ -454,7 +454,7 @@ def test_an_adapter_that_names_no_base_needs_a_model(
     said = cli("fuse", "--adapter", "adapter", "--output", "out")
     assert (said.code, said.err) == (
         2,
-        "--model: adapter does not say which model it was trained on\n\nhint: pass --model\n",
+        "--model: adapter does not name its base model\n\nhint: pass --model\n",
     )
     assert cli("fuse", "--adapter", "adapter", "--output", "out", "--model", TINY_MODEL).code == 0
 

@@ -99,11 +99,11 @@ def test_scattered_layers_are_written_as_they_are(tmp_path: Path) -> None:
 def test_a_dora_is_refused(tmp_path: Path) -> None:
     files = model_files(tmp_path)
     adapter = random_adapter(files.architecture, SPEC)
-    magnitude = {lora_name(0, "q_proj", "m"): np.ones(96, np.float32)}
+    magnitude = {lora_name(0, "self_attn.q_proj", "m"): np.ones(96, np.float32)}
     with pytest.raises(ModelError) as error:
         written(tmp_path, files, replace(adapter, arrays={**adapter.arrays, **magnitude}))
     assert str(error.value) == (
-        "--adapter: has the magnitudes of DoRA, which llama.cpp has no place for"
+        "--adapter: has DoRA magnitudes, which llama.cpp does not support"
         "\n\nhint: merge it: export --to gguf"
     )
     assert not (tmp_path / "adapter.gguf").exists()
@@ -112,11 +112,11 @@ def test_a_dora_is_refused(tmp_path: Path) -> None:
 def test_a_number_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
     files = model_files(tmp_path)
     adapter = random_adapter(files.architecture, SPEC)
-    name = lora_name(1, "up_proj", "B")
+    name = lora_name(1, "mlp.up_proj", "B")
     adapter.arrays[name][3, 2] = np.nan
     with pytest.raises(ExportError) as error:
         written(tmp_path, files, adapter)
-    assert str(error.value) == f"{name} holds numbers that are not finite"
+    assert str(error.value) == f"{name} holds values that are not finite"
 
 
 def changed(path: Path, **keys: str | float) -> gguf.GGUFWriter:
@@ -180,12 +180,12 @@ def test_every_fault_of_a_file_is_told(tmp_path: Path) -> None:
         'general.architecture: expected qwen3; found "llama"',
         'adapter.type: expected lora; found "control_vector"',
         "adapter.lora.alpha: expected a number other than 0; found NaN",
-        "../../x: not a matrix of this model's adapter",
-        "blk.0.attn_k.weight.lora_a: holds numbers that are not finite",
+        "../../x: not an adapter matrix of this model",
+        "blk.0.attn_k.weight.lora_a: holds values that are not finite",
         "blk.0.attn_k.weight.lora_b: expected shape (48, 4); found (4, 48)",
         "blk.0.attn_q.weight.lora_b: missing",
         "blk.0.attn_v.weight.lora_a: expected F32, F16 or BF16; found I32",
-        "blk.7.attn_v.weight.lora_a: not a matrix of this model's adapter",
+        "blk.7.attn_v.weight.lora_a: not an adapter matrix of this model",
     ]
 
 
@@ -220,8 +220,8 @@ def test_a_file_without_matrices_or_with_empty_ones_holds_no_adapter(tmp_path: P
     )
     assert refusal(path, files) == [
         "holds no adapter of this model",
-        "blk.0.attn_q.weight.lora_a: not a matrix of this model's adapter",
-        "blk.0.attn_q.weight.lora_b: not a matrix of this model's adapter",
+        "blk.0.attn_q.weight.lora_a: not an adapter matrix of this model",
+        "blk.0.attn_q.weight.lora_b: not an adapter matrix of this model",
     ]
 
 

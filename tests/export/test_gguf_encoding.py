@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from qwen_local.export.gguf_encoding import (
-    LARGEST,
+    LARGEST_VALUE,
     TYPES,
     Encoding,
     encode,
@@ -60,7 +60,7 @@ def test_the_bound_of_a_block_is_its_own() -> None:
 
 @EVERY
 def test_the_largest_number_is_still_finite(encoding: Encoding) -> None:
-    array = np.full((1, 32), LARGEST[encoding], np.float32)
+    array = np.full((1, 32), LARGEST_VALUE[encoding], np.float32)
     assert np.isfinite(error_of(array, encoding)).all()
     assert np.isfinite(error_of(-array, encoding)).all()
 
@@ -71,7 +71,7 @@ def test_what_would_become_infinite_is_an_error(sign: int) -> None:
     with pytest.raises(ExportError) as error:
         encode(array, "f16", "model.norm.weight")
     assert str(error.value) == (
-        "model.norm.weight holds 65536, and f16 ends at 65504\n\nhint: write it as bf16"
+        "model.norm.weight holds 65536; the largest f16 is 65504\n\nhint: pass --outtype bf16"
     )
     encode(array, "bf16", "model.norm.weight")
 
@@ -81,5 +81,5 @@ def test_what_would_become_infinite_is_an_error(sign: int) -> None:
 def test_what_is_not_finite_is_an_error(encoding: Encoding, number: float) -> None:
     array = np.zeros((1, 32), np.float32)
     array[0, 7] = number
-    with pytest.raises(ExportError, match=r"^x holds numbers that are not finite$"):
+    with pytest.raises(ExportError, match=r"^x holds values that are not finite$"):
         encode(array, encoding, "x")

@@ -20,6 +20,7 @@ from qwen_local.export.gguf_model import write_model
 from qwen_local.export.gguf_names import tensor_names
 from qwen_local.export.gguf_read import HINT, GgufWeights
 from qwen_local.export.merge import ExportError
+from qwen_local.models.families import architecture_of
 from qwen_local.models.source import ModelFiles, ModelSource
 from tests.export.gguf_files import ABOUT, damaged, metadata, model_files, random_tensors
 
@@ -71,7 +72,7 @@ def test_matrices_are_in_the_type_asked_for_and_vectors_in_float32(
 
 def test_rows_that_are_no_whole_blocks_are_kept_as_f16(tmp_path: Path) -> None:
     files = model_files(tmp_path)
-    odd = replace(files.architecture, intermediate=100)
+    odd = architecture_of({**files.config, "intermediate_size": 100})
     path = written(tmp_path, replace(files, architecture=odd), "q8_0")
     kinds = {
         tensor.name: tensor.tensor_type.name.lower() for tensor in gguf.GGUFReader(path).tensors
@@ -207,8 +208,8 @@ def test_a_number_beyond_f16_is_an_error(tmp_path: Path) -> None:
             tmp_path / "x", files=files, tensors=tensors.items(), outtype="f16", about=ABOUT
         )
     assert str(error.value) == (
-        "model.layers.1.mlp.up_proj.weight holds 70000, and f16 ends at 65504"
-        "\n\nhint: write it as bf16"
+        "model.layers.1.mlp.up_proj.weight holds 70000; the largest f16 is 65504"
+        "\n\nhint: pass --outtype bf16"
     )
 
 
@@ -291,6 +292,6 @@ def test_a_length_beyond_the_file_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as error:
         GgufWeights(path, files.architecture)
     assert str(error.value) == (
-        f"{path}: not a readable GGUF file: it ends at {len(content):,} bytes, within what it "
-        f"announces\n\nhint: {HINT}"
+        f"{path}: not a readable GGUF file: it is truncated at {len(content):,} bytes"
+        f"\n\nhint: {HINT}"
     )

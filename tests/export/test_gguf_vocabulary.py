@@ -91,10 +91,7 @@ def _steps(content: Content) -> Any:
     return content["pre_tokenizer"]["pretokenizers"]
 
 
-CUTS = (
-    "pre_tokenizer: cuts text into words in another way than Qwen2, "
-    "which llama.cpp would not follow"
-)
+CUTS = "pre_tokenizer: splits text differently than Qwen2, which llama.cpp cannot reproduce"
 
 
 @pytest.mark.parametrize(
@@ -120,7 +117,8 @@ CUTS = (
         ),
         (
             lambda c: c["added_tokens"][3].update(lstrip=True, rstrip=True),
-            "added_tokens: <|object_ref_start|> asks for lstrip, rstrip, which llama.cpp cannot do",
+            "added_tokens: <|object_ref_start|> uses lstrip, rstrip, which llama.cpp does not "
+            "support",
         ),
     ],
 )

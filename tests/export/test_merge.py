@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from qwen_local.adapters.lora import Adapter, lora_shapes
 from qwen_local.adapters.store import save_adapter
 from qwen_local.backends.select import Choice, DType, Engine
-from qwen_local.export.merge import linear_names, merged_tensors, open_weights, write_shards
+from qwen_local.export.merge import merged_tensors, open_weights, write_shards
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import ModelFiles, fetch, find_model
 from tests.conftest import MakeModel, OpenEngine
@@ -34,7 +34,7 @@ def random_adapter(model: ModelFiles, lora: LoraSpec = LORA) -> Adapter:
         name: generator.normal(0, 0.1, shape).astype(np.float32)
         for name, shape in lora_shapes(model.architecture, lora).items()
     }
-    return Adapter(str(model.folder), lora, model.architecture.layers, arrays)
+    return Adapter(str(model.folder), lora, model.architecture.blocks, arrays)
 
 
 def fused(
@@ -148,7 +148,7 @@ def test_only_the_blocks_with_an_adapter_change(
     before = load_file(model.folder / "model.safetensors")
     after = load_file(export.folder / "model.safetensors")
     changed = {name for name in after if not torch.equal(before[name], after[name])}
-    linear = linear_names(model.architecture)
+    linear = model.architecture.linear_weights()
     assert changed == {name for name, (layer, _) in linear.items() if layer >= 1}
 
 

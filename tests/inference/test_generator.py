@@ -43,7 +43,7 @@ def save_some_adapter(folder: Path, base: str, origin: Origin = UNKNOWN) -> Path
         for name, array in initial_arrays(architecture, lora, 0).items()
     }
     adapter = Adapter(
-        base=base, lora=lora, layers=architecture.layers, arrays=arrays, origin=origin
+        base=base, lora=lora, blocks=architecture.blocks, arrays=arrays, origin=origin
     )
     save_adapter(adapter, folder)
     return folder
@@ -161,7 +161,7 @@ def test_without_a_model_the_one_that_the_adapter_names_is_taken_and_said(
     taken = cli(*args, "--adapter", "a")
     assert taken.out == named.out != cli(*args, "--model", TINY_MODEL).out
     assert named.err == "(cut off after 6 tokens: see --max-tokens)\n"
-    said = f"model: {TINY_MODEL}, which the adapter was trained on\n"
+    said = f"model: {TINY_MODEL}, the adapter's base model\n"
     assert taken.err == f"{said}{named.err}"
 
 
@@ -187,7 +187,7 @@ def test_an_adapter_that_names_no_model_is_refused_without_one(tmp_path: Path) -
     with pytest.raises(InputError) as error:
         open_it(None, adapter=adapter)
     assert str(error.value) == (
-        f"--model: {adapter} does not say which model it was trained on\n\nhint: pass --model"
+        f"--model: {adapter} does not name its base model\n\nhint: pass --model"
     )
 
 

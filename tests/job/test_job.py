@@ -32,7 +32,7 @@ from qwen_local.job.schema import (
     TrainSpec,
     read_job,
 )
-from qwen_local.models.architecture import LINEARS
+from qwen_local.models.families import TARGETS
 from qwen_local.training.preparation import data_sources
 
 
@@ -916,7 +916,7 @@ LORA = st.builds(
     rank=counts(1024),
     alpha=or_null(st.floats(0, exclude_min=True, allow_infinity=False)),
     dropout=shares(),
-    targets=st.just("all-linear") | st.lists(st.sampled_from(LINEARS), min_size=1, unique=True),
+    targets=st.just("all-linear") | st.lists(st.sampled_from(TARGETS), min_size=1, unique=True),
     layers=st.just("all") | counts(),
     rslora=st.booleans(),
 )
@@ -1034,7 +1034,7 @@ def test_scale_is_alpha_over_rank_or_over_its_root() -> None:
 
 
 def test_target_names_are_in_block_order() -> None:
-    assert LoraSpec().target_names == LINEARS
+    assert LoraSpec().target_names == TARGETS
     assert LoraSpec(targets=("down_proj", "q_proj")).target_names == ("q_proj", "down_proj")
 
 

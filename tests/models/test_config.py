@@ -10,8 +10,8 @@ import pytest
 from transformers import Qwen2Config, Qwen3Config
 
 from qwen_local.errors import ModelError
-from qwen_local.models.architecture import Architecture
-from qwen_local.models.config import INTEGERS, check_config, check_folder, engine_config
+from qwen_local.models.config import check_folder, config_faults, engine_config
+from qwen_local.models.families import architecture_of
 
 # As published: https://huggingface.co/Qwen/Qwen3-0.6B/blob/main/config.json
 QWEN3: dict[str, Any] = {
@@ -70,17 +70,21 @@ QWEN2: dict[str, Any] = {
     "vocab_size": 152064,
 }
 
-PUBLISHED_HINT = "take the model as the Qwen team published it"
+PUBLISHED_HINT = "use the model as the Qwen team published it"
 PAGE_HINT = "take config.json from the model's page on the hub"
 FILE_HINT = "take the file from the model's page on the hub"
-FAMILY_HINT = "take a dense Qwen2.5, Qwen2.5-Coder or Qwen3 model; those are trained here"
+FAMILY_HINT = "use a dense Qwen2.5, Qwen2.5-Coder or Qwen3 model"
 COPY_HINT = "from a copy of the model"
 
 
 def refusal(config: dict[str, Any]) -> str:
-    with pytest.raises(ModelError) as raised:
-        check_config(config, "m")
-    return "\n\n".join(map(str, raised.value.faults))
+    faults = list(config_faults(config, "m: config.json"))
+    assert faults
+    return "\n\n".join(map(str, faults))
+
+
+def accept(config: dict[str, Any]) -> None:
+    assert list(config_faults(config, "m: config.json")) == []
 
 
 def folder_refusal(folder: Path, *, weights: bool = True) -> str:
@@ -98,19 +102,19 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_published_configs_are_taken() -> None:
-    check_config(QWEN3, "m")
-    check_config(QWEN2, "m")
+    accept(QWEN3)
+    accept(QWEN2)
 
 
 def test_configs_written_by_transformers_5_are_taken() -> None:
     """It nests rope_theta in rope_parameters and lists the layer types."""
     small: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
-    check_config(Qwen2Config(**small).to_diff_dict(), "m")
-    check_config(Qwen3Config(**small, head_dim=32).to_diff_dict(), "m")
+    accept(Qwen2Config(**small).to_diff_dict())
+    accept(Qwen3Config(**small, head_dim=32).to_diff_dict())
 
 
 def test_names_and_nulls_that_libraries_leave_behind_are_no_fault() -> None:
-    check_config({**QWEN3, "_name_or_path": "x", "auto_map": None, "quantization": None}, "m")
+    accept({**QWEN3, "_name_or_path": "x", "auto_map": None, "quantization": None})
 
 
 @pytest.mark.parametrize(
@@ -123,28 +127,28 @@ def test_names_and_nulls_that_libraries_leave_behind_are_no_fault() -> None:
         (
             {"auto_map": {"AutoConfig": "evil.Config"}},
             'auto_map: names code to run: {"AutoConfig": "evil.Config"}\n\n'
-            "hint: no code of a model is run; take a model without it",
+            "hint: code that comes with a model is never run; use a model without it",
         ),
         (
             {"model_file": "evil.py"},
             'model_file: names code to run: "evil.py"\n\n'
-            "hint: no code of a model is run; take a model without it",
+            "hint: code that comes with a model is never run; use a model without it",
         ),
         (
             {"_attn_implementation_internal": "evil/kernel"},
-            "_attn_implementation_internal: private to a library, which may act on it: "
+            "_attn_implementation_internal: private key of a library, which may act on it: "
             f'"evil/kernel"\n\nhint: remove _attn_implementation_internal {COPY_HINT}',
         ),
         (
             {"attn_implementation": "evil/kernel"},
-            "attn_implementation: chooses what the engine is to load: "
+            "attn_implementation: chooses what the engine loads: "
             f'"evil/kernel"\n\nhint: remove attn_implementation {COPY_HINT}',
         ),
         (
             {"quantization_config": {"bits": 4}, "quantization": {"bits": 4}},
-            "quantization: expected one number of bits and one group_size for all layers; "
+            "quantization: expected one value of bits and one of group_size for all layers; "
             'found {"bits": 4}\n\n'
-            "hint: take the model that this one was quantized from, for example Qwen/Qwen3-0.6B, "
+            "hint: use the unquantized model, for example Qwen/Qwen3-0.6B, "
             "with model.quantization=4bit",
         ),
         (
@@ -178,18 +182,18 @@ def test_names_and_nulls_that_libraries_leave_behind_are_no_fault() -> None:
         ),
         (
             {"rope_parameters": {"rope_theta": 10_000, "rope_type": "default"}},
-            "rope_theta: 1000000 here, but 10000 in rope_parameters; each engine takes another\n\n"
+            "rope_theta: 1000000 here, but 10000 in rope_parameters; the engines would differ\n\n"
             f"hint: {PAGE_HINT}",
         ),
         (
             {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
             'rope_scaling: expected no scaling of positions; found "yarn"\n\nhint: remove it from '
-            "a copy of the model: it only serves rows beyond its positions",
+            "a copy of the model: only longer sequences need it",
         ),
         (
             {"rope_scaling": {"type": "linear", "factor": 2.0}},
             'rope_scaling: expected no scaling of positions; found "linear"\n\nhint: remove it '
-            "from a copy of the model: it only serves rows beyond its positions",
+            "from a copy of the model: only longer sequences need it",
         ),
         (
             {"is_causal": False},
@@ -241,10 +245,7 @@ def test_a_config_is_refused_with_the_key_and_the_mend(
     assert refusal(QWEN3 | change) == f"m: config.json: {expected}"
 
 
-UNQUANTIZED = (
-    "take the model that this one was quantized from, for example Qwen/Qwen3-0.6B, with "
-    "model.quantization=4bit"
-)
+UNQUANTIZED = "use the unquantized model, for example Qwen/Qwen3-0.6B, with model.quantization=4bit"
 AFFINE = {"group_size": 64, "bits": 4, "mode": "affine"}
 NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 INT8 = {"quant_method": "bitsandbytes", "load_in_8bit": True}
@@ -262,7 +263,7 @@ INT8 = {"quant_method": "bitsandbytes", "load_in_8bit": True}
     ],
 )
 def test_codes_that_an_engine_reads_are_taken(change: dict[str, Any]) -> None:
-    check_config(QWEN3 | change, "m")
+    accept(QWEN3 | change)
 
 
 @pytest.mark.parametrize(
@@ -274,18 +275,18 @@ def test_codes_that_an_engine_reads_are_taken(change: dict[str, Any]) -> None:
         ),
         (
             {"quantization": {"group_size": 64, "bits": 4, "a.b": {"bits": 8}}},
-            "quantization: expected one number of bits and one group_size for all layers; "
+            "quantization: expected one value of bits and one of group_size for all layers; "
             'found {"group_size": 64, "bits": 4, "a.b": {"bits": 8}}',
         ),
         (
             {"quantization": AFFINE, "quantization_config": NF4},
-            "quantization_config: expected what quantization says; found "
+            "quantization_config: expected the value of quantization; found "
             '{"quant_method": "bitsandbytes", "load_in_4bit": true, "bnb…',
         ),
         (
             {"quantization_config": {"quant_method": "awq", "bits": 4}},
-            "quantization_config: expected floats, MLX's affine codes, or NF4 or LLM.int8() of "
-            'bitsandbytes; found {"quant_method": "awq", "bits": 4}',
+            "quantization_config: expected no quantization, MLX's affine one, or bitsandbytes NF4 "
+            'or LLM.int8(); found {"quant_method": "awq", "bits": 4}',
         ),
         (
             {"quantization_config": NF4 | {"load_in_8bit": True}},
@@ -323,9 +324,8 @@ def test_codes_that_an_engine_would_read_otherwise_are_refused(
 def test_codes_of_mlx_that_mlx_lm_would_not_find_are_told_what_is_missing() -> None:
     """mlx-lm writes two keys, and of the second alone it wants `quant_method`."""
     assert refusal(QWEN3 | {"quantization_config": AFFINE}) == (
-        "m: config.json: quantization: missing beside quantization_config, and mlx-lm reads MLX's "
-        "codes by it alone\n\n"
-        "hint: write quantization_config as quantization, too, in a copy of the model"
+        "m: config.json: quantization: missing: mlx-lm does not read quantization_config\n\n"
+        "hint: copy quantization_config to quantization in a copy of the model"
     )
 
 
@@ -339,7 +339,7 @@ def test_a_figure_that_an_engine_would_guess_must_be_there(figure: str) -> None:
 
 
 def test_a_head_of_qwen2_has_no_size_of_its_own() -> None:
-    check_config(QWEN2 | {"head_dim": 128}, "m")
+    accept(QWEN2 | {"head_dim": 128})
     assert refusal(QWEN2 | {"head_dim": 64}) == (
         "m: config.json: head_dim: expected hidden_size / num_attention_heads (128); "
         f"found 64\n\nhint: {PAGE_HINT}"
@@ -354,7 +354,7 @@ def test_every_fault_of_a_config_is_reported_at_once() -> None:
     change = {"auto_map": {}, "vocab_size": 0, "use_sliding_window": True, "_x": 1}
     assert refusal(QWEN3 | change).split("\n\n")[::2] == [
         "m: config.json: auto_map: names code to run: {}",
-        "m: config.json: _x: private to a library, which may act on it: 1",
+        "m: config.json: _x: private key of a library, which may act on it: 1",
         "m: config.json: vocab_size: expected a whole number above 0; found 0",
         "m: config.json: use_sliding_window: expected false; found true",
     ]
@@ -380,7 +380,7 @@ def test_a_file_of_something_else_is_one_fault() -> None:
 def test_a_sound_folder_gives_its_config(folder: Path) -> None:
     config = check_folder(folder, "m")
     assert config == QWEN3
-    assert Architecture.from_config(config).parameters() == 596_049_920
+    assert architecture_of(config).parameters() == 596_049_920
 
 
 @pytest.mark.parametrize(
@@ -410,16 +410,16 @@ def test_a_config_that_cannot_be_read_is_one_fault(
         (
             "adapter_config.json",
             "m: expected a model; found an adapter\n\n"
-            "hint: give it as --adapter, and its base model as --model",
+            "hint: pass it as --adapter, and its base model as --model",
         ),
         (
             "model.gguf",
             "m: expected a model as safetensors; found GGUF\n\nhint: GGUF is for llama.cpp and "
-            "Ollama; give the run or the folder that it was made from",
+            "Ollama; pass the run or folder that it was made from",
         ),
         (
             "notes.txt",
-            "m: has no config.json\n\nhint: give a model as safetensors with its config.json, "
+            "m: has no config.json\n\nhint: pass a model as safetensors with its config.json, "
             "for example Qwen/Qwen3-0.6B",
         ),
     ],
@@ -431,7 +431,7 @@ def test_a_folder_without_a_config_says_what_it_is(
     assert folder_refusal(tmp_path) == expected
 
 
-CONVERT = "hint: take the model as safetensors, or save it so where it was made"
+CONVERT = "hint: use the model as safetensors, or save it in that format where it was made"
 
 
 def test_weights_that_could_run_code_are_refused_unopened(folder: Path) -> None:
@@ -483,10 +483,24 @@ def test_an_index_may_name_only_files_of_its_folder(folder: Path, weight_map: ob
     )
 
 
+GIVEN = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "max_position_embeddings",
+    "head_dim",
+    "tie_word_embeddings",
+)
+
+
 def test_engines_are_given_the_figures_and_nothing_else() -> None:
     given = engine_config(QWEN3 | {"pad_token_id": 10**9, "use_cache": "x", "eos_token_id": "y"})
     assert given == {
-        **{key: QWEN3[key] for key in ("model_type", *INTEGERS, "head_dim", "tie_word_embeddings")},
+        **{key: QWEN3[key] for key in GIVEN},
         "rms_norm_eps": QWEN3["rms_norm_eps"],
         "rope_theta": QWEN3["rope_theta"],
         "rope_parameters": {"rope_type": "default", "rope_theta": QWEN3["rope_theta"]},

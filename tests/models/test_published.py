@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_local.models.architecture import ATTENTION, LINEARS
+from qwen_local.models.families import TARGETS
 from qwen_local.models.published import PUBLISHED
 
 # "total" of the safetensors metadata that the hub states on each model's page. Qwen3-0.6B and
@@ -71,12 +71,15 @@ def test_positions_are_those_of_the_config(model: str, positions: int, rope_thet
 def test_attention_adapters_of_the_coder_have_the_size_of_r1(rank: int, trainable: int) -> None:
     """Reference run R1, runs 1 and 2: q, k, v, o of Qwen2.5-Coder-1.5B-Instruct."""
     shape = PUBLISHED["Qwen/Qwen2.5-Coder-1.5B-Instruct"]
-    assert shape.lora_parameters(rank, ATTENTION, shape.layers) == trainable
+    assert (
+        shape.lora_parameters(rank, ("q_proj", "k_proj", "v_proj", "o_proj"), shape.layers)
+        == trainable
+    )
     assert shape.parameters() + trainable == {8: 1_545_893_376, 16: 1_548_072_448}[rank]
 
 
 def test_an_adapter_on_every_linear_layer_has_the_size_of_r4() -> None:
     """Reference run R4: 10,092,544 of 606,142,464 with rank 16 on Qwen3-0.6B."""
     shape = PUBLISHED["Qwen/Qwen3-0.6B"]
-    assert shape.lora_parameters(16, LINEARS, shape.layers) == 10_092_544
+    assert shape.lora_parameters(16, TARGETS, shape.layers) == 10_092_544
     assert shape.parameters() + 10_092_544 == 606_142_464

@@ -28,10 +28,7 @@ LAYER = "model.layers.1.mlp.up_proj"
 WEIGHT = f"{LAYER}.weight"
 STATE = f"{WEIGHT}.quant_state.bitsandbytes__nf4"
 AGAIN = "download or copy the model again"
-UNQUANTIZED = (
-    "take the model that this one was quantized from, for example Qwen/Qwen3-0.6B, with "
-    "model.quantization=4bit"
-)
+UNQUANTIZED = "use the unquantized model, for example Qwen/Qwen3-0.6B, with model.quantization=4bit"
 
 Tensors = dict[str, Tensor]
 Change = Callable[[Tensors], Mapping[str, Tensor | None]]
@@ -276,7 +273,7 @@ def test_a_config_that_speaks_of_codes_where_files_hold_floats_is_refused(
     folder = copy(scheme)
     shutil.copy(tiny_model_path() / "model.safetensors", folder)
     assert refusal(folder) == [
-        "config.json: says that the layers are quantized, but the files hold floats\n\n"
+        "config.json: describes quantized layers, but the files hold floats\n\n"
         "hint: remove quantization and quantization_config from a copy of the model"
     ]
     change_config(folder, quantization=None, quantization_config=None)
@@ -289,7 +286,8 @@ def test_a_head_in_codes_of_bitsandbytes_is_refused_in_one_line(
 ) -> None:
     folder = by_bitsandbytes(tmp_path / "m", scheme, tied=False, llm_int8_skip_modules=["q_proj"])
     assert refusal(folder) == [
-        "model.safetensors: lm_head.weight: the head is quantized, which only MLX folders may have"
+        "model.safetensors: lm_head.weight: the head is quantized, which is supported for MLX "
+        "folders only"
         f"\n\nhint: {UNQUANTIZED}"
     ]
 

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from qwen_local.embedded import tiny_model_path
 from qwen_local.errors import ModelError
-from qwen_local.models.architecture import Architecture
+from qwen_local.models.families import architecture_of
 from qwen_local.models.published import PUBLISHED
 from qwen_local.models.source import (
     MODEL_FILES,
@@ -65,7 +65,7 @@ def write_model(folder: Path, **change: object) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     config = CONFIG | change
     (folder / "config.json").write_text(json.dumps(config))
-    shapes = Architecture.from_config(config).weight_shapes()
+    shapes = architecture_of(config).weight_shapes()
     weights = {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}
     save_file(weights, folder / "model.safetensors")
     return folder
@@ -112,7 +112,7 @@ def test_a_name_with_an_owner_is_a_hub_id() -> None:
     )
 
 
-NEITHER = "expected a folder that exists, or a hub id; found neither\n\nhint:"
+NEITHER = "expected an existing folder or a hub id; found neither\n\nhint:"
 
 
 @pytest.mark.parametrize(
@@ -138,8 +138,8 @@ def test_a_name_that_can_be_nothing_is_refused(name: str, expected: str) -> None
 def test_a_file_is_no_model(tmp_path: Path) -> None:
     file = write_model(tmp_path) / "model.safetensors"
     assert refusal_of(str(file)) == (
-        f"{file}: expected a model's folder; found a file\n\n"
-        f"hint: give the folder that holds it: {tmp_path}"
+        f"{file}: expected a model folder; found a file\n\n"
+        f"hint: pass the folder that holds it: {tmp_path}"
     )
 
 
@@ -147,7 +147,7 @@ def test_only_the_hub_has_revisions(tmp_path: Path) -> None:
     for name in ("qwen-local/tiny", str(tmp_path)):
         assert refusal_of(name, "main") == (
             f"{name}: only models on the hub have revisions; found 'main'\n\n"
-            "hint: leave model.revision out"
+            "hint: remove model.revision"
         )
 
 
@@ -207,7 +207,7 @@ def test_a_model_that_is_refused_costs_no_download(
         fetch(find_model("me/model"))
     assert str(raised.value) == (
         'me/model: config.json: auto_map: names code to run: {"AutoModel": "evil.Model"}\n\n'
-        "hint: no code of a model is run; take a model without it"
+        "hint: code that comes with a model is never run; use a model without it"
     )
     assert [patterns for _, _, patterns, _ in hub.calls] == [("config.json",)]
 
@@ -270,56 +270,57 @@ ONCE = "download it once while online: hf download me/model"
         (
             http_error(errors.GatedRepoError, 403),
             False,
-            "gated, and not yet open to you\n\nhint: accept its terms on "
+            "gated: your account has no access yet\n\nhint: accept its terms on "
             "https://hub.test/me/model, then set HF_TOKEN to a token of your account",
         ),
         (
             http_error(errors.RepositoryNotFoundError, 404),
             False,
-            "neither a folder here nor a model on the hub that you may see\n\n"
+            "neither a local folder nor a model on the hub that you can access\n\n"
             "hint: check the name; for a private model set HF_TOKEN",
         ),
         (
             http_error(errors.RevisionNotFoundError, 404),
             False,
-            "has no revision 'v1' on the hub\n\nhint: take one of those on "
-            "https://hub.test/me/model/tree/main, or leave model.revision out",
+            "has no revision 'v1' on the hub\n\nhint: use one of those on "
+            "https://hub.test/me/model/tree/main, or remove model.revision",
         ),
         (
             errors.LocalEntryNotFoundError("said by the hub"),
             True,
-            "not in the cache, and HF_HUB_OFFLINE forbids to ask the hub\n\n"
+            "not in the cache, and HF_HUB_OFFLINE is set, so the hub was not contacted\n\n"
             f"hint: unset HF_HUB_OFFLINE, or {ONCE}",
         ),
         (
             errors.IncompleteSnapshotError("said by the hub", "x"),
             True,
-            f"only a part of it is in the cache, and the hub is not asked\n\nhint: {ONCE}",
+            f"incomplete in the cache, and the hub was not contacted\n\nhint: {ONCE}",
         ),
         (
             errors.LocalEntryNotFoundError("said by the hub"),
             False,
-            "no such folder here, not in the cache, and the hub cannot be reached\n\n"
+            "not a local folder, not in the cache, and the hub cannot be reached\n\n"
             "hint: check the connection to https://hub.test (HTTPS_PROXY, HF_ENDPOINT); or, on a "
-            "machine that has one, hf download me/model --local-dir FOLDER, and pass "
+            "machine that is online, hf download me/model --local-dir FOLDER, and pass "
             "--model FOLDER",
         ),
         (
             http_error(errors.HfHubHTTPError, 503),
             False,
-            "the hub answered 503\n\nhint: try again later; for 401 and 403 check HF_TOKEN",
+            "the hub answered with status 503\n\n"
+            "hint: try again later; for 401 and 403 check HF_TOKEN",
         ),
         (
             OSError(errno.ENOSPC, "No space left on device"),
             False,
-            "cannot be stored: no space left on device\n\n"
-            "hint: make room in /cache, or set HF_HOME to another place",
+            "cannot be saved: no space left on device\n\n"
+            "hint: free space in /cache, or set HF_HOME to another folder",
         ),
         (
             errors.HTTPError("said by the network"),  # type: ignore[attr-defined]
             False,
-            "the download broke off: HTTPError\n\n"
-            "hint: run the command again; what has arrived is kept",
+            "the download was interrupted: HTTPError\n\n"
+            "hint: run the command again; it continues where it stopped",
         ),
     ],
 )
@@ -364,7 +365,7 @@ def test_a_figure_that_is_neither_published_nor_cached_says_how_to_get_it(
     with pytest.raises(ModelError) as raised:
         find_model("me/model").architecture(download=False)
     assert str(raised.value) == (
-        "me/model: no such folder here, not in the cache, and no model whose figures are known\n\n"
+        "me/model: not a local folder, not in the cache, and not a model of known sizes\n\n"
         f"hint: if it is a dense Qwen2 or Qwen3, {ONCE}"
     )
 
@@ -397,7 +398,7 @@ def test_a_model_that_is_not_cached_is_not_found_offline() -> None:
     with pytest.raises(ModelError) as raised:
         fetch(find_model("me/other"))
     assert str(raised.value) == (
-        "me/other: not in the cache, and HF_HUB_OFFLINE forbids to ask the hub\n\n"
+        "me/other: not in the cache, and HF_HUB_OFFLINE is set, so the hub was not contacted\n\n"
         "hint: unset HF_HUB_OFFLINE, or download it once while online: hf download me/other"
     )
 
@@ -409,8 +410,8 @@ def test_weights_that_are_not_cached_are_missed_before_an_engine_is(offline_cach
     with pytest.raises(ModelError) as raised:
         fetch(source)
     assert str(raised.value) == (
-        "me/model: expected *.safetensors; found no weights\n\nhint: take the model as "
-        "safetensors, or save it so where it was made"
+        "me/model: expected *.safetensors; found no weights\n\nhint: use the model as "
+        "safetensors, or save it in that format where it was made"
     )
 
 

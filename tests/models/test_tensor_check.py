@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from qwen_local.backends.base import Setup
 from qwen_local.backends.select import Choice, Engine, open_backend
 from qwen_local.errors import ModelError
-from qwen_local.models.architecture import Architecture
+from qwen_local.models.families import architecture_of
 from qwen_local.models.source import ModelFiles, fetch, find_model
 
 MakeModel = Callable[[str, bool], ModelFiles]
@@ -94,7 +94,7 @@ def test_a_second_copy_of_the_weights_is_refused(copy: Path) -> None:
     with pytest.raises(ModelError) as raised:
         fetch(find_model(str(copy)))
     assert str(raised.value) == (
-        f"{copy}: model.safetensors: model.norm.weight: stands in another file, too\n\n"
+        f"{copy}: model.safetensors: model.norm.weight: is also in another file\n\n"
         "hint: keep one of the two files"
     )
 
@@ -105,8 +105,8 @@ def test_an_adapter_beside_the_weights_is_refused(copy: Path) -> None:
     with pytest.raises(ModelError) as raised:
         fetch(find_model(str(copy)))
     assert str(raised.value) == (
-        f"{copy}: expected a bare model; found an adapter beside it\n\n"
-        "hint: move adapter_config.json away, or give it as --adapter"
+        f"{copy}: expected a model alone; found an adapter beside it\n\n"
+        "hint: move adapter_config.json to another folder, or pass this one as --adapter"
     )
 
 
@@ -128,7 +128,7 @@ def test_a_file_that_was_cut_off_is_told(copy: Path) -> None:
 
 
 def test_parameters_are_counted_from_the_shapes() -> None:
-    shape = Architecture.from_config(
+    shape = architecture_of(
         {
             "model_type": "qwen2",
             "hidden_size": 8,
@@ -137,6 +137,7 @@ def test_parameters_are_counted_from_the_shapes() -> None:
             "num_attention_heads": 2,
             "num_key_value_heads": 1,
             "vocab_size": 10,
+            "max_position_embeddings": 64,
             "tie_word_embeddings": False,
             "rope_theta": 1e4,
         }

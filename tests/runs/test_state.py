@@ -9,7 +9,9 @@ import numpy as np
 
 from qwen_local.adapters.lora import Adapter
 from qwen_local.backends.base import State
+from qwen_local.embedded import TINY_MODEL
 from qwen_local.job.schema import LoraSpec
+from qwen_local.models.source import fetch, find_model
 from qwen_local.runs.state import (
     PROGRESS,
     Checkpoint,
@@ -29,7 +31,9 @@ NAME = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 def new_files() -> dict[str, bytes]:
     """Files of a checkpoint with one number."""
     arrays = {NAME: np.ones((1, 2), np.float32)}
-    adapter = Adapter(base="m", lora=LoraSpec(rank=1, targets=("q_proj",)), layers=1, arrays=arrays)
+    blocks = fetch(find_model(TINY_MODEL)).architecture.blocks
+    lora = LoraSpec(rank=1, targets=("q_proj",))
+    adapter = Adapter(base="m", lora=lora, blocks=blocks, arrays=arrays)
     identity = Identity(job={}, rows="r", eval_rows=None, sources=(), base="b", base_commit=None)
     execution = Execution(
         backend="cuda",

@@ -13,11 +13,24 @@ import pytest
 from qwen_local.adapters.lora import Adapter
 from qwen_local.backends.base import Arrays, Backend, State
 from qwen_local.job.schema import LoraSpec
+from qwen_local.models.families.qwen3 import QWEN3
 from qwen_local.runs import checkpoints
 from qwen_local.runs.events import AdapterEvent, CheckpointEvent, EventWriter, read_events
 from qwen_local.runs.state import Execution, Identity, TrainState, from_files
 from qwen_local.training.checkpoint_writer import CheckpointWriter
 
+BLOCKS = QWEN3.architecture(
+    hidden=1,
+    intermediate=1,
+    layers=1,
+    heads=1,
+    kv_heads=1,
+    head_dim=1,
+    vocabulary=1,
+    tied=True,
+    rope_theta=1e4,
+    positions=8,
+).blocks
 NAME = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 IDENTITY = Identity(job={}, rows="r", eval_rows=None, sources=(), base="b", base_commit=None)
 EXECUTION = Execution(
@@ -70,7 +83,9 @@ class Run:
 
 
 def adapter(arrays: Arrays) -> Adapter:
-    return Adapter(base="m", lora=LoraSpec(rank=1, targets=("q_proj",)), layers=1, arrays=arrays)
+    return Adapter(
+        base="m", lora=LoraSpec(rank=1, targets=("q_proj",)), blocks=BLOCKS, arrays=arrays
+    )
 
 
 @pytest.fixture

@@ -17,7 +17,9 @@ from qwen_local.backends.base import (
     Setup,
 )
 from qwen_local.job.schema import LoraSpec
-from qwen_local.models.architecture import Architecture, Stored
+from qwen_local.models.architecture import Stored
+from qwen_local.models.families.qwen2 import QWEN2 as QWEN2_FAMILY
+from qwen_local.models.families.qwen3 import QWEN3
 from qwen_local.models.source import ModelFiles
 from qwen_local.rows.planner import PACKED, PADDED, Layout, epoch_order, micro_batches
 from qwen_local.training.memory import (
@@ -33,19 +35,19 @@ from qwen_local.training.memory import (
     micro_batch_shapes,
 )
 
-SHAPE = Architecture(
-    model_type="qwen3",
-    hidden=10,
-    intermediate=30,
-    layers=3,
-    heads=4,
-    kv_heads=2,
-    head_dim=5,
-    vocabulary=100,
-    tied=True,
-    rope_theta=1e6,
-    positions=64,
-)
+SIZES: dict[str, Any] = {
+    "hidden": 10,
+    "intermediate": 30,
+    "layers": 3,
+    "heads": 4,
+    "kv_heads": 2,
+    "head_dim": 5,
+    "vocabulary": 100,
+    "tied": True,
+    "rope_theta": 1e6,
+    "positions": 64,
+}
+SHAPE = QWEN3.architecture(**SIZES)
 SETUP = Setup(
     model=ModelFiles(name="m", folder=Path(), commit=None, config={}, architecture=SHAPE),
     lora=LoraSpec(rank=2, targets=("q_proj", "v_proj"), dropout=0.0),
@@ -69,7 +71,7 @@ BLOCK = 4 * 10 + 4 * (4 * 5) + 3 * (2 * 5) + 3 * 30 + 2 * 2
 """Norms, queries (and what is heard), keys and values, the MLP, a rank for each of two targets."""
 MLX_BLOCK = BLOCK + 2 * 5 + 2 * 30
 """With the values once more, the activation of the gate and its sigmoid."""
-QWEN2 = replace(SHAPE, model_type="qwen2")
+QWEN2 = QWEN2_FAMILY.architecture(**SIZES)
 
 
 def estimate(setup: Setup = SETUP, workload: Workload = WORKLOAD, **change: Any) -> Memory:
@@ -309,7 +311,7 @@ def test_a_larger_budget_rank_or_model_never_needs_less() -> None:
     def total(**change: Any) -> int:
         return estimate(**change).total
 
-    larger = replace(SETUP.model, architecture=replace(SHAPE, layers=4))
+    larger = replace(SETUP.model, architecture=QWEN3.architecture(**SIZES | {"layers": 4}))
     assert total(micro_batch_tokens=75) > total()
     assert total(lora=LoraSpec(rank=3, targets=("q_proj", "v_proj"), dropout=0.0)) > total()
     assert total(lora=LoraSpec(rank=2, dropout=0.0)) > total()

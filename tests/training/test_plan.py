@@ -147,7 +147,7 @@ def test_what_is_wrong_with_model_and_data_is_told_at_once(form: str, cli: Cli) 
     found = cli(form, "--model", "./nope", "--data", "rows.jsonl", "--eval-data", "other.jsonl")
     relative = "hint: a relative path counts from the folder that the command runs in"
     assert found.err == (
-        "./nope: expected a folder that exists, or a hub id; found neither\n\n"
+        "./nope: expected an existing folder or a hub id; found neither\n\n"
         "hint: a hub id is <owner>/<model>\n\n"
         f"rows.jsonl: no such file or folder\n\n{relative}\n\n"
         f"other.jsonl: no such file or folder\n\n{relative}\n"

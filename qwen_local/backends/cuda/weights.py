@@ -16,7 +16,7 @@ from qwen_local.backends.base import QUANTIZED_BITS
 from qwen_local.backends.cuda.quantized import INT8_LEVELS, NF4, bitsandbytes_config, dequantized
 from qwen_local.files import readable_by_all
 from qwen_local.job.schema import Quantization
-from qwen_local.models.tensor_check import EMBEDDING, NORM
+from qwen_local.models.architecture import EMBEDDING, NORM
 
 
 class TorchWeights:

@@ -43,7 +43,7 @@ from qwen_local.backends.mlx.head import Columns, loss_and_gradient, losses
 from qwen_local.backends.mlx.quantized import back, quantize
 from qwen_local.backends.mlx.session import MlxSession
 from qwen_local.backends.oom_retry import Budget
-from qwen_local.models.architecture import block_path
+from qwen_local.models.architecture import linear_paths
 from qwen_local.models.config import engine_config
 from qwen_local.rows.micro_batch import MicroBatch
 from qwen_local.rows.planner import MOST, PADDED, SIZES, Layout
@@ -101,7 +101,7 @@ class MlxBackend:
             setup.model.folder, model_config=engine_config(setup.model.config), lazy=True
         )
         if setup.quantization != "none":
-            quantize(self._model, setup.quantization)
+            quantize(self._model, setup.quantization, setup.model.architecture)
         self._model.set_dtype(self._dtype)
         mx.eval(self._model.parameters())
         self._model.freeze()
@@ -115,6 +115,7 @@ class MlxBackend:
     def _attach(self, setup: Setup) -> None:
         """Put LoRA layers into the model and an optimizer over them."""
         assert setup.lora is not None
+        paths = linear_paths(setup.model.architecture.blocks)
         mlx_lm.tuner.utils.linear_to_lora_layers(
             self._model,
             len(setup.lora.blocks(setup.model.architecture.layers)),
@@ -122,7 +123,7 @@ class MlxBackend:
                 "rank": setup.lora.rank,
                 "scale": setup.lora.scale,
                 "dropout": setup.lora.dropout,
-                "keys": [block_path(target) for target in setup.lora.target_names],
+                "keys": [p for name, p in paths.items() if name in setup.lora.target_names],
             },
             use_dora=setup.dora,
         )

@@ -14,16 +14,17 @@ import mlx.nn as nn
 from qwen_local.backends.base import QUANTIZED_BITS
 from qwen_local.backends.quantization import MLX_GROUP
 from qwen_local.job.schema import Quantization
-from qwen_local.models.architecture import LINEARS
+from qwen_local.models.architecture import Architecture
 
 
-def quantize(model: nn.Module, quantization: Quantization) -> None:
+def quantize(model: nn.Module, quantization: Quantization, architecture: Architecture) -> None:
     """Quantize the linear layers of a model's blocks in place."""
+    linear = architecture.linear_weights()
     nn.quantize(
         model,
         group_size=MLX_GROUP,
         bits=QUANTIZED_BITS[quantization],
-        class_predicate=lambda path, _: path.rpartition(".")[2] in LINEARS,
+        class_predicate=lambda path, _: f"{path}.weight" in linear,
     )
 
 

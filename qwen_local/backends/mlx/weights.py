@@ -14,8 +14,7 @@ from qwen_local.backends.mlx.quantized import dequantized, from_codes
 from qwen_local.backends.quantization import MLX_GROUP
 from qwen_local.files import read_rows, readable_by_all
 from qwen_local.job.schema import Quantization
-from qwen_local.models.architecture import Stored
-from qwen_local.models.tensor_check import EMBEDDING, NORM
+from qwen_local.models.architecture import EMBEDDING, NORM, Stored
 
 
 class MlxWeights:
