@@ -287,4 +287,4 @@ def nonfinite_faults(arrays: Mapping[str, np.ndarray], path: Path) -> Iterator[F
     """Yield arrays of a file that hold infinities or NaN."""
     for name, array in sorted(arrays.items()):
         if not np.isfinite(array).all():
-            yield Fault(f"{path}: {name}", "holds numbers that are not finite")
+            yield Fault(f"{path}: {name}", "holds values that are not finite")

@@ -379,8 +379,8 @@ def test_two_adapters_in_one_folder_are_not_guessed_between(
         load_adapter(folder / "peft", model.architecture)
     assert str(error.value) == (
         f"{folder / 'peft'}: holds two adapters, adapter_model.safetensors and "
-        "adapters.safetensors, and one adapter_config.json\n\nhint: move the one that is not meant "
-        "away"
+        "adapters.safetensors, but one adapter_config.json\n\nhint: move one of them to another "
+        "folder"
     )
 
 
