@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from qwen_local.files import room_for
 from qwen_local.rows.scores import Scores
@@ -25,6 +25,7 @@ from qwen_local.runs.events import (
     WarningEvent,
 )
 from qwen_local.runs.state import TrainState
+from qwen_local.training.checkpoint_writer import CheckpointWriter
 from qwen_local.training.health import Health
 from qwen_local.training.progress import Progress
 
@@ -37,13 +38,6 @@ AUTO_SAVE_SECONDS = 600.0
 """`train.save_every: auto`: longest work that a power cut may lose."""
 TENSORBOARD_BYTES = 1024
 """Rough size of a point, for the message about a full disk."""
-
-
-class SavesCheckpoints(Protocol):
-    """The part of `CheckpointWriter` that is needed here."""
-
-    def save(self, state: TrainState) -> None:
-        """Write a checkpoint. If `best_step` is the present step, the adapter is the best one."""
 
 
 class Recorder:
@@ -62,7 +56,7 @@ class Recorder:
     def __init__(
         self,
         events: EventWriter,
-        checkpoints: SavesCheckpoints,
+        checkpoints: CheckpointWriter,
         eval_rows: EvalRowsWriter,
         *,
         progress: Progress,
@@ -70,7 +64,8 @@ class Recorder:
         save_every: Literal["auto"] | int,
         board: TensorBoard | None = None,
     ) -> None:
-        self._events, self._checkpoints, self._eval_rows = events, checkpoints, eval_rows
+        self.checkpoints = checkpoints
+        self._events, self._eval_rows = events, eval_rows
         self._progress, self._health, self._board = progress, health, board
         self._save_every = save_every
         self._saved: TrainState | None = None
@@ -171,7 +166,7 @@ class Recorder:
         if state == self._saved:
             return state
         state = replace(state, health=self._health.state())
-        self._checkpoints.save(state)
+        self.checkpoints.save(state)
         self._saved, self._saved_at = state, time.monotonic()
         return state
 

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from qwen_local.training.tensorboard import TensorBoard
 
 
-def make_recorder(
-    ready: ReadyRun, backend: Backend, *, quiet: bool
-) -> tuple[Recorder, CheckpointWriter]:
+def make_recorder(ready: ReadyRun, backend: Backend, *, quiet: bool) -> Recorder:
     """Open the files of a run for what its loop reports.
 
     Args:
@@ -32,7 +30,7 @@ def make_recorder(
     plan, state, files = ready.plan, ready.state, ready.files
     events = EventWriter(files.metrics)
     checkpoints = _checkpoint_writer(ready, backend, events)
-    recorder = Recorder(
+    return Recorder(
         events,
         checkpoints,
         EvalRowsWriter(files.eval_rows, evaluated=state.evaluated_step),
@@ -41,7 +39,6 @@ def make_recorder(
         save_every=plan.job.train.save_every,
         board=_board(ready),
     )
-    return recorder, checkpoints
 
 
 def _checkpoint_writer(ready: ReadyRun, backend: Backend, events: EventWriter) -> CheckpointWriter:

@@ -110,10 +110,10 @@ def _train(ready: ReadyRun, backend: Backend, *, quiet: bool) -> EndEvent:
         eval_places=ready.prepared.eval_places,
     )
     _cut_events(ready)
-    recorder, checkpoints = make_recorder(ready, backend, quiet=quiet)
+    recorder = make_recorder(ready, backend, quiet=quiet)
     with recorder, Stops(quiet=quiet) as stops:
         recorder.write(start_event(ready))
-        checkpoints.restore_adapter(state)
+        recorder.checkpoints.restore_adapter(state)
         try:
             coming = _warm_up(ready, backend, data, recorder)
             now, reason = train_loop(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -33,6 +33,7 @@ from qwen_local.rows.targets import Targets
 from qwen_local.runs.eval_rows import EvalRowsWriter, read_eval_rows
 from qwen_local.runs.events import EvalEvent, EventWriter, read_events
 from qwen_local.runs.state import TrainState
+from qwen_local.training.checkpoint_writer import CheckpointWriter
 from qwen_local.training.diverged import DivergedError
 from qwen_local.training.health import Health
 from qwen_local.training.loop import ALL_STEPS, Data, train_loop
@@ -157,7 +158,7 @@ def run(
 
     recorder = Recorder(
         EventWriter(folder / "metrics.jsonl"),
-        Saves(saved),
+        cast(CheckpointWriter, Saves(saved)),
         EvalRowsWriter(
             folder / "eval_rows.safetensors",
             evaluated=None if start is None else start.evaluated_step,

@@ -22,6 +22,7 @@ from qwen_local.runs.events import (
     read_events,
 )
 from qwen_local.runs.state import TrainState
+from qwen_local.training.checkpoint_writer import CheckpointWriter
 from qwen_local.training.health import Health
 from qwen_local.training.progress import Progress
 from qwen_local.training.recorder import AUTO_SAVE_SECONDS, Recorder
@@ -62,7 +63,7 @@ def recorder(tmp_path: Path, noted: Noted) -> Callable[..., Recorder]:
         }
         rows = EvalRowsWriter(tmp_path / "eval_rows.safetensors", limit=2 * 2 * 4)
         events = EventWriter(tmp_path / "metrics.jsonl")
-        return Recorder(events, noted, rows, **{**defaults, **given})
+        return Recorder(events, cast(CheckpointWriter, noted), rows, **{**defaults, **given})
 
     return make
 
