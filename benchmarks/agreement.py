@@ -76,17 +76,21 @@ def opened(place: Place, **settings: Any) -> Backend:
 def sample_rows() -> Rows:
     """The embedded sample data, tokenized, in the order of its file."""
     from qwen_local.datasets.prepare import prepare
+    from qwen_local.datasets.row_builder import TokenizeConfig
     from qwen_local.datasets.sources import Wanted
     from qwen_local.datasets.tokenizer import ChatTokenizer
 
-    prepared = prepare(
-        ChatTokenizer.load(tiny_model_path()),
-        train=[Wanted(name=str(sample_data_path() / "train.jsonl"))],
-        eval=[],
-        eval_fraction=0.0,
+    config = TokenizeConfig(
+        tokenizer=ChatTokenizer.load(tiny_model_path()),
         max_length=2048,
         overlong="drop",
         train_on="assistant",
+    )
+    prepared = prepare(
+        config,
+        train=[Wanted(name=str(sample_data_path() / "train.jsonl"))],
+        eval=[],
+        eval_fraction=0.0,
         seed=0,
     )
     return prepared.train.take(range(STEPS * BATCH))

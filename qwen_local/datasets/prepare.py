@@ -24,8 +24,6 @@ from qwen_local.datasets.row_builder import Outcome, TokenizeConfig, blocks, tok
 from qwen_local.datasets.row_store import Batch, StoredRows, Table
 from qwen_local.datasets.sources import Source, Wanted, locate
 from qwen_local.datasets.split import evaluation_parts, repeated
-from qwen_local.datasets.tokenizer import ChatTokenizer, Thinking, TrainOn
-from qwen_local.datasets.trim import Overlong
 from qwen_local.errors import DatasetError, DiskFullError, Fault
 
 PART, PART_BYTES = 16, 64 * 2**20
@@ -49,80 +47,58 @@ class Prepared:
 
 
 def prepare(
-    tokenizer: ChatTokenizer,
+    config: TokenizeConfig,
     *,
     train: Sequence[Wanted],
     eval: Sequence[Wanted],
     eval_fraction: float,
-    max_length: int,
-    overlong: Overlong,
-    train_on: TrainOn,
     seed: int,
-    thinking: Thinking = "auto",
     quiet: bool = True,
 ) -> Prepared:
     """Read, check and tokenize all rows.
 
     Args:
-        tokenizer: tokenizer of the model to be trained.
+        config: tokenizer and options.
         train: files, folders or hub ids.
         eval: the same; if empty, the evaluation splits beside those of `train` or, without any,
             a fraction of the training rows.
         eval_fraction: that fraction.
-        max_length: longest row in tokens, counted up to the last supervised one.
-        overlong: what to do with longer ones: `cut` keeps the first `max_length` tokens.
-        train_on: every assistant turn, or the last one alone.
-        seed: seed for the choice of evaluation rows.
-        thinking: how the assistant's reasoning is treated.
+        seed: seed for the choice of evaluation rows, and of the rows that a weight adds.
         quiet: show no progress.
 
     Raises:
         DatasetError: every fault of all sources, or a source without a usable row.
-        JobError: the chat template does not support `thinking`.
+        JobError: the chat template does not support `config.thinking`.
     """
-    tokenizer.check_thinking(thinking)
-    config = TokenizeConfig(
-        tokenizer=tokenizer,
-        max_length=max_length,
-        overlong=overlong,
-        train_on=train_on,
-        thinking=thinking,
-    )
+    config.tokenizer.check_thinking(config.thinking)
     train_sources, eval_sources = locate(train, eval)
     parts = [read_source(source, config, quiet=quiet) for source in [*train_sources, *eval_sources]]
     if faults := [fault for part in parts for fault in part.outcome.faults]:
         raise DatasetError(faults)
     train_parts = [StoredRows.of(part.table) for part in parts[: len(train_sources)]]
     eval_parts = [StoredRows.of(part.table) for part in parts[len(train_sources) :]]
-    split = None
+    split = False
     if not eval_parts:
-        contents = [rows.content_R for rows in train_parts]
-        chosen = evaluation_parts(contents, fraction=eval_fraction, seed=seed)
-        if any(marks.any() for marks in chosen):
-            split = eval_fraction
-            eval_parts = [
-                rows.where(marks) for rows, marks in zip(train_parts, chosen, strict=True)
-            ]
-            train_parts = [
-                rows.where(~marks) for rows, marks in zip(train_parts, chosen, strict=True)
-            ]
+        train_parts, eval_parts = _split(train_parts, eval_fraction, seed)
+        split = bool(eval_parts)
     train_rows = StoredRows.joined(
         rows.where(repeated(rows.content_R, weight=source.weight, seed=seed))
         for rows, source in zip(train_parts, train_sources, strict=True)
     )
     eval_rows = StoredRows.joined(eval_parts)
+    opening = _commonest_opening(parts)
     report = DataReport(
         sources=[part.report() for part in parts],
         train=SetReport.of(train_rows),
         eval=SetReport.of(eval_rows) if len(eval_rows) else None,
-        split=split,
+        split=eval_fraction if split else None,
         shared=int(np.isin(eval_rows.content_R, train_rows.content_R).sum()),
-        max_length=max_length,
-        overlong=overlong,
-        train_on=train_on,
-        thinking=thinking,
-        enable_thinking=tokenizer.thinking_after(_commonest_opening(parts)),
-        template_sha256=tokenizer.template_sha256,
+        max_length=config.max_length,
+        overlong=config.overlong,
+        train_on=config.train_on,
+        thinking=config.thinking,
+        enable_thinking=config.tokenizer.thinking_after(opening),
+        template_sha256=config.tokenizer.template_sha256,
     )
     return Prepared(
         train=train_rows,
@@ -131,6 +107,21 @@ def prepare(
         train_places=train_rows.places,
         eval_places=eval_rows.places,
     )
+
+
+def _split(
+    parts: Sequence[StoredRows], fraction: float, seed: int
+) -> tuple[list[StoredRows], list[StoredRows]]:
+    """Split the rows of each source into (training rows, evaluation rows).
+
+    The second list is empty if there are too few rows for a split.
+    """
+    contents = [rows.content_R for rows in parts]
+    chosen = evaluation_parts(contents, fraction=fraction, seed=seed)
+    if not any(marks.any() for marks in chosen):
+        return list(parts), []
+    pairs = list(zip(parts, chosen, strict=True))
+    return [rows.where(~marks) for rows, marks in pairs], [rows.where(m) for rows, m in pairs]
 
 
 def _commonest_opening(parts: Sequence[SourceRows]) -> str:

@@ -26,9 +26,13 @@ class TokenizeConfig:
 
     tokenizer: ChatTokenizer
     max_length: int
+    """Longest row in tokens, counted up to the last supervised one."""
     overlong: Overlong
+    """What happens to longer rows: `cut` keeps the first `max_length` tokens."""
     train_on: TrainOn
-    thinking: Thinking
+    """Every assistant turn, or the last one alone."""
+    thinking: Thinking = "auto"
+    """How the assistant's reasoning is treated."""
 
 
 @dataclass(kw_only=True, slots=True)

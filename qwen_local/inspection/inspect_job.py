@@ -25,7 +25,7 @@ from qwen_local.inspection.fix import FixResult, fix
 from qwen_local.inspection.show import ShownRecord, pick, show
 from qwen_local.job.schema import Job
 from qwen_local.models.source import fetch_tokenizer, find_model
-from qwen_local.training.preparation import data_sources
+from qwen_local.training.preparation import data_sources, tokenize_config
 
 
 def read_making(job: Job) -> TokenizeConfig:
@@ -37,13 +37,7 @@ def read_making(job: Job) -> TokenizeConfig:
     """
     tokenizer = ChatTokenizer.load(fetch_tokenizer(find_model(job.model.name, job.model.revision)))
     tokenizer.check_thinking(job.data.thinking)
-    return TokenizeConfig(
-        tokenizer=tokenizer,
-        max_length=job.data.max_length,
-        overlong=job.data.overlong,
-        train_on=job.data.train_on,
-        thinking=job.data.thinking,
-    )
+    return tokenize_config(job, tokenizer)
 
 
 def check_job(job: Job, making: TokenizeConfig, *, quiet: bool) -> DataCheck:

@@ -16,6 +16,7 @@ from qwen_local.backends.probe import in_a_line
 from qwen_local.backends.select import Choice, DType, Machine
 from qwen_local.datasets.column_map import resolve_format
 from qwen_local.datasets.prepare import Prepared, prepare
+from qwen_local.datasets.row_builder import TokenizeConfig
 from qwen_local.datasets.sources import Wanted, locate, looks_local
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.embedded import SAMPLE_DATA, TINY_MODEL, sample_data_path
@@ -195,6 +196,17 @@ def _wanted(data: DataSpec, said: str | Sequence[EvalSource] | None) -> list[Wan
     return wanted
 
 
+def tokenize_config(job: Job, tokenizer: ChatTokenizer) -> TokenizeConfig:
+    """Return the tokenizer and the options that turn a job's records into rows."""
+    return TokenizeConfig(
+        tokenizer=tokenizer,
+        max_length=job.data.max_length,
+        overlong=job.data.overlong,
+        train_on=job.data.train_on,
+        thinking=job.data.thinking,
+    )
+
+
 def prepare_data(job: Job, tokenizer: ChatTokenizer, *, quiet: bool = True) -> Prepared:
     """The rows of a job.
 
@@ -205,14 +217,10 @@ def prepare_data(job: Job, tokenizer: ChatTokenizer, *, quiet: bool = True) -> P
     """
     train, evaluation = data_sources(job)
     prepared = prepare(
-        tokenizer,
+        tokenize_config(job, tokenizer),
         train=train,
         eval=evaluation,
         eval_fraction=job.data.eval_fraction,
-        max_length=job.data.max_length,
-        overlong=job.data.overlong,
-        train_on=job.data.train_on,
-        thinking=job.data.thinking,
         seed=job.train.seed,
         quiet=quiet,
     )

@@ -24,6 +24,7 @@ from qwen_local.datasets.formats import Example, Meta
 from qwen_local.datasets.pool import in_order
 from qwen_local.datasets.prepare import Prepared, prepare
 from qwen_local.datasets.record_files import Record
+from qwen_local.datasets.row_builder import TokenizeConfig
 from qwen_local.datasets.sources import Source, Wanted
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import DatasetError, QwenLocalError
@@ -61,7 +62,10 @@ def run(tokenizer: ChatTokenizer, **changes: Any) -> Prepared:
         "train_on": "assistant",
         "seed": 0,
     }
-    return prepare(tokenizer, **settings | changes)
+    given = settings | changes
+    names = ("max_length", "overlong", "train_on", "thinking")
+    options = {name: given.pop(name) for name in names if name in given}
+    return prepare(TokenizeConfig(tokenizer=tokenizer, **options), **given)
 
 
 def assert_the_same(a: Prepared, b: Prepared) -> None:
@@ -251,8 +255,11 @@ from qwen_local.embedded import tiny_model_path
 row_builder.BLOCK, prepare.PART = 5, 1
 for _ in range(2):
     prepared = prepare.prepare(
-        ChatTokenizer.load(tiny_model_path()), train=[Wanted(name="train.jsonl")], eval=[],
-        eval_fraction=0.1, max_length=64, overlong="drop", train_on="assistant", seed=0,
+        row_builder.TokenizeConfig(
+            tokenizer=ChatTokenizer.load(tiny_model_path()),
+            max_length=64, overlong="drop", train_on="assistant",
+        ),
+        train=[Wanted(name="train.jsonl")], eval=[], eval_fraction=0.1, seed=0,
     )
 prepared.train.take(range(len(prepared.train)))
 files = [str(link.resolve()) for link in Path("/proc/self/fd").glob("*")]

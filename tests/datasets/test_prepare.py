@@ -15,6 +15,7 @@ import pytest
 
 from qwen_local.datasets import prepare as module
 from qwen_local.datasets.prepare import Prepared, prepare
+from qwen_local.datasets.row_builder import TokenizeConfig
 from qwen_local.datasets.sources import Wanted
 from qwen_local.datasets.template import compile_template
 from qwen_local.datasets.tokenizer import ChatTokenizer
@@ -50,7 +51,10 @@ def run(tokenizer: ChatTokenizer, train: str, **changes: Any) -> Prepared:
         "train_on": "assistant",
         "seed": 0,
     }
-    return prepare(tokenizer, **settings | changes)
+    given = settings | changes
+    names = ("max_length", "overlong", "train_on", "thinking")
+    options = {name: given.pop(name) for name in names if name in given}
+    return prepare(TokenizeConfig(tokenizer=tokenizer, **options), **given)
 
 
 def message_of(tokenizer: ChatTokenizer, train: str, **changes: Any) -> str:
