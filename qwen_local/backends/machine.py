@@ -14,7 +14,13 @@ Capability = tuple[int, int]
 """NVIDIA's number of what a card can do; (8, 6) for an RTX 3090."""
 
 PACKAGES: Mapping[Engine, tuple[str, str]] = {"mlx": ("mlx", "mlx-lm"), "cuda": ("torch", "peft")}
-"""What an engine cannot be without: the framework and its companion."""
+"""Packages that an engine needs: the framework and its companion."""
+
+COMPUTING: Mapping[Engine, tuple[str, ...]] = {
+    "mlx": ("qwen-local", "mlx", "mlx-lm"),
+    "cuda": ("qwen-local", "torch", "transformers", "peft"),
+}
+"""Packages whose version may change the last digits of a result."""
 
 BFLOAT16_SINCE: Capability = (8, 0)
 

@@ -115,7 +115,7 @@ def _engine(engine: Engine) -> tuple[ModuleType | None, str | None]:
     name = "mlx.core" if engine == "mlx" else "torch"
     try:
         if engine == "mlx":
-            import_module("qwen_local.backends.mlx")  # before mlx.core: see blas.py
+            import_module("qwen_local.backends.mlx.before_import")
         return import_module(name), None
     except Exception as error:  # whatever a broken installation raises; it is told on
         return None, f"{name} cannot be imported: {in_a_line(error)}"
@@ -136,7 +136,7 @@ def bitsandbytes_fault() -> str | None:
     if _version("bitsandbytes") is None:
         return None
     try:
-        import_module("qwen_local.backends.cuda")  # imports it, and keeps it from the hub
+        import_module("qwen_local.backends.cuda.before_import")  # imports it, offline
         library = import_module("bitsandbytes.cextension").lib
     except Exception as error:  # as above
         return in_a_line(error)

@@ -1,4 +1,4 @@
-"""Whether an engine can hold a model as a job asks: quantized on loading, or by its publisher."""
+"""Checks that an engine can load a quantized model: quantized on loading, or by its publisher."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qwen_local.adapters.lora import Origin
+from qwen_local.backends.mlx.constants import GROUP as MLX_GROUP
 from qwen_local.backends.probe import bitsandbytes_fault
 from qwen_local.backends.select import Choice, Engine, Machine, choose, quantization_fault
 from qwen_local.errors import Fault, ModelError
@@ -18,8 +19,6 @@ SCHEMES = {
     "nf4": "NF4 codes of bitsandbytes",
     "int8": "LLM.int8() codes of bitsandbytes",
 }
-MLX_GROUP = 64
-"""Weights of a row that share a scale in `backends/mlx/quantized.py`."""
 
 
 def choose_for(
@@ -40,7 +39,10 @@ def choose_for(
         wanted = engine_of(architecture.stored)
     if wanted is None or backend != "auto":
         return choose(machine, backend, device)
-    return replace(choose(machine, wanted, device), reason="the base's codes are those of it")
+    return replace(
+        choose(machine, wanted, device),
+        reason="the base model is quantized in this engine's format",
+    )
 
 
 def who_asks(given: Quantization | None, adapter: Path | None, origin: Origin) -> str:

@@ -21,8 +21,10 @@ from typing import Any
 import numpy as np
 
 from qwen_local.adapters.lora import Adapter, lora_name
-from qwen_local.backends.base import Arrays, Backend, Setup, Weights
-from qwen_local.backends.select import Choice, open_backend
+from qwen_local.backends.base import Arrays, Backend, Setup
+from qwen_local.backends.open import open_backend
+from qwen_local.backends.select import Choice
+from qwen_local.backends.weights import Weights
 from qwen_local.export.merge import Read
 from qwen_local.files import write_arrays, write_json
 from qwen_local.job.schema import LoraSpec, Quantization

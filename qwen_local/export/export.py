@@ -20,7 +20,8 @@ from qwen_local.adapters.lora import Adapter
 from qwen_local.adapters.mlx_layout import write_mlx
 from qwen_local.adapters.peft_layout import write_peft
 from qwen_local.adapters.store import ORIGIN, load_adapter
-from qwen_local.backends.base import Weights
+from qwen_local.backends.open import open_weights
+from qwen_local.backends.weights import Weights
 from qwen_local.cards.facts import card_facts, without_folders, write_card
 from qwen_local.errors import InputError
 from qwen_local.export.blocks import Voice, of_files
@@ -34,7 +35,7 @@ from qwen_local.export.gguf_export import (
     write_gguf_adapter,
 )
 from qwen_local.export.live import live_voices
-from qwen_local.export.merge import ExportError, open_weights
+from qwen_local.export.merge import ExportError
 from qwen_local.export.opening import (
     Given,
     Opened,

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qwen_local.adapters.store import ORIGIN
-from qwen_local.backends.base import Weights
+from qwen_local.backends.open import open_weights
 from qwen_local.backends.quantization import check_quantization
 from qwen_local.backends.select import DType
+from qwen_local.backends.weights import Weights
 from qwen_local.cards.facts import card_facts, write_card
 from qwen_local.export.blocks import Voice, of_files, reader
 from qwen_local.export.live import live_voices, merged_voices
 from qwen_local.export.merge import (
     linear_names,
     merged_tensors,
-    open_weights,
     verify,
     write_shards,
 )

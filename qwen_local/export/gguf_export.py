@@ -10,7 +10,7 @@ import numpy as np
 
 from qwen_local.adapters.lora import Adapter
 from qwen_local.adapters.prompt import thinking_of
-from qwen_local.backends.base import Weights
+from qwen_local.backends.weights import Weights
 from qwen_local.export.blocks import Source, Voice, in_block_0, of_arrays
 from qwen_local.export.gguf_about import About, file_name, labels
 from qwen_local.export.gguf_adapter import read_adapter, write_adapter

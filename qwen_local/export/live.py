@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from qwen_local.adapters.lora import Adapter
-from qwen_local.backends.base import Weights
+from qwen_local.backends.weights import Weights
 from qwen_local.export.blocks import Source, Voice, in_block_0, of_arrays, of_files, reader
 from qwen_local.export.merge import linear_names, merged_tensor
 from qwen_local.export.opening import Opened

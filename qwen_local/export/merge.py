@@ -16,13 +16,11 @@ from typing import Any
 import numpy as np
 
 from qwen_local.adapters.lora import Adapter, Place, lora_name
-from qwen_local.backends.base import Weights
-from qwen_local.backends.select import Choice
+from qwen_local.backends.weights import Weights
 from qwen_local.errors import QwenLocalError
 from qwen_local.files import write_json
 from qwen_local.job.schema import Quantization
 from qwen_local.models.architecture import LINEARS, Architecture, block_path
-from qwen_local.models.source import ModelFiles
 
 AT_ONCE = 1 << 24
 """Numbers that are compared at a time."""
@@ -36,17 +34,6 @@ SHARD_BYTES = 500_000_000
 
 class ExportError(QwenLocalError):
     """The exported model is not what was trained; nothing was left at its place."""
-
-
-def open_weights(choice: Choice, model: ModelFiles) -> Weights:
-    """The files of a model, read and written by an engine's library."""
-    if choice.backend == "mlx":
-        from qwen_local.backends.mlx.weights import MlxWeights
-
-        return MlxWeights(model.folder, choice.device, model.architecture.stored)
-    from qwen_local.backends.cuda.weights import TorchWeights
-
-    return TorchWeights(model.folder, choice.device)
 
 
 def linear_names(architecture: Architecture) -> dict[str, Place]:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from qwen_local.adapters.lora import Adapter, Origin
 from qwen_local.adapters.store import base_of, load_adapter, named_base
 from qwen_local.backends.quantization import check_quantization, choose_for, who_asks
-from qwen_local.backends.select import ENGINES, Choice, Machine, probe
+from qwen_local.backends.select import ENGINES, Choice, Machine, probe, rounds_inputs
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import BackendError, Fault, InputError, ModelError, RunBusyError
 from qwen_local.export.merge import ExportError
@@ -71,10 +71,7 @@ class Opened:
     @property
     def rounds_inputs(self) -> bool:
         """Whether live layers round what goes into them, as LLM.int8() does and no merged one."""
-        stored = self.base.architecture.stored
-        return self.choice.backend == "cuda" and (
-            self.held == "8bit" or (stored is not None and stored.bits == 8)
-        )
+        return rounds_inputs(self.choice, self.held, self.base.architecture.stored)
 
 
 def open_export(given: Given, *, dora: bool = True) -> Opened:

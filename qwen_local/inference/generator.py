@@ -15,6 +15,8 @@ from qwen_local.adapters.lora import Adapter, Origin
 from qwen_local.adapters.prompt import thinking_of
 from qwen_local.adapters.store import base_of, load_adapter, origin_in
 from qwen_local.backends.base import Completion, Sampling, Session, Setup
+from qwen_local.backends.machine import COMPUTING
+from qwen_local.backends.open import open_backend
 from qwen_local.backends.quantization import check_quantization, choose_for, who_asks
 from qwen_local.backends.select import (
     ENGINES,
@@ -22,7 +24,6 @@ from qwen_local.backends.select import (
     DType,
     Machine,
     choose,
-    open_backend,
     probe,
     resolve_dtype,
 )
@@ -44,12 +45,6 @@ from qwen_local.models.source import PROOF, fetch
 
 Messages = list[dict[str, Any]]
 """`role` and `content`; from data, also what `qwen_local.datasets.formats.Message` may have."""
-
-LIBRARIES = {
-    "mlx": ("qwen-local", "mlx", "mlx-lm"),
-    "cuda": ("qwen-local", "torch", "transformers", "peft"),
-}
-"""What answers follow from, too: another version may compute another last digit."""
 
 log = logging.getLogger("qwen_local")
 
@@ -156,6 +151,7 @@ class Answerer:
         self._switch = None if loaded is None else Switch(self._engine, loaded.arrays)
         self._adapted = True  # where there is an adapter
         self._files, self._adapter = files, loaded
+        self._packages = COMPUTING[choice.backend]
         self._held = {
             "backend": choice.backend,
             "device": choice.device,
@@ -197,7 +193,7 @@ class Answerer:
             "adapter": adapter if self._adapted else None,
             "thinking": self._thinking,
             **self._held,
-            "versions": {name: metadata.version(name) for name in LIBRARIES[self._held["backend"]]},
+            "versions": {name: metadata.version(name) for name in self._packages},
         }
 
     def session(self) -> Session:

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from qwen_local.adapters.lora import Adapter
 from qwen_local.adapters.peft_layout import peft_files
 from qwen_local.adapters.store import ORIGIN, PEFT_WEIGHTS
-from qwen_local.backends.base import State
+from qwen_local.backends.base import AdapterState
 from qwen_local.files import array_bytes, arrays_of, json_bytes
 from qwen_local.runs.checkpoints import DamagedError
 from qwen_local.training.stopping import Patience
@@ -104,7 +104,7 @@ class Execution:
 class Saved:
     """The content of a checkpoint."""
 
-    state: State
+    state: AdapterState
     standing: Standing
     identity: Identity
     execution: Execution
@@ -176,7 +176,7 @@ def from_files(files: Mapping[str, bytes]) -> Saved:
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise DamagedError(f"{name}: holds numbers that are not finite")
     return Saved(
-        state=State(adapter, first, second, standing.step),
+        state=AdapterState(adapter, first, second, standing.step),
         standing=standing,
         identity=identity,
         execution=execution,

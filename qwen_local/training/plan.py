@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_local.adapters.lora import Origin
+from qwen_local.backends.cost import USABLE, Memory, estimate_memory
 from qwen_local.backends.quantization import check_quantization, choose_for
 from qwen_local.backends.select import choose, probe, resolve_dtype
 from qwen_local.datasets.count import count_rows
@@ -20,7 +21,6 @@ from qwen_local.models.source import ModelFiles, ModelSource, fetch, find_model
 from qwen_local.runs.directory import check_free, run_folder
 from qwen_local.training.advice import evaluation_advice, memory_hint, quantization_advice
 from qwen_local.training.disk import disk_need
-from qwen_local.training.memory import USABLE, Memory, estimate_memory
 from qwen_local.training.named_machines import named_machine
 from qwen_local.training.preparation import (
     check_data_given,

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from qwen_local.adapters.lora import Adapter, Origin
 from qwen_local.adapters.store import PEFT_WEIGHTS
 from qwen_local.backends.base import Arrays, Backend, Setup
+from qwen_local.backends.cost import Memory, estimate_memory
+from qwen_local.backends.open import open_backend
 from qwen_local.backends.quantization import check_quantization, choose_for
 from qwen_local.backends.select import (
     Choice,
     Machine,
     choose,
-    open_backend,
     probe,
     resolve_dtype,
 )
@@ -56,7 +57,6 @@ from qwen_local.training.disk import LITTLE, check_disk, disk_need
 from qwen_local.training.forecast import Forecast, describe, duration, forecast, how_far_off
 from qwen_local.training.health import Health
 from qwen_local.training.loop import ALL_STEPS, Data, Saving, train_loop
-from qwen_local.training.memory import Memory, estimate_memory
 from qwen_local.training.preparation import (
     check_data_given,
     check_length,

@@ -54,10 +54,10 @@ def rehearse(
                 with rows_named(places, indices):
                     work(rows.take(indices))
 
-    tried(data.train, data.train_places, batch_size, backend.rehearse)
+    tried(data.train, data.train_places, batch_size, backend.warm_up)
     indices = ways[-1](data.train.lengths_R, batch_size, backend.micro_batch_tokens)
     began = time.monotonic()
-    tokens = backend.rehearse(data.train.take(indices))
+    tokens = backend.warm_up(data.train.take(indices))
     took = time.monotonic() - began
     if data.evaluation is not None:
         tried(data.evaluation, data.eval_places, len(data.evaluation), backend.score)
