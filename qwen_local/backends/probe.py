@@ -140,8 +140,8 @@ def bitsandbytes_fault() -> str | None:
         library = import_module("bitsandbytes.cextension").lib
     except Exception as error:  # as above
         return in_a_line(error)
-    error = getattr(library, "error_msg", None) if "Error" in type(library).__name__ else None
-    return error.partition("\n")[0] if isinstance(error, str) else None
+    message = getattr(library, "error_msg", None) if "Error" in type(library).__name__ else None
+    return message.partition("\n")[0] if isinstance(message, str) else None
 
 
 def _versions() -> dict[str, str]:
