@@ -283,7 +283,8 @@ def opened(model: ModelFiles, rows: Rows, device: Device) -> tuple[Backend, bool
     Raises:
         RowTooLargeError: even that did not suffice.
     """
-    from qwen_local.backends.select import Choice, open_backend
+    from qwen_local.backends.open import open_backend
+    from qwen_local.backends.select import Choice
 
     for checkpointing in (False, True):
         backend = open_backend(

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-import qwen_local.backends.mlx  # noqa: F401  # before anything imports mlx.core: see its blas.py
+import qwen_local.backends.mlx.before_import  # noqa: F401  # before mlx.core is imported
 from qwen_local.backends.base import Backend, Setup
-from qwen_local.backends.select import Choice, Engine, open_backend
+from qwen_local.backends.open import open_backend
+from qwen_local.backends.select import Choice, Engine
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import ModelFiles, fetch, find_model
 from qwen_local.rows.rows import Rows

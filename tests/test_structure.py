@@ -21,31 +21,6 @@ from scripts.structure import FLOOR, engine_comparisons, measure, room_of, table
 
 ROOT = Path(__file__).parents[1]
 
-CIRCLES = {
-    (
-        "qwen_local.backends.mlx.engine",
-        "qwen_local.backends.mlx.quantized",
-        "qwen_local.backends.quantization",
-        "qwen_local.backends.select",
-    ): "one constant of quantization.py, which asks select.py, which opens the engine",
-}
-"""Modules that import each other -> why that is so today."""
-
-ROOM_CIRCLES = {
-    ("adapters", "backends", "datasets", "job", "rows"): (
-        "adapters/prompt.py reads the tokenizer, job/schema.py a column map, and "
-        "rows/micro_batch.py what an engine is asked for"
-    ),
-    ("runs", "training"): "runs/ reads the patience of early stopping and the TensorBoard writer",
-}
-
-UPWARD = {
-    "qwen_local.console.log -> qwen_local.inference.text": "`visible` is in inference/text.py",
-    "qwen_local.rows.micro_batch -> qwen_local.backends.base": "the chunk sizes are in base.py",
-    "qwen_local.runs.events -> qwen_local.training.tensorboard (lazy)": "events open the board",
-    "qwen_local.runs.state -> qwen_local.training.stopping": "the state holds the patience",
-}
-
 COMMAND = "a click command has a parameter for each option"
 SOON = "to be split"
 WIDE = {
@@ -75,22 +50,15 @@ def found() -> dict[str, Any]:
 
 
 def test_no_module_imports_itself_through_others(found: dict[str, Any]) -> None:
-    assert {tuple(circle) for circle in found["module_circles"]} == set(CIRCLES)
+    assert found["module_circles"] == []
 
 
 def test_no_room_imports_itself_through_others(found: dict[str, Any]) -> None:
-    circles = {tuple(circle) for circle in found["room_circles"]}
-    assert circles == set(ROOM_CIRCLES), found["imports_in_room_circles"]
+    assert found["room_circles"] == [], found["imports_in_room_circles"]
 
 
 def test_no_import_points_to_a_higher_floor(found: dict[str, Any]) -> None:
-    assert set(found["upward_imports"]) == set(UPWARD)
-
-
-def test_every_room_has_a_floor() -> None:
-    names = {path.relative_to(ROOT).with_suffix("") for path in ROOT.glob(f"{PACKAGE}/**/*.py")}
-    rooms = {room_of(".".join(name.parts)) for name in names} - {"tools", "__init__"}
-    assert rooms <= set(FLOOR)
+    assert found["upward_imports"] == []
 
 
 def test_no_function_has_more_than_seven_parameters(found: dict[str, Any]) -> None:

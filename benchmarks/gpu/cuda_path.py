@@ -96,7 +96,7 @@ def out_of_memory(device: Device) -> Iterator[Figure]:
     expected = small.step(rows, lr=RATE, tokens=rows.supervised)
     del small
     backend = opened(here, micro_batch_tokens=rows.tokens)
-    backend.rehearse(rows.take([0]))
+    backend.warm_up(rows.take([0]))
     release(device)
     whole = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + ROOM) / whole)

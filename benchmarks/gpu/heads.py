@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.parts import Device, Figure, check
 from benchmarks.timing import release, timed
-from qwen_local.backends.base import HEAD_CHUNK, HEAD_CHUNK_GPU
+from qwen_local.backends.cuda.constants import HEAD_CHUNK
 from qwen_local.backends.cuda.head import SupervisedLoss
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -67,7 +67,7 @@ def _drawn(weight: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def known_heads(device: Device) -> tuple[dict[str, Loss], list[str]]:
     """(the heads that can be had here, those that are not installed)."""
-    chunk = HEAD_CHUNK_GPU if device == "gpu" else HEAD_CHUNK
+    chunk = HEAD_CHUNK["gpu" if device == "gpu" else "cpu"]
     ours: Any = SupervisedLoss.apply
     heads: dict[str, Loss] = {
         "ours": lambda x, w, t: ours(x, w, {"ids": t}, chunk),

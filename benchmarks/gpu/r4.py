@@ -26,7 +26,8 @@ from benchmarks.roofline import DTYPES, MICRO_BATCH_TOKENS
 from benchmarks.timing import release, synchronize
 from qwen_local.backends.base import Backend, Setup
 from qwen_local.backends.cuda.quiet import import_bitsandbytes
-from qwen_local.backends.select import Choice, open_backend
+from qwen_local.backends.open import open_backend
+from qwen_local.backends.select import Choice
 from qwen_local.job.presets import choose
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.families import TARGETS

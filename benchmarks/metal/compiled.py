@@ -48,7 +48,7 @@ def _run(
     model: ModelFiles, device: Device, dtype: Literal["bfloat16", "float32"], *, few_shapes: bool
 ) -> dict[str, Any]:
     """Steps over rows of code-like lengths."""
-    import qwen_local.backends.mlx  # noqa: F401  # before mlx.core: see its blas.py
+    import qwen_local.backends.mlx.before_import  # noqa: F401  # before mlx.core is imported
 
     import mlx.core as mx  # isort: skip
     from qwen_local.backends.mlx.engine import MlxBackend

@@ -1,4 +1,4 @@
-"""What this machine has, what `auto` takes and why, and the mend for what is missing."""
+"""Report of this machine: what it has, what `auto` chooses and why, and fixes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from qwen_local.errors import BackendError
 
 GIB = 2**30
 
-LITTLE_ROOM = 5 * GIB
-"""Free bytes below which not even Qwen3-1.7B (4.1 GB in bfloat16) finds room in the hub cache."""
+SCARCE_DISK = 5 * GIB
+"""Free bytes below which not even Qwen3-1.7B (4.1 GB in bfloat16) fits in the hub cache."""
 
 INDENT = " " * 14
 WIDTH = 100
@@ -31,22 +31,22 @@ WIDTH = 100
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Line:
-    """One thing that was looked at."""
+    """One line of the report."""
 
     topic: str
     text: str
     hint: str | None = None
-    """The mend, where something is wrong or could be better."""
+    """The fix, if something is wrong or could be better."""
 
     def __str__(self) -> str:
-        said = _folded(self.text)
+        text = _folded(self.text)
         if self.hint is not None:
-            said += "\n" + _folded(f"hint: {self.hint}")
-        return self.topic.ljust(len(INDENT)) + said[len(INDENT) :]
+            text += "\n" + _folded(f"hint: {self.hint}")
+        return self.topic.ljust(len(INDENT)) + text[len(INDENT) :]
 
 
 def _folded(text: str) -> str:
-    """Indented, in lines of at most `WIDTH`; an indented line is a command and stays whole."""
+    """Indent and wrap to `WIDTH`; a line that is indented already is a command and stays whole."""
     lines: list[str] = []
     for line in text.split("\n"):
         room = len(line) if line.startswith(" ") else WIDTH - len(INDENT)
@@ -61,23 +61,23 @@ class EngineState:
     name: Engine
     version: str | None
     devices: tuple[str, ...]
-    """Where it can run: `gpu`, `cpu`, or nowhere."""
+    """Devices that it can run on: `gpu`, `cpu`, or none."""
     problem: str | None
-    """Why it cannot run, or not on the GPU that is here."""
-    mend: str | None
-    """What would change that; None too where nobody needs it here."""
+    """Reason why it cannot run, or not on the GPU of this machine."""
+    fix: str | None
+    """The fix; also None if this machine does not need the engine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Findings:
-    """What `doctor` says."""
+class Diagnosis:
+    """Result of `doctor`."""
 
     machine: Machine
     engines: tuple[EngineState, ...]
     choice: Choice | None
-    """What `auto` takes; None where it refuses."""
+    """What `auto` chooses; None if it refuses."""
     reason: str
-    """Of the choice, or of the refusal."""
+    """Reason for the choice, or for the refusal."""
     dtype: str | None
     dtype_reason: str | None
     hub: Hub | None
@@ -85,7 +85,7 @@ class Findings:
     verdict: str
 
     def to_json(self) -> dict[str, Any]:
-        """What `doctor --json` prints."""
+        """Return the object that `doctor --json` prints."""
         choice = self.choice
         return {
             "ready": choice is not None,
@@ -101,12 +101,12 @@ class Findings:
         }
 
     def describe(self) -> str:
-        """The same for a person."""
+        """Return the report for a terminal."""
         return "\n".join([*(str(line) for line in self.lines), "", self.verdict])
 
 
-def diagnose(machine: Machine, hub: Hub | None = None) -> Findings:
-    """The findings for a machine, from what a thorough `probe` saw."""
+def diagnose(machine: Machine, hub: Hub | None = None) -> Diagnosis:
+    """Diagnose a machine from the result of a thorough `probe`."""
     choice = dtype = dtype_reason = None
     try:
         choice = choose(machine)
@@ -125,7 +125,7 @@ def diagnose(machine: Machine, hub: Hub | None = None) -> Findings:
         *([] if hub is None else [_hub(hub)]),
         *_auto(choice, reason, dtype, dtype_reason),
     )
-    return Findings(
+    return Diagnosis(
         machine=machine,
         engines=engines,
         choice=choice,
@@ -157,22 +157,22 @@ def _system(machine: Machine) -> Iterator[Line]:
 
 
 def _gpu(machine: Machine) -> Iterator[Line]:
-    """Every GPU, and the driver of NVIDIA's."""
+    """Lines about every GPU and the NVIDIA driver."""
     if machine.metal:
-        lent = f"{machine.gpu_bytes / GIB:.1f} GiB of the memory for a run"
-        yield Line(topic="gpu", text=f"{machine.gpu} through Metal, {lent}, bfloat16")
+        memory = f"{machine.gpu_bytes / GIB:.1f} GiB of the memory for a run"
+        yield Line(topic="gpu", text=f"{machine.gpu} through Metal, {memory}, bfloat16")
     for card in machine.cards:
         yield Line(topic="gpu", text=_card(card))
     if not machine.metal and not machine.cards:
         yield _no_card(machine)
     if machine.cuda and len(machine.cards) > 1:
-        text = f"a run takes one card, {machine.gpu}; CUDA_VISIBLE_DEVICES chooses another"
+        text = f"a run uses one card, {machine.gpu}; CUDA_VISIBLE_DEVICES chooses another"
         yield Line(topic="", text=text)
-    if not machine.nvidia and machine.driver_says is None:
+    if not machine.nvidia and machine.driver_error is None:
         return
     if machine.driver is None:
-        said = f": {machine.driver_says}" if machine.driver_says else ""
-        yield Line(topic="driver", text=f"none that answers{said}")
+        error = f": {machine.driver_error}" if machine.driver_error else ""
+        yield Line(topic="driver", text=f"none that answers{error}")
         return
     reach = f", supports CUDA up to {machine.driver_cuda}" if machine.driver_cuda else ""
     side = " (of Windows)" if machine.wsl == 2 else ""
@@ -188,21 +188,21 @@ def _card(card: Card) -> str:
 
 
 def _no_card(machine: Machine) -> Line:
-    """A machine whose GPU, if it has one, nobody names."""
+    """Line for a machine whose GPU, if any, has no name."""
     if machine.cuda:
         memory = f"{machine.gpu_bytes / GIB:.1f} GiB"
         return Line(topic="gpu", text=f"{machine.gpu}, {memory} (nvidia-smi does not answer)")
     if machine.nvidia:
         return Line(topic="gpu", text="an NVIDIA card that does not answer")
     if machine.apple_silicon:
-        text = "no Metal here" if machine.mlx else "of Apple, for MLX only"
+        text = "no Metal here" if machine.mlx else "an Apple GPU, for MLX only"
         return Line(topic="gpu", text=text)
     if machine.wsl == 2:
-        lent = "" if machine.dxg else " (there is no /dev/dxg)"
+        missing = "" if machine.dxg else " (there is no /dev/dxg)"
         return Line(
             topic="gpu",
-            text=f"none lent by Windows{lent}",
-            hint="where this PC has an NVIDIA card: update its driver in Windows, then run\n"
+            text=f"none provided by Windows{missing}",
+            hint="if this PC has an NVIDIA card: update its driver in Windows, then run\n"
             "`wsl --update` and `wsl --shutdown` there; install no Linux driver inside WSL",
         )
     return Line(topic="gpu", text="none")
@@ -210,30 +210,30 @@ def _no_card(machine: Machine) -> Line:
 
 def _mlx(machine: Machine) -> EngineState:
     devices = _devices(machine, machine.mlx, gpu=machine.metal)
-    problem = mend = None
+    problem = fix = None
     if machine.mlx is None:
-        problem, mend = without_engine(machine, "mlx")
+        problem, fix = without_engine(machine, "mlx")
         if not machine.apple_silicon and machine.missing("mlx"):
-            mend = None  # PyTorch is the engine here
+            fix = None  # PyTorch is the engine here
     elif machine.apple_silicon and not machine.metal:
-        problem, mend = (
+        problem, fix = (
             "MLX finds no Metal",
-            ("a virtual machine lends no Metal: run on the Mac itself"),
+            ("a virtual machine has no Metal: run on the Mac itself"),
         )
-    return EngineState(name="mlx", version=machine.mlx, devices=devices, problem=problem, mend=mend)
+    return EngineState(name="mlx", version=machine.mlx, devices=devices, problem=problem, fix=fix)
 
 
 def _cuda(machine: Machine) -> EngineState:
     devices = _devices(machine, machine.torch, gpu=machine.cuda)
-    problem = mend = None
+    problem = fix = None
     if machine.nvidia and not machine.cuda:
-        problem, mend = unusable_card(machine)
+        problem, fix = unusable_card(machine)
     elif machine.torch is None:
-        problem, mend = without_engine(machine, "cuda")
+        problem, fix = without_engine(machine, "cuda")
         if machine.missing("cuda") and (machine.apple_silicon or machine.mlx):
-            mend = None  # MLX is the engine here
+            fix = None  # MLX is the engine here
     return EngineState(
-        name="cuda", version=machine.torch, devices=devices, problem=problem, mend=mend
+        name="cuda", version=machine.torch, devices=devices, problem=problem, fix=fix
     )
 
 
@@ -245,28 +245,28 @@ def _devices(machine: Machine, version: str | None, *, gpu: bool) -> tuple[str, 
 
 def _engine_line(machine: Machine, engine: EngineState) -> Line:
     if engine.version is None:
-        needless = "" if engine.mend else "; not needed here"
+        needless = "" if engine.fix else "; not needed here"
         problem, _ = without_engine(machine, engine.name)
-        return Line(topic=engine.name, text=f"{problem}{needless}", hint=engine.mend)
+        return Line(topic=engine.name, text=f"{problem}{needless}", hint=engine.fix)
     packages = machine.packages
     if engine.name == "mlx":
         text = f"MLX {engine.version}, mlx-lm {packages.get('mlx-lm', 'unknown')}"
     else:
         build = f"CUDA {machine.torch_cuda}" if machine.torch_cuda else "the CPU only"
         text = f"PyTorch {engine.version} for {build}, PEFT {packages.get('peft', 'unknown')}"
-    return Line(topic=engine.name, text=text + _where(machine, engine), hint=engine.mend)
+    return Line(topic=engine.name, text=text + _where(machine, engine), hint=engine.fix)
 
 
 def _where(machine: Machine, engine: EngineState) -> str:
     if not engine.devices:
         return ""
-    said = " and ".join({"gpu": "the GPU", "cpu": "the CPU"}[device] for device in engine.devices)
+    names = " and ".join({"gpu": "the GPU", "cpu": "the CPU"}[device] for device in engine.devices)
     unused = engine.name == "cuda" and machine.nvidia and not machine.cuda
-    return f"; runs on {said}" + (", not on the card" if unused else "")
+    return f"; runs on {names}" + (", not on the card" if unused else "")
 
 
 def _bitsandbytes(machine: Machine, choice: Choice | None) -> Line:
-    """The quantizer of PyTorch; MLX has its own."""
+    """Line about bitsandbytes, PyTorch's quantizer; MLX has its own."""
     topic, version = "bitsandbytes", machine.packages.get("bitsandbytes")
     if choice is None or choice.backend == "mlx":
         needless = "; MLX quantizes itself" if choice else ""
@@ -287,7 +287,7 @@ def _bitsandbytes(machine: Machine, choice: Choice | None) -> Line:
 
 def _disk(disk: Disk) -> Line:
     hint = None
-    if disk.free_bytes < LITTLE_ROOM:
+    if disk.free_bytes < SCARCE_DISK:
         elsewhere = "set HF_HOME to" if disk.purpose == "hub cache" else "work in"
         hint = f"{elsewhere} a folder on a larger disk, or make room"
     room = f"{disk.free_bytes / GIB:.1f} GiB free in the {disk.purpose}"
@@ -297,7 +297,7 @@ def _disk(disk: Disk) -> Line:
 def _hub(hub: Hub) -> Line:
     token = "a token is set" if hub.token else "no token is set"
     if hub.offline:
-        return Line(topic="hub", text=f"{hub.endpoint}: not asked, as HF_HUB_OFFLINE is set")
+        return Line(topic="hub", text=f"{hub.endpoint}: not contacted, as HF_HUB_OFFLINE is set")
     return Line(
         topic="hub", text=f"{hub.endpoint}: {hub.problem or 'answers'}; {token}", hint=hub.hint
     )

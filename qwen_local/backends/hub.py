@@ -1,4 +1,4 @@
-"""The hub as the environment has it, and whether it can be reached (for `doctor --hub` only)."""
+"""The hub's settings in the environment, and a test of its connection (for `doctor --hub` only)."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from urllib.parse import urlsplit
 
 from qwen_local.errors import Fault, InputError
 
-ASKED_FOR = "Qwen/Qwen3-0.6B"
-"""A public model: its config.json is asked for, and not fetched."""
+TEST_MODEL = "Qwen/Qwen3-0.6B"
+"""A public model; the size of its config.json is requested, the file is not downloaded."""
 
 PATIENCE = 5.0
-"""Seconds."""
-
+"""Seconds to wait for the hub."""
 
 TIMEOUTS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
 
 
 def check_settings() -> None:
-    """Refuse what huggingface_hub cannot be imported with: it reads these where it is imported.
+    """Refuse variables that break the import of huggingface_hub, which reads them at that point.
 
     Raises:
-        InputError: every such variable of the environment at once.
+        InputError: every such variable at once.
     """
     if faults := list(_faults()):
         raise InputError(faults)
@@ -48,39 +47,39 @@ def _faults() -> Iterator[Fault]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hub:
-    """What was found of the hub."""
+    """Settings and state of the hub."""
 
     endpoint: str
-    """HF_ENDPOINT, or the hub itself."""
+    """HF_ENDPOINT, or the public hub."""
     offline: bool
-    """Whether HF_HUB_OFFLINE keeps everything from asking."""
+    """True if HF_HUB_OFFLINE forbids requests."""
     token: bool
-    """Whether a token is set; the token itself is nobody's business."""
+    """True if a token is set; the token itself is never shown."""
     problem: str | None
-    """Why the hub cannot be used, None where it answers or was not asked."""
+    """Reason why the hub cannot be used; None if it answers or was not contacted."""
     hint: str | None
 
 
 def ask_hub() -> Hub:
-    """Ask the hub for the size of a small public file, as a download would."""
+    """Request the size of a small public file from the hub, as a download would."""
     from huggingface_hub import constants, get_hf_file_metadata, get_token, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
     problem = hint = None
     token = get_token() is not None
     if not constants.HF_HUB_OFFLINE:
-        url = hf_hub_url(ASKED_FOR, "config.json")
+        url = hf_hub_url(TEST_MODEL, "config.json")
         try:
             get_hf_file_metadata(url, timeout=PATIENCE)
         except HfHubHTTPError as error:
             status = error.response.status_code
-            problem = f"answers {status} to a request for {ASKED_FOR}"
+            problem = f"answers {status} to a request for {TEST_MODEL}"
             hint = "try again later, or set HF_ENDPOINT to a mirror"
             if token and status in (401, 403):
                 hint = "log in again with `hf auth login`, or unset HF_TOKEN"
-        except Exception as error:  # each transport has errors of its own; any is the answer
-            said = str(error).strip().partition("\n")[0]
-            problem = f"cannot be reached: {said or type(error).__name__}"
+        except Exception as error:  # every transport has its own errors; any of them is a result
+            text = str(error).strip().partition("\n")[0]
+            problem = f"cannot be reached: {text or type(error).__name__}"
             hint = (
                 "check the connection and HTTPS_PROXY, or set HF_ENDPOINT to a mirror; without a "
                 "network, name a local folder as model.name"

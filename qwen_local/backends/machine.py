@@ -1,4 +1,4 @@
-"""What an engine can stand on, as plain data: any machine can be described on any other."""
+"""Hardware and software of a machine as plain data; any machine can be described on any other."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ Device = Literal["cpu", "gpu"]
 DType = Literal["float32", "bfloat16", "float16"]
 
 Capability = tuple[int, int]
-"""NVIDIA's number of what a card can do; (8, 6) for an RTX 3090."""
+"""NVIDIA's compute capability; (8, 6) for an RTX 3090."""
 
 PACKAGES: Mapping[Engine, tuple[str, str]] = {"mlx": ("mlx", "mlx-lm"), "cuda": ("torch", "peft")}
-"""What an engine cannot be without: the framework and its companion."""
+"""Packages that an engine needs: the framework and its companion."""
+
+COMPUTING: Mapping[Engine, tuple[str, ...]] = {
+    "mlx": ("qwen-local", "mlx", "mlx-lm"),
+    "cuda": ("qwen-local", "torch", "transformers", "peft"),
+}
+"""Packages whose version may change the last digits of a result."""
 
 BFLOAT16_SINCE: Capability = (8, 0)
 
@@ -26,17 +32,17 @@ class Card:
     name: str
     memory_bytes: int
     capability: Capability | None
-    """None where the driver is too old to say."""
+    """None if the driver is too old to report it."""
 
     @property
     def bfloat16(self) -> bool | None:
-        """Whether it computes in bfloat16 itself, None where that is not known."""
+        """True if it computes in bfloat16 natively; None if that is not known."""
         return None if self.capability is None else self.capability >= BFLOAT16_SINCE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Disk:
-    """Room in a folder."""
+    """Free space of a folder."""
 
     purpose: Literal["working folder", "hub cache"]
     path: str
@@ -45,10 +51,10 @@ class Disk:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
-    """What an engine can stand on. A default says: none, or not known."""
+    """Hardware and software that engines need. A default means: none, or not known."""
 
     here: bool = True
-    """Whether it is the present one."""
+    """True for the machine that this process runs on."""
     system: str
     """`Linux`, `Darwin`, ..."""
     processor: str
@@ -57,72 +63,72 @@ class Machine:
     """`Ubuntu 24.04.2 LTS`, `macOS 15.5`, ..."""
     macos: tuple[int, int] | None = None
     rosetta: bool = False
-    """Whether this is a Python for Intel on Apple silicon."""
+    """True for an Intel build of Python on Apple silicon."""
     wsl: Literal[1, 2] | None = None
-    """Generation of the Windows Subsystem for Linux that this is."""
+    """Generation of the Windows Subsystem for Linux; None outside it."""
     dxg: bool = False
-    """Whether WSL lends a GPU of the Windows side (/dev/dxg)."""
+    """True if WSL provides a GPU of Windows (/dev/dxg)."""
     cpu: str | None = None
     python: str | None = None
     packages: Mapping[str, str] = field(default_factory=dict)
-    """Version of each installed package that matters here, whether it works or not."""
+    """Version of each relevant package that is installed, working or not."""
     mlx: str | None
-    """Version of MLX with mlx-lm beside it, None where one of them is missing or broken."""
+    """Version of MLX; None if MLX or mlx-lm is missing or broken."""
     mlx_fault: str | None = None
-    """How importing MLX or mlx-lm failed, where they are installed."""
+    """Error of importing MLX or mlx-lm, if they are installed."""
     metal: bool
     torch: str | None
-    """Version of PyTorch with PEFT beside it, None where one of them is missing or broken."""
+    """Version of PyTorch; None if PyTorch or PEFT is missing or broken."""
     torch_fault: str | None = None
-    """How importing PyTorch or PEFT failed, where they are installed."""
+    """Error of importing PyTorch or PEFT, if they are installed."""
     torch_cuda: str | None
-    """CUDA version that this PyTorch was built for, None where for the CPU only."""
-    torch_says: str | None = None
-    """PyTorch's own words on a card that it cannot use."""
+    """CUDA version that this PyTorch was built for; None for a CPU build."""
+    torch_error: str | None = None
+    """PyTorch's own message about a card that it cannot use."""
     architectures: tuple[str, ...] = ()
-    """Cards that this PyTorch has code for: `sm_86`, `compute_120`, ..."""
+    """Architectures that this PyTorch has code for: `sm_86`, `compute_120`, ..."""
     bitsandbytes_fault: str | None = None
-    """How importing bitsandbytes failed; None where it works, or where `probe` was not thorough."""
+    """Error of importing bitsandbytes; None if it works, or if `probe` was not thorough."""
     cuda: bool
-    """Whether this PyTorch can use an NVIDIA card."""
+    """True if this PyTorch can use an NVIDIA card."""
     bfloat16: bool
-    """Whether the GPU computes in bfloat16 itself, and does not emulate it."""
+    """True if the GPU computes in bfloat16 natively."""
     nvidia: bool
-    """Whether an NVIDIA card is present, usable or not."""
+    """True if an NVIDIA card is present, usable or not."""
     cards: tuple[Card, ...] = ()
-    """Those that the driver names; none where no driver answers."""
+    """Cards that the driver lists; empty if no driver answers."""
     driver: str | None
-    """Version of the NVIDIA driver, None where there is none that answers."""
+    """Version of the NVIDIA driver; None if no driver answers."""
     driver_cuda: str | None = None
     """Highest CUDA version that the driver supports."""
-    driver_says: str | None = None
-    """Words of a driver that does not answer properly."""
+    driver_error: str | None = None
+    """Error message of a driver that does not answer properly."""
     visible_cards: str | None = None
     """CUDA_VISIBLE_DEVICES."""
     memory_bytes: int
-    """Of the machine; 0 where unknown."""
+    """Memory of the machine; 0 if unknown."""
     gpu: str | None = None
-    """The name of the GPU that an engine can use."""
+    """Name of the GPU that an engine can use."""
     gpu_capability: Capability | None = None
-    """Of the NVIDIA card that PyTorch takes."""
+    """Compute capability of the NVIDIA card that PyTorch uses."""
     gpu_bytes: int
-    """That a program may use on the GPU; 0 without one."""
+    """GPU memory that a program may use; 0 without a GPU."""
     disks: tuple[Disk, ...] = ()
 
     def bytes_on(self, device: Device) -> int:
-        """Memory for a run on this device."""
+        """Return the memory for a run on this device."""
         return self.gpu_bytes if device == "gpu" else self.memory_bytes
 
     def missing(self, engine: Engine) -> tuple[str, ...]:
-        """Packages of the engine that are not installed."""
+        """Return the packages of the engine that are not installed."""
         return tuple(name for name in PACKAGES[engine] if name not in self.packages)
 
     @property
     def apple_silicon(self) -> bool:
-        """Whether this is a Mac with a GPU for MLX, even where this Python cannot use it."""
+        """True for a Mac with a GPU for MLX, even if this Python cannot use it."""
         return self.system == "Darwin" and (self.processor == "arm64" or self.rosetta)
 
     @property
     def lacks_mlx(self) -> bool:
-        """Whether this is a Mac whose GPU goes unused for want of MLX."""
+        """True for a Mac whose GPU is unused because MLX is missing."""
         return self.apple_silicon and self.mlx is None

@@ -1,4 +1,4 @@
-"""Which build of PyTorch runs on which NVIDIA driver and card, and the mend where they do not fit.
+"""Compatibility of PyTorch builds with NVIDIA drivers and cards, and the fix if they do not match.
 
 The builds of PyTorch 2.13 are those of its release matrix (RELEASE.md in pytorch/pytorch): CUDA
 13.0, which is also what PyPI has, for Turing and later; CUDA 12.6 for Maxwell to Hopper. The
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from qwen_local.backends.machine import Capability, Card, Machine
 
 TORCH = "2.13.0"
-"""The release that hints install: the one that the tests run on (constraints.txt)."""
+"""Release that hints install: the one that the tests run on (constraints.txt)."""
 
 DRIVERS = {11: 450, 12: 525, 13: 580}
 """First driver that runs any CUDA of this major version."""
@@ -29,18 +29,18 @@ class Build:
 
     @property
     def driver(self) -> int:
-        """The first driver that it runs on."""
+        """First driver that it runs on."""
         return DRIVERS[int(self.cuda.partition(".")[0])]
 
     @property
     def command(self) -> str:
-        """What installs it, over any other build too: `+cu126` is part of the version."""
+        """Command that installs it, also over another build: `+cu126` is part of the version."""
         tag = "cu" + self.cuda.replace(".", "")
         index = f"https://download.pytorch.org/whl/{tag}"
         return f"pip install 'torch=={TORCH}+{tag}' --index-url {index}"
 
     def suits(self, capability: Capability | None) -> bool:
-        """Whether it has code for such a card; a card that is not known gets the benefit."""
+        """Return True if it has code for such a card, or if the capability is unknown."""
         return capability is None or self.lowest <= capability <= self.highest
 
 
@@ -52,7 +52,7 @@ BUILDS = (
 
 
 def unusable_card(machine: Machine) -> tuple[str, str]:
-    """(what is wrong with the NVIDIA card of this machine, the mend), naming driver and wheel."""
+    """Return (problem with this machine's NVIDIA card, fix), naming driver and wheel."""
     driver = f"driver {machine.driver}" if machine.driver else "no driver that answers"
     problem = f"an NVIDIA card is present, but PyTorch cannot use it: {driver}, {_wheel(machine)}"
     if machine.driver is None:
@@ -66,23 +66,23 @@ def unusable_card(machine: Machine) -> tuple[str, str]:
         return problem, _get_build(machine)
     needed = DRIVERS.get(int(machine.torch_cuda.partition(".")[0]), 0)
     if _major(machine.driver) < needed:
-        return f"{problem}, which needs driver {needed}", _mend_old_driver(machine, needed)
+        return f"{problem}, which needs driver {needed}", _fix_old_driver(machine, needed)
     strange = [card for card in machine.cards if not covers(machine.architectures, card.capability)]
     if strange:
         names = " and ".join(sorted({described(card) for card in strange}))
         return f"{problem}, which has no code for {names}", _get_build(machine)
-    said = f"; it says: {machine.torch_says}" if machine.torch_says else ""
-    return f"{problem}{said}", (
+    error = f"; its error: {machine.torch_error}" if machine.torch_error else ""
+    return f"{problem}{error}", (
         "restart the machine: a driver that was updated, or a laptop that slept, leaves the card "
         "like this"
     )
 
 
 def covers(architectures: tuple[str, ...], capability: Capability | None) -> bool:
-    """Whether code for these architectures runs on a card of this capability.
+    """Return True if code for these architectures runs on a card of this capability.
 
     Code for `sm_86` runs on cards of the same generation from 8.6 on; `compute_86`, which the
-    driver compiles, on all later ones too; `sm_90a` on 9.0 only.
+    driver compiles, on all later ones as well; `sm_90a` on 9.0 only.
 
     >>> covers(("sm_75", "sm_80", "compute_120"), (8, 9))
     True
@@ -92,7 +92,7 @@ def covers(architectures: tuple[str, ...], capability: Capability | None) -> boo
     parsed = [re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", name) for name in architectures]
     codes = [code.groups() for code in parsed if code is not None]
     if capability is None or not codes:
-        return True  # nothing to go by: AMD's names, or a driver too old to say
+        return True  # unknown: AMD's names, or a driver too old to report it
     for kind, major, minor, special in codes:
         made_for = (int(major), int(minor))
         if kind == "compute" and capability >= made_for:
@@ -105,19 +105,19 @@ def covers(architectures: tuple[str, ...], capability: Capability | None) -> boo
 
 
 def described(card: Card) -> str:
-    """The card with its capability, where that is known."""
+    """Return the card's name with its capability, if known."""
     if card.capability is None:
         return card.name
     return f"{card.name} (compute capability {dotted(card.capability)})"
 
 
 def dotted(capability: Capability) -> str:
-    """8.6 for (8, 6)."""
+    """Return 8.6 for (8, 6)."""
     return f"{capability[0]}.{capability[1]}"
 
 
 def install_torch(machine: Machine) -> str:
-    """What brings PyTorch and PEFT to this machine, where one of them is missing or broken."""
+    """Return the command that installs PyTorch and PEFT if one of them is missing or broken."""
     missing = machine.missing("cuda")
     if missing == ("peft",):
         return "pip install peft"
@@ -135,7 +135,7 @@ def _wheel(machine: Machine) -> str:
 
 
 def _build_for(machine: Machine) -> Build | None:
-    """The best build that runs on this driver and on every card here."""
+    """Return the best build that runs on this driver and on every card here."""
     driver = _major(machine.driver or "")
     return next((build for build in _suiting(machine) if driver >= build.driver), None)
 
@@ -145,7 +145,7 @@ def _suiting(machine: Machine) -> list[Build]:
 
 
 def _get_build(machine: Machine) -> str:
-    """The command for `_build_for`; without such a build, what makes room for one."""
+    """Return the command for `_build_for`; without such a build, the step before it."""
     build = _build_for(machine)
     if build is not None:
         return f"install the build for CUDA {build.cuda}:\n  {build.command}"
@@ -155,8 +155,8 @@ def _get_build(machine: Machine) -> str:
     return "no build of PyTorch suits all cards here: hide the others with CUDA_VISIBLE_DEVICES"
 
 
-def _mend_old_driver(machine: Machine, needed: int) -> str:
-    """Another build of PyTorch or another driver, where this build needs a newer one."""
+def _fix_old_driver(machine: Machine, needed: int) -> str:
+    """Return the fix for a build that needs a newer driver: that driver, or another build."""
     newer = _update_driver(machine, needed)
     build = _build_for(machine)
     if build is None:
@@ -167,7 +167,7 @@ def _mend_old_driver(machine: Machine, needed: int) -> str:
 def _get_driver(machine: Machine) -> str:
     if machine.wsl == 2:
         return _update_driver(machine, BUILDS[0].driver)
-    if machine.driver_says is not None:
+    if machine.driver_error is not None:
         return "restart if the driver was just updated; else install the NVIDIA driver again"
     return "install the NVIDIA driver, or restart if it was just updated"
 

@@ -1,4 +1,4 @@
-"""A look at this machine. Nothing here decides anything; `select` does, from what was seen."""
+"""Looks at this machine. Nothing is decided here: `select` decides from the result."""
 
 from __future__ import annotations
 
@@ -30,43 +30,43 @@ from qwen_local.backends.machine import (
 from qwen_local.backends.nvidia import covers
 
 ROOT = Path("/")
-"""Where /proc, /sys, /dev and /etc are looked for."""
+"""Root of /proc, /sys, /dev and /etc."""
 
 WATCHED = (*PACKAGES["mlx"], *PACKAGES["cuda"], "bitsandbytes", "transformers")
 
 PATIENCE = 10
-"""Seconds for another program to answer, however often it is asked; a sleeping NVIDIA driver takes
-several to wake."""
+"""Seconds for another program to answer, over all calls; a sleeping NVIDIA driver takes several to
+wake."""
 
 
 def probe(*, thorough: bool = False) -> Machine:
     """Look at this machine. Imports the engines that are installed: MLX first, see blas.py.
 
     Args:
-        thorough: import also what stands beside the engines (mlx-lm, transformers, PEFT,
-            bitsandbytes), which shows what is broken and takes some seconds.
+        thorough: also import the engines' companions (mlx-lm, transformers, PEFT, bitsandbytes),
+            which shows what is broken and takes some seconds.
 
     Raises:
-        InputError: the hub's library could not be imported with this environment.
+        InputError: huggingface_hub cannot be imported in this environment.
     """
     check_settings()
     mlx, mlx_fault = _engine("mlx")
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch, torch_fault = _engine("cuda")
-        capability, torch_says = _card_of_torch(torch)
-        torch_says = torch_says or _words_on_cuda(said)
+        capability, torch_error = _card_of_torch(torch)
+        torch_error = torch_error or _cuda_warning(caught)
         broken_bitsandbytes = None
         if thorough and mlx is not None:
             mlx, mlx_fault = _with(mlx, "mlx_lm")
         if thorough and torch is not None:
-            broken_bitsandbytes = bitsandbytes_fault()  # first: PEFT would import it, and loudly
+            broken_bitsandbytes = bitsandbytes_fault()  # first: PEFT would import it, with warnings
             torch, torch_fault = _with(torch, "transformers", "peft")
     metal = mlx is not None and mlx.metal.is_available()
     architectures = () if torch is None else tuple(torch.cuda.get_arch_list())
     cuda = torch is not None and capability is not None and covers(architectures, capability)
     until = time.monotonic() + PATIENCE
-    cards, driver, driver_says = _nvidia_smi(until)
+    cards, driver, driver_error = _nvidia_smi(until)
     system, rosetta = platform.system(), _sysctl("sysctl.proc_translated") == "1"
     macos = _macos()
     return Machine(
@@ -86,7 +86,7 @@ def probe(*, thorough: bool = False) -> Machine:
         torch=None if torch is None else metadata.version("torch"),
         torch_fault=torch_fault,
         torch_cuda=None if torch is None else torch.version.cuda,
-        torch_says=torch_says,
+        torch_error=torch_error,
         architectures=architectures,
         bitsandbytes_fault=broken_bitsandbytes,
         cuda=cuda,
@@ -95,7 +95,7 @@ def probe(*, thorough: bool = False) -> Machine:
         cards=cards,
         driver=driver,
         driver_cuda=_driver_cuda(until) if thorough and driver is not None else None,
-        driver_says=driver_says,
+        driver_error=driver_error,
         visible_cards=os.environ.get("CUDA_VISIBLE_DEVICES"),
         memory_bytes=_memory_bytes(),
         gpu=_gpu_name(mlx if metal else None, torch if cuda else None),
@@ -109,20 +109,20 @@ def probe(*, thorough: bool = False) -> Machine:
 
 
 def _engine(engine: Engine) -> tuple[ModuleType | None, str | None]:
-    """(mlx.core or torch, None), or (None, how its import failed) where it is installed."""
+    """Return (mlx.core or torch, None), or (None, error of its import) if it is installed."""
     if any(_version(package) is None for package in PACKAGES[engine]):
         return None, None
     name = "mlx.core" if engine == "mlx" else "torch"
     try:
         if engine == "mlx":
-            import_module("qwen_local.backends.mlx")  # before mlx.core: see blas.py
+            import_module("qwen_local.backends.mlx.before_import")
         return import_module(name), None
-    except Exception as error:  # whatever a broken installation raises; it is told on
+    except Exception as error:  # whatever a broken installation raises is reported
         return None, f"{name} cannot be imported: {in_a_line(error)}"
 
 
 def _with(framework: ModuleType, *beside: str) -> tuple[ModuleType | None, str | None]:
-    """(the framework, None), or (None, how the import of what stands beside it failed)."""
+    """Return (the framework, None), or (None, error of a companion's import)."""
     for name in beside:
         try:
             import_module(name)
@@ -132,16 +132,16 @@ def _with(framework: ModuleType, *beside: str) -> tuple[ModuleType | None, str |
 
 
 def bitsandbytes_fault() -> str | None:
-    """How bitsandbytes is broken; it imports even where its library for the GPU does not load."""
+    """Return why bitsandbytes is broken; it imports even if its GPU library does not load."""
     if _version("bitsandbytes") is None:
         return None
     try:
-        import_module("qwen_local.backends.cuda")  # imports it, and keeps it from the hub
+        import_module("qwen_local.backends.cuda.before_import")  # imports it, offline
         library = import_module("bitsandbytes.cextension").lib
     except Exception as error:  # as above
         return in_a_line(error)
-    said = getattr(library, "error_msg", None) if "Error" in type(library).__name__ else None
-    return said.partition("\n")[0] if isinstance(said, str) else None
+    message = getattr(library, "error_msg", None) if "Error" in type(library).__name__ else None
+    return message.partition("\n")[0] if isinstance(message, str) else None
 
 
 def _versions() -> dict[str, str]:
@@ -157,13 +157,13 @@ def _version(package: str) -> str | None:
 
 
 def in_a_line(error: Exception) -> str:
-    """Its kind and the first line of its words."""
-    said = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+    """Return the type of an error and the first line of its message."""
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _card_of_torch(torch: ModuleType | None) -> tuple[Capability | None, str | None]:
-    """(capability of the card that PyTorch takes, None), or (None, its words on the failure)."""
+    """Return (capability of the card that PyTorch uses, None), or (None, its error message)."""
     if torch is None:
         return None, None
     try:
@@ -173,9 +173,9 @@ def _card_of_torch(torch: ModuleType | None) -> tuple[Capability | None, str | N
         return None, str(error).partition("\n")[0]
 
 
-def _words_on_cuda(said: Sequence[warnings.WarningMessage]) -> str | None:
-    """PyTorch's warning of a card that it cannot use, in a line."""
-    for warning in said:
+def _cuda_warning(caught: Sequence[warnings.WarningMessage]) -> str | None:
+    """Return PyTorch's warning about a card that it cannot use, in one line."""
+    for warning in caught:
         text = str(warning.message).partition("\n")[0]
         if "CUDA" in text:
             return text
@@ -202,7 +202,7 @@ def _macos() -> tuple[int, int] | None:
 
 
 def _wsl() -> Literal[1, 2] | None:
-    """Generation of WSL. Its kernels call themselves so, but for those that a user built."""
+    """Return the generation of WSL from the name of its kernel, which a user may have built."""
     release = _text("proc/sys/kernel/osrelease")
     if "WSL2" in release or "microsoft" in release:
         return 2
@@ -217,10 +217,10 @@ def _cpu() -> str | None:
 
 
 def _sysctl(name: str) -> str | None:
-    """A value that macOS keeps; None elsewhere."""
+    """Return a system value of macOS; None elsewhere."""
     if platform.system() != "Darwin":
         return None
-    return _answer("sysctl", "-n", name, until=time.monotonic() + PATIENCE)
+    return _output("sysctl", "-n", name, until=time.monotonic() + PATIENCE)
 
 
 def _memory_bytes() -> int:
@@ -253,50 +253,50 @@ def _text(path: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What became of a question to another program."""
+class ProgramResult:
+    """Result of running another program."""
 
-    fine: bool
-    said: str
-    """What it printed, or else what went wrong."""
-
-
-def _answer(name: str, *arguments: str, until: float) -> str | None:
-    """What another program prints; None where it is not there, fails or takes too long."""
-    asked = _ask(name, *arguments, until=until)
-    return asked.said or None if asked is not None and asked.fine else None
+    ok: bool
+    text: str
+    """Its output, or else the error."""
 
 
-def _ask(name: str, *arguments: str, until: float) -> Asked | None:
-    """Run another program; None where it is not there.
+def _output(name: str, *arguments: str, until: float) -> str | None:
+    """Run another program and return its output; None if it is missing, fails or takes too long."""
+    result = _run(name, *arguments, until=until)
+    return result.text or None if result is not None and result.ok else None
+
+
+def _run(name: str, *arguments: str, until: float) -> ProgramResult | None:
+    """Run another program; None if it is missing.
 
     Args:
         name: of the program.
         *arguments: for it.
-        until: when the wait for it ends, by `time.monotonic`.
+        until: end of the wait for it, by `time.monotonic`.
     """
     program = _program(name)
     if program is None:
         return None
     pipe = subprocess.PIPE
     try:
-        asked = subprocess.Popen(
+        process = subprocess.Popen(
             [program, *arguments], stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace"
         )
     except OSError as error:
-        return Asked(False, in_a_line(error))
+        return ProgramResult(False, in_a_line(error))
     try:
-        out, err = asked.communicate(timeout=max(0.0, until - time.monotonic()))
+        out, err = process.communicate(timeout=max(0.0, until - time.monotonic()))
     except subprocess.TimeoutExpired:
-        asked.kill()
+        process.kill()
         with suppress(subprocess.TimeoutExpired):  # one that hangs in a driver does not die
-            asked.communicate(timeout=1)
-        return Asked(False, f"{name} does not answer within {PATIENCE} seconds")
-    return Asked(asked.returncode == 0, out.strip() or err.strip())
+            process.communicate(timeout=1)
+        return ProgramResult(False, f"{name} does not answer within {PATIENCE} seconds")
+    return ProgramResult(process.returncode == 0, out.strip() or err.strip())
 
 
 def _program(name: str) -> str | None:
-    """On PATH, or where WSL puts what belongs to the driver of the Windows side."""
+    """Find a program on PATH, or where WSL puts the tools of the Windows driver."""
     return shutil.which(name) or shutil.which(name, path=str(ROOT / "usr/lib/wsl/lib"))
 
 
@@ -304,31 +304,31 @@ def _program(name: str) -> str | None:
 
 
 def _nvidia_smi(until: float) -> tuple[tuple[Card, ...], str | None, str | None]:
-    """(cards, version of the driver, None), or ((), None, the words of a failure)."""
-    said, known = "", "name,memory.total,driver_version"
+    """Return (cards, version of the driver, None), or ((), None, error message)."""
+    text, known = "", "name,memory.total,driver_version"
     for fields in (f"{known},compute_cap", known):
         query = (f"--query-gpu={fields}", "--format=csv,noheader,nounits")
-        asked = _ask("nvidia-smi", *query, until=until)
-        if asked is None:
+        result = _run("nvidia-smi", *query, until=until)
+        if result is None:
             return (), None, None
-        said = asked.said
-        rows = [_row(line, fields.count(",")) for line in said.splitlines() if asked.fine]
+        text = result.text
+        rows = [_row(line, fields.count(",")) for line in text.splitlines() if result.ok]
         cards = [row for row in rows if row is not None]
         if cards:
             return tuple(_card(row) for row in cards), cards[0][2], None
-        if "compute_cap" not in said:  # old drivers do not know that field
+        if "compute_cap" not in text:  # old drivers do not know that field
             break
-    return (), None, said.partition("\n")[0] or None
+    return (), None, text.partition("\n")[0] or None
 
 
 def _row(line: str, commas: int) -> list[str] | None:
-    """The fields of a card; None for warnings, and for a card whose driver has no version."""
-    row = [cell.strip() for cell in line.rsplit(",", commas)]  # a name may have a comma, too
+    """Split the line of a card; None for warnings, and for a card whose driver has no version."""
+    row = [cell.strip() for cell in line.rsplit(",", commas)]  # a name may contain a comma
     return row if len(row) == commas + 1 and re.match("[0-9]", row[2]) else None
 
 
 def _card(row: Sequence[str]) -> Card:
-    """From `name, MiB, driver[, capability]`; some fields read `[N/A]` on some cards."""
+    """Parse `name, MiB, driver[, capability]`; some fields read `[N/A]` on some cards."""
     name, memory, _, *rest = row
     mebibytes = int(memory) if re.fullmatch("[0-9]{1,9}", memory) else 0
     number = re.fullmatch(r"([0-9]{1,3})\.([0-9]{1,3})", rest[0]) if rest else None
@@ -337,14 +337,14 @@ def _card(row: Sequence[str]) -> Card:
 
 
 def _driver_cuda(until: float) -> str | None:
-    """Highest CUDA that the driver supports; newer drivers write `CUDA UMD Version`."""
-    said = _answer("nvidia-smi", until=until) or ""
-    found = re.search(r"CUDA(?: UMD)? Version:\s*([0-9.]+)", said)
+    """Return the highest CUDA that the driver supports; newer ones print `CUDA UMD Version`."""
+    text = _output("nvidia-smi", until=until) or ""
+    found = re.search(r"CUDA(?: UMD)? Version:\s*([0-9.]+)", text)
     return found[1] if found else None
 
 
 def _nvidia_in_the_machine() -> bool:
-    """Whether a display controller of NVIDIA is there, driver or not (the tools alone are none)."""
+    """Return True if an NVIDIA display controller is present, with or without a driver."""
     if (ROOT / "dev/nvidia0").exists() or (ROOT / "usr/lib/wsl/lib/libcuda.so.1").exists():
         return True
     for device in (ROOT / "sys/bus/pci/devices").glob("*"):
@@ -364,7 +364,7 @@ def _gpu_name(mlx: ModuleType | None, torch: ModuleType | None) -> str | None:
 
 
 def _gpu_bytes(mlx: ModuleType | None, torch: ModuleType | None) -> int:
-    """Of the engine that has a GPU; on a Mac Metal's working set, out of the unified memory."""
+    """Return the GPU memory; on a Mac, Metal's working set out of the unified memory."""
     if mlx is not None:
         return int(mlx.device_info()["max_recommended_working_set_size"])
     if torch is not None:

@@ -1,22 +1,23 @@
-"""Which engine runs, on which device, in which dtype, and why.
+"""The choice of engine, device and dtype, with reasons.
 
-The choices are pure functions of a `Machine`, so that every machine can be tried on any other;
-`probe` looks at the one that is here.
+Pure functions of a `Machine`, so that every machine can be tried on any other; `probe` looks at
+this one.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from qwen_local.backends.machine import Device, DType, Engine, Machine
+from qwen_local.backends.mlx.constants import GROUP
 from qwen_local.backends.nvidia import dotted, install_torch, unusable_card
-from qwen_local.backends.probe import probe
+from qwen_local.backends.probe import bitsandbytes_fault, probe
 from qwen_local.errors import BackendError, Fault
-
-if TYPE_CHECKING:
-    from qwen_local.backends.base import Backend, Setup
+from qwen_local.job.schema import Quantization
+from qwen_local.models.architecture import Architecture, Stored
 
 __all__ = [
     "ENGINES",
@@ -26,21 +27,22 @@ __all__ = [
     "Engine",
     "Machine",
     "choose",
-    "open_backend",
     "probe",
     "quantization_fault",
+    "quantization_faults",
     "resolve_dtype",
+    "rounds_inputs",
     "unsupported_system",
     "without_engine",
 ]
 
 ENGINES: dict[Engine, str] = {"mlx": "MLX", "cuda": "PyTorch"}
-"""What people call them."""
+"""Names in messages."""
 NF4_SINCE, INT8_SINCE = (6, 0), (7, 5)
 """First cards on which bitsandbytes computes NF4 and LLM.int8(), by its own documentation."""
 
 OLDEST_MACOS = (14, 0)
-"""Of MLX."""
+"""First macOS that MLX runs on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +55,11 @@ class Choice:
 
 
 def choose(machine: Machine, backend: str = "auto", device: str = "auto") -> Choice:
-    """The engine and device for `--backend` and `--device`.
+    """Choose the engine and device for `--backend` and `--device`.
 
     Raises:
-        BackendError: what was asked for cannot run here, or an NVIDIA card is present that
-            PyTorch cannot use (a quiet run on the CPU would not be what its owner wants).
+        BackendError: the engine or device asked for cannot run here, or an NVIDIA card is present
+            that PyTorch cannot use (its owner would not want a quiet run on the CPU).
     """
     where = f"--backend {backend} --device {device}"
     refused = unsupported_system(machine)
@@ -91,10 +93,10 @@ def _automatic(machine: Machine, device: str, where: str) -> Choice:
         if machine.nvidia:
             raise _card_error(machine, where)
         if device == "gpu":
-            mend = "pass --device cpu"
+            fix = "pass --device cpu"
             if machine.lacks_mlx:
-                _, mend = without_engine(machine, "mlx")
-            raise BackendError.at(where, "expected a GPU that an engine can use; found none", mend)
+                _, fix = without_engine(machine, "mlx")
+            raise BackendError.at(where, "expected a GPU that an engine can use; found none", fix)
     why = "asked for by --device" if device == "cpu" else "there is no GPU"
     if device != "cpu" and machine.lacks_mlx:
         why = "MLX, which would use the GPU of this Mac, cannot be imported"
@@ -102,14 +104,14 @@ def _automatic(machine: Machine, device: str, where: str) -> Choice:
         return Choice("cuda", "cpu", f"{why}; PyTorch runs on the CPU")
     if machine.mlx:
         return Choice("mlx", "cpu", f"{why}; MLX runs on the CPU, and there is no PyTorch")
-    _, mend = without_engine(machine, "mlx" if machine.system == "Darwin" else "cuda")
+    _, fix = without_engine(machine, "mlx" if machine.system == "Darwin" else "cuda")
     problem = "neither MLX nor PyTorch can be imported here"
     faults = [fault for fault in (machine.mlx_fault, machine.torch_fault) if fault]
-    raise BackendError.at(where, "; ".join([problem, *faults]), mend)
+    raise BackendError.at(where, "; ".join([problem, *faults]), fix)
 
 
 def unsupported_system(machine: Machine) -> tuple[str, str] | None:
-    """(what is wrong with the operating system, the mend), None where an engine can run on it."""
+    """Return (problem with the operating system, fix); None if an engine can run on it."""
     if machine.system == "Windows" or machine.system.startswith(("CYGWIN", "MINGW", "MSYS")):
         return "native Windows is not supported", (
             "use WSL2: run `wsl --install` in PowerShell, restart, and install qwen-local in there"
@@ -123,7 +125,7 @@ def unsupported_system(machine: Machine) -> tuple[str, str] | None:
 
 
 def without_engine(machine: Machine, engine: Engine) -> tuple[str, str]:
-    """(why the engine cannot be imported, the mend)."""
+    """Return (reason why the engine cannot be imported, fix)."""
     fault = machine.mlx_fault if engine == "mlx" else machine.torch_fault
     missing = machine.missing(engine)
     if missing:
@@ -149,15 +151,15 @@ def without_engine(machine: Machine, engine: Engine) -> tuple[str, str]:
 
 
 def _card_error(machine: Machine, where: str) -> BackendError:
-    problem, mend = unusable_card(machine)
-    pause = "\n" if "\n" in mend else "; "
-    return BackendError.at(where, problem, f"{mend}{pause}or pass --device cpu")
+    problem, fix = unusable_card(machine)
+    pause = "\n" if "\n" in fix else "; "
+    return BackendError.at(where, problem, f"{fix}{pause}or pass --device cpu")
 
 
 def resolve_dtype(
     machine: Machine, choice: Choice, wanted: DType | Literal["auto"]
 ) -> tuple[DType, str]:
-    """(dtype, reason) for `model.dtype`."""
+    """Return (dtype, reason) for `model.dtype`."""
     if wanted != "auto":
         return wanted, "asked for by model.dtype"
     if choice.device == "cpu":
@@ -168,10 +170,10 @@ def resolve_dtype(
 
 
 def quantization_fault(machine: Machine, choice: Choice, quantization: str) -> Fault | None:
-    """What keeps `model.quantization` from working on this engine here, None where nothing does.
+    """Return the fault that keeps `model.quantization` from working on this engine here, or None.
 
-    MLX quantizes itself; PyTorch needs bitsandbytes. Whether an installed bitsandbytes is broken
-    is known where `probe` was thorough.
+    MLX quantizes itself; PyTorch needs bitsandbytes. A broken bitsandbytes is only known after a
+    thorough `probe`.
     """
     if quantization == "none" or choice.backend == "mlx":
         return None
@@ -180,24 +182,48 @@ def quantization_fault(machine: Machine, choice: Choice, quantization: str) -> F
         return Fault(where, f"{needs}, which is not installed", "pip install bitsandbytes")
     if machine.bitsandbytes_fault is not None:
         problem = f"{needs}, which does not work: {machine.bitsandbytes_fault}"
-        mend = "pip install --upgrade --no-deps bitsandbytes"
+        fix = "pip install --upgrade --no-deps bitsandbytes"
         if re.search("cuda|libcu|libnv", machine.bitsandbytes_fault, re.I):  # libraries of CUDA
-            mend += "\nor install the PyTorch build that docs/machines.md names"
-        return Fault(where, problem, mend)
+            fix += "\nor install the PyTorch build that docs/machines.md names"
+        return Fault(where, problem, fix)
     card, since = machine.gpu_capability, NF4_SINCE if quantization == "4bit" else INT8_SINCE
     if choice.device == "gpu" and card is not None and card < since:
         needs = f"{quantization} needs a card of compute capability {dotted(since)} or later"
-        mend = "use none" if card < NF4_SINCE else "use 4bit"
-        return Fault(where, f"{needs}; found {machine.gpu}", mend)
+        fix = "use none" if card < NF4_SINCE else "use 4bit"
+        return Fault(where, f"{needs}; found {machine.gpu}", fix)
     return None
 
 
-def open_backend(choice: Choice, setup: Setup) -> Backend:
-    """Load the model into the engine."""
+def quantization_faults(
+    machine: Machine, choice: Choice, quantization: Quantization, architecture: Architecture
+) -> Iterator[Fault]:
+    """Yield the faults that keep an engine from holding a base model in this format here.
+
+    Args:
+        machine: where it is to run; the present one is probed for a broken bitsandbytes.
+        choice: the engine.
+        quantization: `4bit` or `8bit`, on loading or in the model's files.
+        architecture: of the base model.
+    """
     if choice.backend == "mlx":
-        import qwen_local.backends.mlx.engine as mlx_engine
+        for target, (_, columns) in architecture.linear_shapes().items():
+            if architecture.stored is None and columns % GROUP:
+                problem = f"MLX quantizes groups of {GROUP} weights; {target} has {columns}"
+                yield Fault("model.quantization", problem, "set it to none")
+        return
+    if machine.here and machine.bitsandbytes_fault is None:
+        machine = replace(machine, bitsandbytes_fault=bitsandbytes_fault())
+    if (fault := quantization_fault(machine, choice, quantization)) is not None:
+        yield fault
 
-        return mlx_engine.MlxBackend(setup)
-    import qwen_local.backends.cuda.engine as torch_engine
 
-    return torch_engine.TorchBackend(setup)
+def rounds_inputs(choice: Choice, quantization: Quantization, stored: Stored | None) -> bool:
+    """Return True if quantized layers also round their inputs, as LLM.int8() does.
+
+    Args:
+        choice: the engine.
+        quantization: format that the base model is loaded in.
+        stored: format of its files; None for floats.
+    """
+    int8 = quantization == "8bit" or (stored is not None and stored.bits == 8)
+    return choice.backend == "cuda" and int8

@@ -21,14 +21,16 @@ from typing import Any
 import numpy as np
 
 from qwen_local.adapters.lora import Adapter, arrays_of_block
-from qwen_local.backends.base import Arrays, Backend, Setup, Weights
-from qwen_local.backends.select import Choice, open_backend
+from qwen_local.backends.base import Arrays, Backend
+from qwen_local.backends.weights import Weights
 from qwen_local.export.merge import ReadTensor
 from qwen_local.files import write_arrays, write_json
 from qwen_local.job.schema import LoraSpec, Quantization
 from qwen_local.models.architecture import EMBEDDING, HEAD, NORM, block_prefix
 from qwen_local.models.config import engine_config
 from qwen_local.models.source import ModelFiles
+from qwen_local.resolve.open import open_model
+from qwen_local.resolve.resolve import Resolved
 
 VOCABULARY_CHUNK = 8192
 """Rows of the embedding or the head that are in memory at a time."""
@@ -100,14 +102,17 @@ def tensor_reader(weights: Weights) -> ReadTensor:
 
 
 def run_blocks(
-    variants: Mapping[str, Variant], sequences: Sequence[np.ndarray], choice: Choice, scratch: Path
+    variants: Mapping[str, Variant],
+    sequences: Sequence[np.ndarray],
+    resolved: Resolved,
+    scratch: Path,
 ) -> dict[str, list[np.ndarray]]:
     """Compute each variant's hidden states after its last block, before the last norm.
 
     Args:
         variants: by name. Neighbors with the same source share an engine.
         sequences: tokens, int [T] each.
-        choice: the engine.
+        resolved: the base model's engine.
         scratch: a folder for one block at a time.
 
     Returns:
@@ -119,7 +124,7 @@ def run_blocks(
     try:
         for number in range(layers):
             for source, names in _by_source(variants):
-                with _engine(source, number, choice, scratch) as engine:
+                with _engine(source, number, resolved, scratch) as engine:
                     for name in names:
                         if source.adapter is not None:
                             engine.load_adapter(arrays_of_block(variants[name].arrays, number))
@@ -140,24 +145,23 @@ def _by_source(variants: Mapping[str, Variant]) -> list[tuple[WeightSource, list
 
 
 @contextmanager
-def _engine(source: WeightSource, number: int, choice: Choice, scratch: Path) -> Iterator[Backend]:
+def _engine(
+    source: WeightSource, number: int, resolved: Resolved, scratch: Path
+) -> Iterator[Backend]:
     """Open an engine with one block of a source, in float32."""
     folder = Path(tempfile.mkdtemp(dir=scratch))
     engine: Backend | None = None
     try:
         source.write_block(folder / "model.safetensors", number)
         adapter = source.adapter
-        engine = open_backend(
-            choice,
-            Setup(
-                model=_one_block_model(source, number, folder),
-                lora=None if adapter is None else _in_all_blocks(adapter.lora),
-                dora=adapter is not None and adapter.dora,
-                device=choice.device,
-                dtype="float32",
-                quantization=source.quantization,
-            ),
+        block = resolved.on(_one_block_model(source, number, folder))
+        setup = block.setup(
+            lora=None if adapter is None else _in_all_blocks(adapter.lora),
+            dora=adapter is not None and adapter.dora,
+            dtype="float32",
+            quantization=source.quantization,
         )
+        engine = open_model(block, setup).backend
         yield engine
     finally:
         del engine

@@ -20,7 +20,7 @@ from qwen_local.adapters.lora import Adapter
 from qwen_local.adapters.mlx_layout import write_mlx
 from qwen_local.adapters.peft_layout import write_peft
 from qwen_local.adapters.store import ORIGIN, load_adapter
-from qwen_local.backends.base import Weights
+from qwen_local.backends.weights import Weights
 from qwen_local.cards.facts import card_facts, without_folders, write_card
 from qwen_local.errors import InputError
 from qwen_local.export.blocks import Variant, WeightSource
@@ -34,10 +34,9 @@ from qwen_local.export.gguf_export import (
     write_gguf_adapter,
 )
 from qwen_local.export.live import live_variants
-from qwen_local.export.merge import ExportError, open_weights
+from qwen_local.export.merge import ExportError
 from qwen_local.export.opening import (
     Given,
-    Opened,
     check_disk,
     open_export,
     place_of,
@@ -50,6 +49,8 @@ from qwen_local.files import expanded, write_json
 from qwen_local.job.schema import Quantization
 from qwen_local.models.families import FAMILIES
 from qwen_local.models.source import PROOF
+from qwen_local.resolve.open import open_weights
+from qwen_local.resolve.resolve import Resolved
 from qwen_local.runs.names import ADAPTER, MLX, PEFT
 
 log = logging.getLogger("qwen_local")
@@ -104,13 +105,13 @@ def export(
         ExportError: the export is not what was trained; nothing was left behind.
     """
     opened = open_export(given, dora=to != "gguf-lora")
-    place, base = place_of(given.output), opened.base
+    place, base = place_of(given.output), opened.model
     _check_target(opened, to, for_hub=for_hub)
     merged = to in ("gguf", "ollama")
-    size = sum(array.nbytes for array in opened.adapter.arrays.values())
+    size = sum(array.nbytes for array in opened.known_adapter.arrays.values())
     size = gguf_bytes(base.architecture, outtype) if merged else size
     check_disk(place, size, base.architecture)
-    weights = open_weights(opened.choice, base)
+    weights = open_weights(opened)
     title = _title(given) if name is None else name
     about = about_of(opened, title)
     modelfile = modelfile_of(opened, about, outtype, thinking) if to == "ollama" else None
@@ -122,9 +123,9 @@ def export(
         else:
             variants = {EXPORT: _write_adapter(new, opened, weights, to, about)}
         with scratch_in(new) as scratch:
-            samples = make_samples(opened.tokenizer, given.adapter)
+            samples = make_samples(opened.known_tokenizer, given.adapter)
             variants = live_variants(opened, weights) | variants
-            proof = measure(variants, samples, opened.choice, scratch)
+            proof = measure(variants, samples, opened, scratch)
         exact = "take --to gguf-lora, or fuse --dtype float32"
         check(proof, merged=merged, hint=exact if outtype == "f16" else "pass --outtype f16")
         files = sorted(path.name for path in new.iterdir())
@@ -133,7 +134,7 @@ def export(
             to=to,
             files=(*files, "README.md", PROOF),
             base=base.name,
-            quantization=opened.held,
+            quantization=opened.quantization,
             backend=opened.choice.backend,
             outtype=outtype if merged else None,
             proof=proof,
@@ -153,23 +154,23 @@ def export(
     return result
 
 
-def _check_target(opened: Opened, to: To, *, for_hub: bool) -> None:
+def _check_target(opened: Resolved, to: To, *, for_hub: bool) -> None:
     """Say where the target will fall short of the live adapter.
 
     Raises:
         InputError: nobody else could use it, and it is for others.
     """
-    base = opened.base
+    base = opened.model
     if for_hub and to in ("peft", "mlx") and base.commit is None:
         named = without_folders(base.name)
         problem = f"the base {named} is no model on the hub: nobody else has it"
         hint = "pass --model with its hub id, or push the merged model (fuse, or --to gguf)"
         raise InputError.at("--push-to-hub", problem, hint)
-    if opened.held != "none" and to not in ("gguf", "ollama"):
+    if opened.quantization != "none" and to not in ("gguf", "ollama"):
         log.warning(
             "the adapter was trained on a %s base, and answers to another a little otherwise; the "
             "merged model (fuse, --to gguf) has the weights that it was trained on",
-            opened.held,
+            opened.quantization,
         )
     reads_rope_parameters = FAMILIES[base.architecture.model_type].mlx_lm_reads_rope_parameters
     if to == "mlx" and not reads_rope_parameters and "rope_theta" not in base.config:
@@ -191,22 +192,22 @@ def _title(given: Given) -> str:
 # --- adapters ---
 
 
-def _write_adapter(new: Path, opened: Opened, weights: Weights, to: To, about: About) -> Variant:
+def _write_adapter(new: Path, opened: Resolved, weights: Weights, to: To, about: About) -> Variant:
     """Write an adapter, read it again, and return the variant with the written arrays.
 
     Raises:
         ExportError: they do not hold what was to be written.
     """
-    origin = replace(opened.adapter.origin, commit=opened.base.commit)
-    adapter = replace(opened.adapter, base=opened.base.name, origin=origin)
+    origin = replace(opened.known_adapter.origin, commit=opened.model.commit)
+    adapter = replace(opened.known_adapter, base=opened.model.name, origin=origin)
     if to == "gguf-lora":
         found = write_gguf_adapter(new, adapter, opened, about)
     else:
         (write_peft if to == "peft" else write_mlx)(adapter, new)
         write_json(new / ORIGIN, asdict(adapter.origin))
-        found = load_adapter(new, opened.base.architecture)
+        found = load_adapter(new, opened.model.architecture)
     _check_same(adapter, found)
-    source = WeightSource.from_files(opened.base, weights, found, opened.held)
+    source = WeightSource.from_files(opened.model, weights, found, opened.quantization)
     return Variant(source, found.arrays)
 
 

@@ -11,21 +11,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qwen_local.adapters.store import ORIGIN
-from qwen_local.backends.base import Weights
-from qwen_local.backends.quantization import check_quantization
 from qwen_local.backends.select import DType
+from qwen_local.backends.weights import Weights
 from qwen_local.cards.facts import card_facts, write_card
 from qwen_local.export.blocks import Variant, WeightSource, tensor_reader
 from qwen_local.export.live import live_variants, merged_variants
 from qwen_local.export.merge import (
     merged_tensors,
-    open_weights,
     verify,
     write_shards,
 )
 from qwen_local.export.opening import (
     Given,
-    Opened,
     check_disk,
     open_export,
     place_of,
@@ -41,6 +38,9 @@ from qwen_local.job.schema import Quantization
 from qwen_local.models.config import engine_config
 from qwen_local.models.source import PROOF, TOKENIZER_PARTS, fetch, find_model
 from qwen_local.models.tensor_check import float_type
+from qwen_local.resolve.open import open_weights
+from qwen_local.resolve.quantization import check_quantization
+from qwen_local.resolve.resolve import Resolved
 
 log = logging.getLogger("qwen_local")
 
@@ -80,19 +80,21 @@ def fuse(
         ExportError: the merged model is not what was trained; nothing was left behind.
     """
     opened = open_export(given)
-    base, choice = opened.base, opened.choice
+    base, choice = opened.model, opened.choice
     if requantize != "none":
         plain = replace(base.architecture, stored=None)
         check_quantization(
-            opened.resolved.machine, choice, base.name, plain, requantize, asked_by="--requantize"
+            opened.machine, choice, base.name, plain, requantize, asked_by="--requantize"
         )
     place = place_of(given.output)
     rounded = float_type(base.folder) if dtype == "auto" else dtype
     size = base.architecture.parameters() * (4 if rounded == "float32" else 2)
     check_disk(place, size, base.architecture)
-    generation = with_stops(generation_config(base.folder, base.name), opened.tokenizer.stop_ids)
+    generation = with_stops(
+        generation_config(base.folder, base.name), opened.known_tokenizer.stop_ids
+    )
     with to_be(place) as new:
-        weights = open_weights(choice, base)
+        weights = open_weights(opened)
         _write(new, opened, weights, generation, rounded, requantize)
         proof = _prove(new, opened, weights, rounded, requantize, given.adapter)
         result = Fused(
@@ -100,12 +102,12 @@ def fuse(
             backend=choice.backend,
             dtype=rounded,
             base=base.name,
-            quantization=opened.held,
+            quantization=opened.quantization,
             requantized=requantize,
             proof=proof,
         )
         write_json(new / PROOF, {**result.to_json(), "adapter": str(given.adapter)})
-        write_json(new / ORIGIN, asdict(opened.adapter.origin))
+        write_json(new / ORIGIN, asdict(opened.known_adapter.origin))
         quantized = requantize != "none"
         facts = card_facts(
             given.adapter,
@@ -123,7 +125,7 @@ def fuse(
 
 def _prove(
     folder: Path,
-    opened: Opened,
+    opened: Resolved,
     weights: Weights,
     dtype: DType,
     requantize: Quantization,
@@ -135,15 +137,17 @@ def _prove(
         ExportError: it is not what the live adapter says.
     """
     files = fetch(find_model(str(folder)))
-    written = open_weights(opened.choice, files)
+    written = open_weights(opened, files)
     variants = live_variants(opened, weights)
     variants |= {EXPORT: Variant(WeightSource.from_files(files, written))}
     if requantize == "none":
         variants |= merged_variants(opened, weights)
-        tensors = merged_tensors(files.architecture, opened.adapter, weights, opened.held)
+        tensors = merged_tensors(
+            files.architecture, opened.known_adapter, weights, opened.quantization
+        )
         verify(tensors, tensor_reader(written), lambda array: rounding(array, dtype))
     with scratch_in(folder) as scratch:
-        proof = measure(variants, make_samples(opened.tokenizer, run), opened.choice, scratch)
+        proof = measure(variants, make_samples(opened.known_tokenizer, run), opened, scratch)
     hint = "pass --dtype float32"
     if requantize != "none":
         hint = "leave --requantize out, or quantize to more bits"
@@ -153,14 +157,14 @@ def _prove(
 
 def _write(
     folder: Path,
-    opened: Opened,
+    opened: Resolved,
     weights: Weights,
     generation: dict[str, Any],
     dtype: DType,
     requantize: Quantization,
 ) -> None:
     """The merged model's folder, all but the proof."""
-    files = opened.base
+    files = opened.model
     quantized: frozenset[str] = frozenset()
     config = {k: v for k, v in files.config.items() if not k.startswith("quantization")}
     config.pop("torch_dtype", None)  # its name in transformers 4; two would contradict each other
@@ -172,7 +176,7 @@ def _write(
         config |= weights.config(requantize, dtype)
     write_shards(
         folder,
-        merged_tensors(files.architecture, opened.adapter, weights, opened.held),
+        merged_tensors(files.architecture, opened.known_adapter, weights, opened.quantization),
         weights,
         dtype=dtype,
         quantized=quantized,

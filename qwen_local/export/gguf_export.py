@@ -10,7 +10,7 @@ import numpy as np
 
 from qwen_local.adapters.lora import Adapter
 from qwen_local.adapters.prompt import thinking_of
-from qwen_local.backends.base import Weights
+from qwen_local.backends.weights import Weights
 from qwen_local.export.blocks import Variant, WeightSource
 from qwen_local.export.gguf_about import About, file_name, labels
 from qwen_local.export.gguf_adapter import read_adapter, write_adapter
@@ -27,12 +27,12 @@ from qwen_local.export.gguf_vocabulary import read_vocabulary
 from qwen_local.export.live import merged_variants
 from qwen_local.export.merge import merged_tensors, verify
 from qwen_local.export.ollama import modelfile
-from qwen_local.export.opening import Opened
 from qwen_local.export.proof import EXPORT
 from qwen_local.inference.sampling_options import sampling_defaults
 from qwen_local.models.architecture import Architecture
 from qwen_local.models.config import engine_config
 from qwen_local.models.licenses import license_in, license_of
+from qwen_local.resolve.resolve import Resolved
 
 OLLAMA_CONTEXT = 8192
 """Context length in Ollama, which allocates memory for all of it. Longer if the adapter was trained
@@ -41,7 +41,7 @@ on longer rows, shorter if the model is limited to less."""
 
 def write_gguf(
     new: Path,
-    opened: Opened,
+    opened: Resolved,
     weights: Weights,
     outtype: Outtype,
     about: About,
@@ -53,11 +53,11 @@ def write_gguf(
     Returns:
         The variants of the written file and of the merge that it should hold.
     """
-    base = opened.base
+    base = opened.model
     path = new / file_name_of(opened, about, outtype)
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        return merged_tensors(base.architecture, opened.adapter, weights, opened.held)
+        return merged_tensors(base.architecture, opened.known_adapter, weights, opened.quantization)
 
     write_model(
         path,
@@ -79,24 +79,24 @@ def write_gguf(
     return {EXPORT: Variant(source), **merged_variants(opened, weights)}
 
 
-def file_name_of(opened: Opened, about: About, encoding: Encoding, *, lora: bool = False) -> str:
+def file_name_of(opened: Resolved, about: About, encoding: Encoding, *, lora: bool = False) -> str:
     """Return the name of the exported file."""
-    parts = labels(about, opened.base.architecture.parameters())
+    parts = labels(about, opened.model.architecture.parameters())
     return file_name(parts, encoding, lora=lora)
 
 
-def modelfile_of(opened: Opened, about: About, outtype: Outtype, thinking: bool | None) -> str:
+def modelfile_of(opened: Resolved, about: About, outtype: Outtype, thinking: bool | None) -> str:
     """Return the Modelfile for a merged GGUF; `thinking` None starts answers as in training.
 
     Raises:
         InputError: Ollama cannot reproduce the chat template.
     """
-    base = opened.base
+    base = opened.model
     if thinking is None:
-        thinking = thinking_of(opened.adapter.origin, opened.tokenizer)
-    trained = opened.adapter.origin.max_length or 0
+        thinking = thinking_of(opened.known_adapter.origin, opened.known_tokenizer)
+    trained = opened.known_adapter.origin.max_length or 0
     return modelfile(
-        opened.tokenizer,
+        opened.known_tokenizer,
         sampling_defaults(base.folder, base.name),
         gguf=file_name_of(opened, about, outtype),
         context=min(base.architecture.positions, max(OLLAMA_CONTEXT, trained)),
@@ -110,17 +110,17 @@ def gguf_bytes(architecture: Architecture, outtype: Outtype) -> int:
     return sum(encoded_bytes(shape, encoding_of(shape, outtype)) for shape in shapes)
 
 
-def about_of(opened: Opened, title: str) -> About:
+def about_of(opened: Resolved, title: str) -> About:
     """Return the descriptive metadata of a fine-tune."""
-    base = opened.base
+    base = opened.model
     license = license_of(base.name) or license_in(base.folder)
     name = None if license is None else license.name or license.identifier
-    return About(base=opened.resolved.source, title=title, license=name)
+    return About(base=opened.source, title=title, license=name)
 
 
-def write_gguf_adapter(new: Path, adapter: Adapter, opened: Opened, about: About) -> Adapter:
+def write_gguf_adapter(new: Path, adapter: Adapter, opened: Resolved, about: About) -> Adapter:
     """Write an adapter for llama.cpp and return it as read back from the file."""
-    architecture = opened.base.architecture
+    architecture = opened.model.architecture
     path = new / file_name_of(opened, about, "f32", lora=True)
     write_adapter(path, adapter=adapter, architecture=architecture, about=about)
     found = read_adapter(path, architecture)

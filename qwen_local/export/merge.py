@@ -15,13 +15,11 @@ from typing import Any
 import numpy as np
 
 from qwen_local.adapters.lora import Adapter, lora_name
-from qwen_local.backends.base import Weights
-from qwen_local.backends.select import Choice
+from qwen_local.backends.weights import Weights
 from qwen_local.errors import QwenLocalError
 from qwen_local.files import write_json
 from qwen_local.job.schema import Quantization
 from qwen_local.models.architecture import Architecture, Place
-from qwen_local.models.source import ModelFiles
 
 VERIFY_CHUNK = 1 << 24
 """Number of values that are compared at a time."""
@@ -35,17 +33,6 @@ SHARD_BYTES = 500_000_000
 
 class ExportError(QwenLocalError):
     """The exported model differs from the trained one; nothing was left at the output path."""
-
-
-def open_weights(choice: Choice, model: ModelFiles) -> Weights:
-    """Open a model's files for reading and writing with an engine's library."""
-    if choice.backend == "mlx":
-        from qwen_local.backends.mlx.weights import MlxWeights
-
-        return MlxWeights(model.folder, choice.device, model.architecture.stored)
-    from qwen_local.backends.cuda.weights import TorchWeights
-
-    return TorchWeights(model.folder, choice.device)
 
 
 def merged_tensors(

@@ -15,15 +15,13 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from qwen_local.adapters.lora import Adapter, Origin
-from qwen_local.backends.select import ENGINES, Choice, probe
-from qwen_local.datasets.tokenizer import ChatTokenizer
+from qwen_local.adapters.lora import Origin
+from qwen_local.backends.select import ENGINES, probe
 from qwen_local.errors import Fault, InputError, ModelError, RunBusyError
 from qwen_local.export.merge import ExportError
 from qwen_local.files import expanded, free_bytes, readable_by_all
 from qwen_local.job.schema import Quantization
 from qwen_local.models.architecture import Architecture
-from qwen_local.models.source import ModelFiles
 from qwen_local.resolve.request import Request
 from qwen_local.resolve.resolve import Resolved, resolve, with_weights
 from qwen_local.runs.directory import check_free
@@ -54,49 +52,7 @@ class Given:
     """`auto`, `gpu` or `cpu`."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Opened:
-    """The same, found and checked."""
-
-    resolved: Resolved
-    """With an adapter and with its weights here."""
-
-    @property
-    def adapter(self) -> Adapter:
-        """What is exported."""
-        assert self.resolved.adapter is not None
-        return self.resolved.adapter
-
-    @property
-    def base(self) -> ModelFiles:
-        """The base model."""
-        return self.resolved.model
-
-    @property
-    def held(self) -> Quantization:
-        """What the base was held in while the adapter was trained."""
-        return self.resolved.quantization
-
-    @property
-    def choice(self) -> Choice:
-        """The engine."""
-        return self.resolved.choice
-
-    @property
-    def tokenizer(self) -> ChatTokenizer:
-        """Of the base model."""
-        return self.resolved.known_tokenizer
-
-    @property
-    def rounds_inputs(self) -> bool:
-        """Whether live layers round what goes into them, as LLM.int8() does and no merged one."""
-        stored = self.base.architecture.stored
-        return self.choice.backend == "cuda" and (
-            self.held == "8bit" or (stored is not None and stored.bits == 8)
-        )
-
-
-def open_export(given: Given, *, dora: bool = True) -> Opened:
+def open_export(given: Given, *, dora: bool = True) -> Resolved:
     """Find and check all that an export needs.
 
     Args:
@@ -118,20 +74,20 @@ def open_export(given: Given, *, dora: bool = True) -> Opened:
         other_engine="refuse",
     )
     resolved = resolve(request, probe())
-    opened = Opened(resolved=resolved)
-    origin = opened.adapter.origin
-    if opened.held != origin.quantization and origin != Origin():
+    adapter = resolved.known_adapter
+    origin = adapter.origin
+    if resolved.quantization != origin.quantization and origin != Origin():
         log.warning(
             "the adapter was trained on a base held in %s; --quantization takes it as if in %s",
             origin.quantization,
-            opened.held,
+            resolved.quantization,
         )
-    if opened.adapter.dora and not dora:
+    if adapter.dora and not dora:
         problem = "has the magnitudes of DoRA, which llama.cpp has no place for"
         raise ModelError.at("--adapter", problem, "merge it: export --to gguf")
-    choice = opened.choice
+    choice = resolved.choice
     log.info("engine: %s on the %s (%s)", ENGINES[choice.backend], choice.device, choice.reason)
-    return Opened(resolved=with_weights(resolved))
+    return with_weights(resolved)
 
 
 def _check_names(given: Given) -> None:

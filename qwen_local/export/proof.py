@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen_local.backends.select import Choice
 from qwen_local.export.blocks import Variant, WeightSource, head_chunks, last_norm, run_blocks
 from qwen_local.export.merge import ExportError
 from qwen_local.export.samples import Samples
+from qwen_local.resolve.resolve import Resolved
 
 FLOAT32_ERROR = 1e-4
 """Allowed difference of float32 logits, relative to the largest logit if that exceeds 1."""
@@ -136,7 +136,7 @@ class _Difference:
 
 
 def measure(
-    variants: Mapping[str, Variant], samples: Samples, choice: Choice, scratch: Path
+    variants: Mapping[str, Variant], samples: Samples, resolved: Resolved, scratch: Path
 ) -> Proof:
     """Run every variant over the samples and compare them.
 
@@ -144,12 +144,12 @@ def measure(
         variants: LIVE, BASE and EXPORT; MERGE if something was merged; BASE_FLOATS if live layers
             round their inputs, which then allows twice the difference that this rounding makes.
         samples: compared at supervised positions.
-        choice: the engine.
+        resolved: the base model's engine.
         scratch: a folder for one block at a time.
     """
     rows = samples.rows
     sequences = [rows.row(r)[0].astype(np.int64) for r in range(len(rows))]
-    hidden = run_blocks(variants, sequences, choice, scratch)
+    hidden = run_blocks(variants, sequences, resolved, scratch)
     supervised_N = rows.targets.supervised_N
     targets_N = rows.targets.ids_T[supervised_N].astype(np.int64)
     statistics = {

@@ -15,6 +15,7 @@ from qwen_local.adapters.lora import Adapter, Origin
 from qwen_local.adapters.prompt import thinking_of
 from qwen_local.adapters.store import origin_in
 from qwen_local.backends.base import Completion, Sampling, Session
+from qwen_local.backends.machine import COMPUTING
 from qwen_local.backends.select import ENGINES, DType, probe
 from qwen_local.errors import InputError
 from qwen_local.inference.sampling_options import (
@@ -35,12 +36,6 @@ from qwen_local.resolve.resolve import resolve, with_weights
 
 Messages = list[dict[str, Any]]
 """`role` and `content`; from data, also what `qwen_local.datasets.formats.Message` may have."""
-
-LIBRARIES = {
-    "mlx": ("qwen-local", "mlx", "mlx-lm"),
-    "cuda": ("qwen-local", "torch", "transformers", "peft"),
-}
-"""What answers follow from, too: another version may compute another last digit."""
 
 log = logging.getLogger("qwen_local")
 
@@ -135,6 +130,7 @@ class Answerer:
         self._switch = None if self._adapter is None else Switch(self._engine, self._adapter.arrays)
         self._adapted = True  # where there is an adapter
         self._files = resolved.model
+        self._packages = COMPUTING[choice.backend]
         self._held = {
             "backend": choice.backend,
             "device": choice.device,
@@ -177,7 +173,7 @@ class Answerer:
             "adapter": adapter if self._adapted else None,
             "thinking": self._thinking,
             **self._held,
-            "versions": {name: metadata.version(name) for name in LIBRARIES[self._held["backend"]]},
+            "versions": {name: metadata.version(name) for name in self._packages},
         }
 
     def session(self) -> Session:

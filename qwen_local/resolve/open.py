@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from qwen_local.adapters.lora import Adapter
-from qwen_local.backends.base import Backend, Setup, Weights
-from qwen_local.backends.select import open_backend
+from qwen_local.backends import open as engines
+from qwen_local.backends.base import Backend, Setup
+from qwen_local.backends.weights import Weights
 from qwen_local.datasets.tokenizer import ChatTokenizer
-from qwen_local.export.merge import open_weights as open_engine_weights
 from qwen_local.models.source import ModelFiles
 from qwen_local.resolve.resolve import Resolved, with_weights
 
@@ -21,7 +21,6 @@ class OpenModel:
     tokenizer: ChatTokenizer
     adapter: Adapter | None
     """The adapter of the request; its arrays are not in the engine yet."""
-    model: ModelFiles
 
 
 def open_model(resolved: Resolved, setup: Setup) -> OpenModel:
@@ -36,18 +35,17 @@ def open_model(resolved: Resolved, setup: Setup) -> OpenModel:
     """
     resolved = with_weights(resolved)
     return OpenModel(
-        backend=open_backend(resolved.choice, replace(setup, model=resolved.model)),
+        backend=engines.open_backend(resolved.choice, replace(setup, model=resolved.model)),
         tokenizer=resolved.known_tokenizer,
         adapter=resolved.adapter,
-        model=resolved.model,
     )
 
 
 def open_weights(resolved: Resolved, model: ModelFiles | None = None) -> Weights:
-    """Open the weight files of a model, to read and write them by the chosen engine's library.
+    """Open the weight files of a model, read and written by the chosen engine's library.
 
     Args:
         resolved: from `with_weights`.
         model: other files in the same format, such as a merged model; None for the base model's.
     """
-    return open_engine_weights(resolved.choice, resolved.model if model is None else model)
+    return engines.open_weights(resolved.choice, resolved.model if model is None else model)

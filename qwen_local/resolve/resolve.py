@@ -15,7 +15,6 @@ from qwen_local.adapters.lora import Adapter, Origin
 from qwen_local.adapters.store import base_of, load_adapter
 from qwen_local.backends.base import Setup
 from qwen_local.backends.machine import DType, Machine
-from qwen_local.backends.quantization import check_quantization, choose_for
 from qwen_local.backends.select import Choice, choose, resolve_dtype
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import BackendError
@@ -29,6 +28,7 @@ from qwen_local.models.source import (
     tokenizer_here,
     weights_here,
 )
+from qwen_local.resolve.quantization import check_quantization, choose_for
 from qwen_local.resolve.request import Request
 
 log = logging.getLogger("qwen_local")
@@ -64,10 +64,20 @@ class Resolved:
         return self.model.architecture
 
     @property
+    def known_adapter(self) -> Adapter:
+        """The adapter of a request that names one."""
+        assert self.adapter is not None
+        return self.adapter
+
+    @property
     def known_tokenizer(self) -> ChatTokenizer:
         """The tokenizer of a request that was resolved with downloads allowed."""
         assert self.tokenizer is not None
         return self.tokenizer
+
+    def on(self, model: ModelFiles) -> Resolved:
+        """The same choices for other files that are here, such as a single block."""
+        return replace(self, model=model, weights=True)
 
     def setup(self, **settings: Any) -> Setup:
         """Build what the engine is opened with.

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from qwen_local.adapters.lora import Adapter
 from qwen_local.adapters.peft_layout import peft_files
 from qwen_local.adapters.store import ORIGIN, PEFT_WEIGHTS
-from qwen_local.backends.base import State
+from qwen_local.backends.base import AdapterState
 from qwen_local.files import array_bytes, arrays_of, json_bytes
 from qwen_local.runs.checkpoints import DamagedError
 
@@ -113,7 +113,7 @@ class Execution:
 class Checkpoint:
     """Content of a checkpoint."""
 
-    arrays: State
+    arrays: AdapterState
     """Adapter and moments."""
     state: TrainState
     identity: Identity
@@ -171,7 +171,7 @@ def from_files(files: Mapping[str, bytes]) -> Checkpoint:
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise DamagedError(f"{name}: contains numbers that are not finite")
     return Checkpoint(
-        arrays=State(adapter, first, second, state.step),
+        arrays=AdapterState(adapter, first, second, state.step),
         state=state,
         identity=identity,
         execution=execution,

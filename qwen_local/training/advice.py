@@ -8,16 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from qwen_local.backends.base import Setup
+from qwen_local.backends.cost import cost_of, estimate_memory
+from qwen_local.backends.memory import Memory, Workload
 from qwen_local.job.schema import Job, Quantization, TrainSpec
 from qwen_local.training.fitting import fit
-from qwen_local.training.memory import Memory, Workload, estimate_memory
 from qwen_local.training.schedule import Schedule, make_schedule
-
-NF4_IS_SLOW = (
-    " (on NVIDIA cards NF4 slows models up to about 1.5B by some 40 %, bitsandbytes issue 1851)"
-)
-SMALL = 2 * 10**9
-"""Parameters of a model that this holds for; 1.5B and 1.7B have up to 1.8 billion."""
 
 
 def quantization_advice(setup: Setup, workload: Workload) -> str | None:
@@ -38,9 +33,7 @@ def quantization_advice(setup: Setup, workload: Workload) -> str | None:
         return f"model.quantization=4bit would leave room, with {share(need('4bit'))}"
     saves = f"{setup.quantization[0]}-bit saves memory, not time"
     if need("none").fits:
-        on_card = workload.engine == "cuda" and setup.device == "gpu"
-        nf4 = on_card and setup.quantization == "4bit"
-        slow = NF4_IS_SLOW if nf4 and setup.model.architecture.parameters() <= SMALL else ""
+        slow = cost_of(workload.engine).slow_quantization(setup)
         return f"model.quantization=none fits, with {share(need('none'))}; {saves}{slow}"
     return f"{saves}, on a CPU" if setup.device == "cpu" else None
 

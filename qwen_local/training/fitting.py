@@ -6,18 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from qwen_local.backends.base import Setup
-from qwen_local.training.memory import Workload, estimate_memory
-
-FAVORITE = {"cuda": {"cpu": 1024, "gpu": 8192}, "mlx": {"cpu": 512, "gpu": 8192}}
-"""Positions of one forward pass where memory does not matter. A bigger product gains nothing on a
-CPU."""
+from qwen_local.backends.cost import cost_of, estimate_memory
+from qwen_local.backends.memory import Workload
 
 SMALLEST = 256
 """Below it nothing is gained by going on."""
 
 TINY = 4
-"""A budget under the favorite by more than this costs more time than to compute activations
-twice."""
+"""A budget under the favorite by more than this costs more time than recomputing activations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +31,7 @@ def fit(
     budget: Literal["auto"] | int,
     checkpointing: Literal["auto"] | bool,
 ) -> Fit:
-    """The budget of a micro-batch, and whether activations are computed twice.
+    """Choose the budget of a micro-batch, and whether activations are recomputed.
 
     Activations are kept as long as a fair budget then fits; the budget is what the device likes
     best, halved until it fits. Where nothing fits, the least need is chosen.
@@ -46,7 +42,7 @@ def fit(
         budget: as the job has it.
         checkpointing: as the job has it.
     """
-    favorite = FAVORITE[workload.engine][setup.device]
+    favorite = cost_of(workload.engine).favorite_tokens(setup.device)
     sizes = [budget] if budget != "auto" else _halved(favorite)
     ways = [checkpointing] if checkpointing != "auto" else [False, True]
 
@@ -60,7 +56,7 @@ def fit(
     way = ways[0] if best[ways[0]] * TINY >= favorite else max(ways, key=lambda w: best[w])
     if not any(best.values()):
         way = ways[-1]
-        said = "it does not fit even so"
+        said = "it still does not fit"
         return Fit(tried(sizes[-1], way), f"{_kept(way)}; {said}")
     size = best[way]
     if budget != "auto":
@@ -83,7 +79,7 @@ def _halved(size: int) -> list[int]:
 
 
 def _kept(way: bool) -> str:
-    return "activations are computed twice" if way else "activations are kept"
+    return "activations are recomputed" if way else "activations are kept"
 
 
 def _chip(setup: Setup) -> str:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen_local.backends.base import Setup
+from qwen_local.backends.cost import estimate_memory
 from qwen_local.backends.machine import Machine
+from qwen_local.backends.memory import Memory, Workload
 from qwen_local.backends.probe import probe
 from qwen_local.datasets.count import count_rows
 from qwen_local.datasets.prepare import Prepared
@@ -19,7 +21,6 @@ from qwen_local.resolve.resolve import Resolved, resolve, with_weights
 from qwen_local.runs.directory import check_free, run_folder
 from qwen_local.runs.state import Execution, Identity
 from qwen_local.training.disk import disk_need
-from qwen_local.training.memory import Memory, Workload, estimate_memory
 from qwen_local.training.named_machines import named_machine
 from qwen_local.training.preparation import (
     check_data_given,

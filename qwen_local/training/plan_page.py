@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from qwen_local.backends.memory import USABLE
 from qwen_local.datasets.report import Histogram
 from qwen_local.errors import DiskFullError, InputError, JobError, QwenLocalError, RunBusyError
 from qwen_local.training.advice import evaluation_advice, memory_hint, quantization_advice
-from qwen_local.training.memory import USABLE
 from qwen_local.training.plan import Plan
 
 BAR = 40

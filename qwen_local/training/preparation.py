@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 
-from qwen_local.backends.base import Setup, peak_resident_bytes
+from qwen_local.backends.base import Setup
+from qwen_local.backends.cost import cost_of
+from qwen_local.backends.memory import Workload
 from qwen_local.backends.probe import in_a_line
+from qwen_local.backends.process_memory import peak_resident_bytes
 from qwen_local.backends.select import Choice, DType, Machine
 from qwen_local.datasets.column_map import resolve_format
 from qwen_local.datasets.prepare import Prepared, prepare
@@ -26,7 +29,6 @@ from qwen_local.models.architecture import Architecture
 from qwen_local.models.source import ModelFiles
 from qwen_local.rows.planner import choose_widths
 from qwen_local.training.fitting import Fit, fit
-from qwen_local.training.memory import Workload, library_bytes
 
 
 def make_workload(
@@ -59,8 +61,8 @@ def make_workload(
         supervised=1.0 if prepared is None else prepared.train.supervised / prepared.train.tokens,
         batch_size=job.train.batch_size,
         steps=job.train.total_steps(rows),
-        libraries=library_bytes(
-            choice.backend, choice.device, resident=peak_resident_bytes(), imported=sys.modules
+        libraries=cost_of(choice.backend).library_bytes(
+            choice.device, resident=peak_resident_bytes(), imported=sys.modules
         ),
         available=machine.bytes_on(choice.device),
     )
@@ -78,7 +80,7 @@ def make_setup(
         dtype: of the frozen model.
         workload: of the run.
     """
-    compiled = choice.backend == "mlx" and choice.device == "gpu"  # a compilation for every shape
+    compiled = cost_of(choice.backend).compiles(choice.device)
     setup = Setup(
         model=model,
         lora=job.lora,

@@ -62,10 +62,10 @@ def warm_up(
                 with naming_rows(places, indices, hint=MEMORY_HINT):
                     work(rows.take(indices))
 
-    compute(data.train, data.train_places, batch_size, backend.rehearse)
+    compute(data.train, data.train_places, batch_size, backend.warm_up)
     indices = choices[-1](data.train.lengths_R, batch_size, backend.micro_batch_tokens)
     started = time.monotonic()
-    tokens = backend.rehearse(data.train.take(indices))
+    tokens = backend.warm_up(data.train.take(indices))
     took = time.monotonic() - started
     if data.evaluation is not None:
         compute(data.evaluation, data.eval_places, len(data.evaluation), backend.score)

@@ -50,7 +50,7 @@ LINUX = Machine(
 BOTH_ENGINES = replace(
     LINUX, torch="2.13.0+cpu", torch_cuda=None, mlx="0.32.4", packages=QLORA | MLX
 )
-HANGING = replace(BOTH_ENGINES, driver_says="nvidia-smi does not answer within 10 seconds")
+HANGING = replace(BOTH_ENGINES, driver_error="nvidia-smi does not answer within 10 seconds")
 FULL = replace(
     BOTH_ENGINES,
     disks=(
@@ -106,7 +106,7 @@ DEAD_DRIVER = replace(
     driver=None,
     driver_cuda=None,
     cards=(),
-    driver_says="Failed to initialize NVML: Driver/library version mismatch",
+    driver_error="Failed to initialize NVML: Driver/library version mismatch",
 )
 BROKEN_TORCH = replace(
     OLD_DRIVER,
@@ -205,7 +205,7 @@ python        3.12.3
 memory        64.0 GiB
 gpu           NVIDIA A800 80GB PCIe, 80.0 GiB, compute capability 8.0, bfloat16
 gpu           NVIDIA A800 80GB PCIe, 80.0 GiB, compute capability 8.0, bfloat16
-              a run takes one card, NVIDIA A800 80GB PCIe; CUDA_VISIBLE_DEVICES chooses another
+              a run uses one card, NVIDIA A800 80GB PCIe; CUDA_VISIBLE_DEVICES chooses another
 driver        580.95.05, supports CUDA up to 13.0
 mlx           mlx and mlx-lm are not installed; not needed here
 cuda          PyTorch 2.13.0 for CUDA 13.0, PEFT 0.21.2; runs on the GPU and the CPU
@@ -227,7 +227,7 @@ python        3.12.3
 memory        64.0 GiB
 gpu           NVIDIA GeForce RTX 3090, 24.0 GiB, compute capability 8.6, bfloat16
 gpu           Tesla T4, 15.0 GiB, compute capability 7.5, no bfloat16
-              a run takes one card, NVIDIA GeForce RTX 3090; CUDA_VISIBLE_DEVICES chooses another
+              a run uses one card, NVIDIA GeForce RTX 3090; CUDA_VISIBLE_DEVICES chooses another
 driver        580.95.05, supports CUDA up to 13.0
 mlx           mlx and mlx-lm are not installed; not needed here
 cuda          PyTorch 2.13.0 for CUDA 13.0, PEFT 0.21.2; runs on the GPU and the CPU
@@ -463,7 +463,7 @@ python        3.12.10
 memory        24.0 GiB, unified
 gpu           no Metal here
 mlx           MLX 0.32.4, mlx-lm 0.32.2; runs on the CPU
-              hint: a virtual machine lends no Metal: run on the Mac itself
+              hint: a virtual machine has no Metal: run on the Mac itself
 cuda          torch and peft are not installed; not needed here
 bitsandbytes  not installed; MLX quantizes itself
 transformers  5.23.0
@@ -481,7 +481,7 @@ system        macOS 15.5
 processor     Apple M4 Pro, arm64
 python        3.12.10
 memory        24.0 GiB, unified
-gpu           of Apple, for MLX only
+gpu           an Apple GPU, for MLX only
 mlx           mlx and mlx-lm are not installed
               hint: pip install mlx mlx-lm
 cuda          torch and peft are not installed; not needed here
@@ -500,7 +500,7 @@ system        macOS 15.5
 processor     Apple M4 Pro, x86_64
 python        3.12.10 under Rosetta
 memory        24.0 GiB, unified
-gpu           of Apple, for MLX only
+gpu           an Apple GPU, for MLX only
 mlx           mlx and mlx-lm are not installed
               hint: this Python is one for Intel, under Rosetta: install one for Apple silicon (from
               python.org, or `uv python install`), and make a new environment with it
@@ -584,8 +584,8 @@ system        Ubuntu 24.04.2 LTS in WSL2 (supported as Linux)
 processor     AMD Ryzen 9 5900X 12-Core Processor, x86_64
 python        3.12.3
 memory        64.0 GiB
-gpu           none lent by Windows (there is no /dev/dxg)
-              hint: where this PC has an NVIDIA card: update its driver in Windows, then run
+gpu           none provided by Windows (there is no /dev/dxg)
+              hint: if this PC has an NVIDIA card: update its driver in Windows, then run
               `wsl --update` and `wsl --shutdown` there; install no Linux driver inside WSL
 mlx           mlx and mlx-lm are not installed; not needed here
 cuda          PyTorch 2.13.0 for CUDA 13.0, PEFT 0.21.2; runs on the CPU
@@ -711,7 +711,7 @@ REACHED = Hub(
         ),
         (
             replace(REACHED, offline=True),
-            "hub           https://huggingface.co: not asked, as HF_HUB_OFFLINE is set",
+            "hub           https://huggingface.co: not contacted, as HF_HUB_OFFLINE is set",
         ),
         (
             replace(REACHED, problem="cannot be reached: timed out", hint="check the connection"),
@@ -729,7 +729,7 @@ def test_the_hub_has_a_line_where_it_was_asked(hub: Hub, line: str) -> None:
 
 def test_json_says_the_same() -> None:
     found = diagnose(OLD_DRIVER).to_json()
-    mend = (
+    fix = (
         "update the NVIDIA driver to 580 or later, and restart;\n"
         "or install the build for CUDA 12.6:\n"
         "  pip install 'torch==2.13.0+cu126' --index-url https://download.pytorch.org/whl/cu126"
@@ -748,21 +748,21 @@ def test_json_says_the_same() -> None:
                 "version": None,
                 "devices": (),
                 "problem": "mlx and mlx-lm are not installed",
-                "mend": None,
+                "fix": None,
             },
             "cuda": {
                 "name": "cuda",
                 "version": "2.13.0",
                 "devices": ("cpu",),
                 "problem": problem,
-                "mend": mend,
+                "fix": fix,
             },
         },
         "auto": None,
         "reason": problem,
         "dtype": None,
         "dtype_reason": None,
-        "hints": [{"topic": "cuda", "hint": mend}],
+        "hints": [{"topic": "cuda", "hint": fix}],
         "hub": None,
     }
     assert machine["driver"] == "535.183.01"

@@ -159,7 +159,7 @@ def test_packed_rows_leave_the_blocks_as_they_leave_those_of_transformers(
     rows = random_rows(3)
     borders = Borders.of(rows.lengths_R.tolist(), torch.from_numpy)
     ids_T, positions_N = torch.from_numpy(rows.ids_T), torch.arange(1, rows.tokens, 2)
-    ours = hidden_states(backend._backbone, ids_T, borders, positions_N, twice=twice)
+    ours = hidden_states(backend._backbone, ids_T, borders, positions_N, recompute=twice)
     upstream = drawn(*ours.shape)
     (ours * upstream).sum().backward()
     found = {n: p.grad.clone() for n, p in backend._parameters.items() if p.grad is not None}

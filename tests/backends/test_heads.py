@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-import qwen_local.backends.mlx  # noqa: F401  # before mlx.core: see its blas.py
+import qwen_local.backends.mlx.before_import  # noqa: F401  # before mlx.core is imported
 from qwen_local.backends.select import Engine
 
 VOCABULARY = 320

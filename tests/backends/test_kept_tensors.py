@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from qwen_local.backends.base import Setup
+from qwen_local.backends.cost import estimate_memory
 from qwen_local.backends.cuda.engine import TorchBackend
+from qwen_local.backends.memory import Workload
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import fetch, find_model
 from qwen_local.rows.micro_batch import cut
 from qwen_local.rows.rows import Rows
 from qwen_local.rows.targets import Targets
-from qwen_local.training.memory import Workload, estimate_memory
 
 pytestmark = pytest.mark.slow
 

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 import torch
 
-from qwen_local.backends.base import Backend, RowTooLargeError, State
+from qwen_local.backends.base import AdapterState, Backend, RowTooLargeError
 from qwen_local.backends.cuda import engine as cuda
 from qwen_local.backends.cuda import forward as cuda_forward
 from qwen_local.backends.mlx import engine as mlx
-from qwen_local.backends.oom_retry import Budget
+from qwen_local.backends.oom_retry import TokenBudget
 from qwen_local.backends.select import Engine
 from qwen_local.errors import OutOfMemoryError
 from qwen_local.job.schema import LoraSpec
@@ -114,7 +114,7 @@ def step(backend: Backend, rows: Rows) -> tuple[float, float]:
     return result.loss_sum, result.grad_norm
 
 
-def assert_same(a: State, b: State) -> None:
+def assert_same(a: AdapterState, b: AdapterState) -> None:
     """Bit for bit."""
     assert a.steps == b.steps
     for name in a.adapter:
@@ -231,7 +231,7 @@ def test_scores_are_counted_once_wherever_memory_runs_out(
         assert backend.micro_batch_tokens == BUDGET // 2
 
 
-@pytest.mark.parametrize("doing", ["step", "rehearse", "score"])
+@pytest.mark.parametrize("doing", ["step", "warm_up", "score"])
 def test_a_row_too_large_is_named_and_the_engine_is_as_before(
     doing: str,
     engine: Engine,
@@ -344,7 +344,7 @@ def test_a_rehearsal_changes_nothing_but_what_is_allocated(
     before = backend.state()
     curves: list[list[tuple[float, float]]] = [[], []]
     for part in (rows, rows.take(range(8)), rows.take(range(8, 16))):
-        backend.rehearse(rows)
+        backend.warm_up(rows)
         curves[0].append(step(backend, part))
         curves[1].append(step(other, part))
     assert curves[0] == curves[1]
@@ -352,7 +352,7 @@ def test_a_rehearsal_changes_nothing_but_what_is_allocated(
     assert random_states() == generators
     fresh = open_engine(engine, lora=lora)
     assert_same(fresh.state(), before)
-    fresh.rehearse(rows)
+    fresh.warm_up(rows)
     assert_same(fresh.state(), before)
 
 
@@ -366,7 +366,7 @@ def test_a_rehearsal_finds_the_budget_of_the_steps_after_it(
     backend = open_engine(engine, micro_batch_tokens=BUDGET)
     half = open_engine(engine, micro_batch_tokens=BUDGET // 2)
     let_fail(backend, monkeypatch, [1], where="backward")
-    backend.rehearse(rows)
+    backend.warm_up(rows)
     assert backend.micro_batch_tokens == BUDGET // 2
     assert step(backend, rows) == step(half, rows)
     assert_same(backend.state(), half.state())
@@ -377,7 +377,7 @@ def test_a_first_step_after_a_rehearsal_allocates_nothing_that_lasts(
 ) -> None:
     rows = random_rows(16)
     backend: Any = open_engine(engine)
-    backend.rehearse(rows)
+    backend.warm_up(rows)
     if engine == "cuda":
         assert backend._gradients() == []
         arrays = list(map(id, backend._optimizer.state.values()))
@@ -387,7 +387,7 @@ def test_a_first_step_after_a_rehearsal_allocates_nothing_that_lasts(
     else:
         before = mx.get_active_memory()
         step(backend, rows)
-        backend.rehearse(rows)  # until then the model still has the adapter before the update
+        backend.warm_up(rows)  # until then the model still has the adapter before the update
         lasting = mx.get_active_memory() - before
         # Some scraps are freed a moment later; the moments would be twice the adapter.
         assert lasting < 0.5 * sum(array.nbytes for array in backend.adapter().values())
@@ -449,8 +449,8 @@ def test_the_budget_is_halved_until_the_largest_micro_batch_so_far_is_smaller(
                 raise MemoryError
         return number + 1
 
-    limit = Budget(budget, ran_out=lambda error: isinstance(error, MemoryError))
-    again = limit.run(of_lengths(*lengths), work, let_go=lambda: None)
+    limit = TokenBudget(budget, ran_out=lambda error: isinstance(error, MemoryError))
+    again = limit.run(of_lengths(*lengths), work, free=lambda: None)
     assert limit.tokens == after
     assert again == micro_batches(of_lengths(*lengths), after)
 
@@ -465,9 +465,9 @@ def test_a_row_alone_that_does_not_fit_ends_the_work(
         next(batches)
         raise MemoryError
 
-    limit = Budget(budget, ran_out=lambda error: isinstance(error, MemoryError))
+    limit = TokenBudget(budget, ran_out=lambda error: isinstance(error, MemoryError))
     with pytest.raises(RowTooLargeError) as raised:
-        limit.run(of_lengths(*lengths), work, let_go=lambda: calls.append("let go"))
+        limit.run(of_lengths(*lengths), work, free=lambda: calls.append("let go"))
     assert (raised.value.row, raised.value.length) == (row, lengths[row])
     assert (limit.tokens, calls) == (budget, ["let go"])
 
@@ -476,7 +476,8 @@ CHILD = """
 import resource, sys
 import numpy as np, torch
 from qwen_local.backends.base import Setup
-from qwen_local.backends.select import Choice, open_backend
+from qwen_local.backends.open import open_backend
+from qwen_local.backends.select import Choice
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import fetch, find_model
 from qwen_local.rows.rows import Rows
@@ -496,7 +497,7 @@ engine = open_backend(
         micro_batch_tokens=16_000,
     ),
 )
-engine.rehearse(rows.take([0]))
+engine.warm_up(rows.take([0]))
 with open("/proc/self/statm") as file:
     limit = int(file.read().split()[0]) * resource.getpagesize() + 100 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -255,7 +255,7 @@ def test_a_driver_that_does_not_answer_is_none(
 ) -> None:
     program(elsewhere, "nvidia-smi", script)
     machine = probe()
-    assert (machine.driver, machine.driver_says) == (None, said)
+    assert (machine.driver, machine.driver_error) == (None, said)
     # The tools alone, as on the login node of a cluster, are no card.
     assert machine.nvidia is False
     write(elsewhere / "sys/bus/pci/devices/0000:01:00.0/vendor", "0x10de\n")
@@ -272,7 +272,7 @@ def test_a_driver_that_hangs_is_none(elsewhere: Path, monkeypatch: pytest.Monkey
     program(elsewhere, "nvidia-smi", HANGS)
     machine = probe(thorough=True)
     assert (machine.driver, machine.driver_cuda) == (None, None)
-    assert machine.driver_says == "nvidia-smi does not answer within 0.2 seconds"
+    assert machine.driver_error == "nvidia-smi does not answer within 0.2 seconds"
 
 
 def test_all_questions_to_a_driver_share_the_time_that_it_is_given(
@@ -293,7 +293,7 @@ def test_all_questions_to_a_driver_share_the_time_that_it_is_given(
     first, *later = given.values()
     assert first <= 2
     assert all(limit <= 0.5 for limit in later)
-    assert machine.driver_says == "nvidia-smi does not answer within 2 seconds"
+    assert machine.driver_error == "nvidia-smi does not answer within 2 seconds"
 
 
 def test_a_driver_that_hangs_at_its_last_question_is_waited_for_no_longer(
@@ -319,7 +319,7 @@ def test_a_program_that_hangs_in_the_driver_and_cannot_be_killed_is_left_behind(
     kill = subprocess.Popen.kill
     monkeypatch.setattr(subprocess.Popen, "kill", lambda program: left.append(program))
     program(elsewhere, "nvidia-smi", HANGS)
-    assert probe().driver_says == "nvidia-smi does not answer within 0.2 seconds"
+    assert probe().driver_error == "nvidia-smi does not answer within 0.2 seconds"
     assert left[0].poll() is None  # it was not waited for
     kill(left[0])
     left[0].communicate()
@@ -347,24 +347,24 @@ def test_a_program_that_hangs_in_the_driver_and_cannot_be_killed_is_left_behind(
     ],
     ids=["half a capability", "not ASCII", "numbers without end", "a comma in the name"],
 )
-def test_what_a_driver_says_strangely_is_not_known(row: str, card: Card, elsewhere: Path) -> None:
+def test_what_a_driver_error_strangely_is_not_known(row: str, card: Card, elsewhere: Path) -> None:
     nvidia_smi(elsewhere, row)
     machine = probe()
-    assert (machine.driver, machine.cards, machine.driver_says) == ("580.95.05", (card,), None)
+    assert (machine.driver, machine.cards, machine.driver_error) == ("580.95.05", (card,), None)
 
 
 def test_bytes_that_are_no_text_are_shown_as_such(elsewhere: Path) -> None:
     program(elsewhere, "nvidia-smi", r"printf 'RTX \377, 24576, 580.95.05, 8.6\n'")
     assert [card.name for card in probe(thorough=True).cards] == ["RTX \ufffd"]
     program(elsewhere, "nvidia-smi", r"printf 'broken \377\n' >&2; exit 9")
-    assert probe().driver_says == "broken \ufffd"
+    assert probe().driver_error == "broken \ufffd"
 
 
 def test_a_driver_without_a_version_is_none(elsewhere: Path) -> None:
     nvidia_smi(elsewhere, "NVIDIA GeForce RTX 3090, 24576, , 8.6")
     machine = probe()
     assert (machine.driver, machine.cards) == (None, ())
-    assert machine.driver_says == "NVIDIA GeForce RTX 3090, 24576, , 8.6"
+    assert machine.driver_error == "NVIDIA GeForce RTX 3090, 24576, , 8.6"
 
 
 def test_a_warning_among_the_cards_is_no_card(elsewhere: Path) -> None:
@@ -405,7 +405,7 @@ def test_a_card_without_bfloat16_of_its_own_is_said_to_have_none(
     assert (machine.cuda, machine.bfloat16) == (True, False)
 
 
-def test_what_pytorch_says_of_a_card_that_it_cannot_use_is_kept_off_the_terminal(
+def test_what_pytorch_error_of_a_card_that_it_cannot_use_is_kept_off_the_terminal(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def is_available() -> bool:
@@ -423,7 +423,7 @@ def test_what_pytorch_says_of_a_card_that_it_cannot_use_is_kept_off_the_terminal
         found = fake_imports(torch=torch, mlx_core=ImportError())
         monkeypatch.setattr(module, "import_module", found)
         machine = probe()
-        assert (machine.cuda, machine.torch_says) == (False, words)
+        assert (machine.cuda, machine.torch_error) == (False, words)
     assert capfd.readouterr().err == ""
 
 

@@ -80,10 +80,10 @@ NEW_CARD_OLD_BUILD = replace(
 )
 NEW_CARD_OLD_DRIVER = replace(NEW_CARD_OLD_BUILD, driver="570.86.15")
 HIDDEN = replace(UNUSABLE, visible_cards="")
-SLEPT = replace(UNUSABLE, torch_says="CUDA unknown error - this may be due to a setup")
+SLEPT = replace(UNUSABLE, torch_error="CUDA unknown error - this may be due to a setup")
 WSL_OLD_DRIVER = replace(OLD_DRIVER, wsl=2, driver="537.13")
 WSL_NO_DRIVER = replace(NO_DRIVER, wsl=2)
-MISMATCH = replace(NO_DRIVER, driver_says="Failed to initialize NVML: version mismatch")
+MISMATCH = replace(NO_DRIVER, driver_error="Failed to initialize NVML: version mismatch")
 WINDOWS = replace(LINUX, system="Windows", processor="AMD64")
 WSL1 = replace(LINUX, wsl=1)
 MAC = replace(
@@ -304,7 +304,7 @@ CARDS = {
     ),
     "a card that fails for a reason of its own": (
         SLEPT,
-        f"driver 580.65.06, {WHEEL}; it says: CUDA unknown error - this may be due to a setup",
+        f"driver 580.65.06, {WHEEL}; its error: CUDA unknown error - this may be due to a setup",
         "restart the machine: a driver that was updated, or a laptop that slept, leaves the card "
         "like this",
     ),
@@ -321,17 +321,17 @@ CARDS = {
 }
 
 
-@pytest.mark.parametrize(("machine", "problem", "mend"), CARDS.values(), ids=CARDS.keys())
+@pytest.mark.parametrize(("machine", "problem", "fix"), CARDS.values(), ids=CARDS.keys())
 @pytest.mark.parametrize(("backend", "device"), [("auto", "auto"), ("auto", "gpu")])
 def test_a_card_that_pytorch_cannot_use_is_an_error_with_driver_wheel_and_mend(
-    machine: Machine, problem: str, mend: str, backend: str, device: str
+    machine: Machine, problem: str, fix: str, backend: str, device: str
 ) -> None:
     with pytest.raises(BackendError) as raised:
         choose(machine, backend, device)
-    pause = "\n" if "\n" in mend else "; "
+    pause = "\n" if "\n" in fix else "; "
     assert str(raised.value) == (
         f"--backend {backend} --device {device}: {CARD}{problem}\n\n"
-        f"hint: {mend}{pause}or pass --device cpu"
+        f"hint: {fix}{pause}or pass --device cpu"
     )
 
 

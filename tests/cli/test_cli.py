@@ -515,7 +515,7 @@ def test_json_of_doctor_names_both_engines(cli: Cli) -> None:
 def test_doctor_asks_the_hub_only_where_it_is_told_to(cli: Cli) -> None:
     said = cli("doctor", "--hub")
     assert (said.code, said.err) == (0, "")
-    assert "\nhub           https://huggingface.co: not asked, as HF_HUB_OFFLINE is" in said.out
+    assert "\nhub           https://huggingface.co: not contacted, as HF_HUB_OFFLINE is" in said.out
     assert said.out.startswith("system        ")
     assert "\nready" in said.out
 

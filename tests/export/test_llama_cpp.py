@@ -21,14 +21,15 @@ from tokenizers import Tokenizer
 from qwen_local.adapters.lora import Adapter
 from qwen_local.adapters.store import load_adapter
 from qwen_local.backends.base import Backend, Setup
-from qwen_local.backends.select import Choice, open_backend
+from qwen_local.backends.open import open_backend, open_weights
+from qwen_local.backends.select import Choice
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.embedded import TINY_MODEL, sample_data_path, tiny_model_path
 from qwen_local.export.gguf_about import About
 from qwen_local.export.gguf_adapter import write_adapter
 from qwen_local.export.gguf_encoding import Outtype
 from qwen_local.export.gguf_model import write_model
-from qwen_local.export.merge import merged_tensors, open_weights
+from qwen_local.export.merge import merged_tensors
 from qwen_local.files import write_arrays
 from qwen_local.job.schema import LoraSpec, read_job
 from qwen_local.models.source import ModelFiles, fetch, find_model

@@ -15,7 +15,8 @@ import pytest
 from qwen_local.adapters.lora import Adapter, Origin, initial_arrays
 from qwen_local.adapters.store import base_of, save_adapter
 from qwen_local.backends.base import Completion, Sampling
-from qwen_local.backends.select import Engine, open_backend
+from qwen_local.backends.open import open_backend
+from qwen_local.backends.select import Engine
 from qwen_local.embedded import TINY_MODEL, tiny_model_path
 from qwen_local.errors import InputError
 from qwen_local.inference.generator import Answerer
@@ -205,7 +206,7 @@ def test_the_base_is_held_as_the_adapter_was_trained_unless_told_otherwise(
         setups.append(setup)
         return open_backend(choice, replace(setup, quantization="none"))
 
-    monkeypatch.setattr("qwen_local.resolve.open.open_backend", note)
+    monkeypatch.setattr("qwen_local.backends.open.open_backend", note)
     origin = Origin(backend="mlx", quantization="4bit")
     adapter = save_some_adapter(tmp_path / "a", TINY_MODEL, origin)
     answerer = open_it(adapter=adapter, backend="mlx", quantization=wanted)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from qwen_local.adapters.lora import Adapter
-from qwen_local.backends.base import State
+from qwen_local.backends.base import AdapterState
 from qwen_local.embedded import TINY_MODEL
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import fetch, find_model
@@ -44,7 +44,7 @@ def new_files() -> dict[str, bytes]:
         gradient_checkpointing=False,
     )
     checkpoint = Checkpoint(
-        arrays=State(arrays, arrays, arrays, 0),
+        arrays=AdapterState(arrays, arrays, arrays, 0),
         state=TrainState(),
         identity=identity,
         execution=execution,

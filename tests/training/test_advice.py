@@ -10,12 +10,13 @@ import pytest
 from pytest import approx
 
 from qwen_local.backends.base import Setup
+from qwen_local.backends.cost import estimate_memory
 from qwen_local.backends.machine import Engine
+from qwen_local.backends.memory import Workload
 from qwen_local.job.schema import LoraSpec, Quantization, TrainSpec
 from qwen_local.models.published import PUBLISHED
 from qwen_local.models.source import ModelFiles
 from qwen_local.training.advice import evaluation_advice, quantization_advice
-from qwen_local.training.memory import Workload, estimate_memory
 from qwen_local.training.schedule import make_schedule
 
 GB = 10**9

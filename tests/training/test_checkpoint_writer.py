@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from qwen_local.adapters.lora import Adapter
-from qwen_local.backends.base import Arrays, Backend, State
+from qwen_local.backends.base import AdapterState, Arrays, Backend
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.families.qwen3 import QWEN3
 from qwen_local.runs import checkpoints
@@ -51,9 +51,9 @@ class OneNumber:
     def __init__(self) -> None:
         self.step = 0
 
-    def state(self) -> State:
+    def state(self) -> AdapterState:
         arrays = {NAME: np.full((1, 2), self.step, np.float32)}
-        return State(arrays, arrays, arrays, self.step)
+        return AdapterState(arrays, arrays, arrays, self.step)
 
 
 class Run:

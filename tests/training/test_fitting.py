@@ -9,11 +9,12 @@ from typing import Any, Literal
 import numpy as np
 
 from qwen_local.backends.base import Setup
+from qwen_local.backends.cost import estimate_memory
+from qwen_local.backends.memory import USABLE, Workload
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.published import PUBLISHED
 from qwen_local.models.source import ModelFiles
 from qwen_local.training.fitting import Fit, fit
-from qwen_local.training.memory import USABLE, Workload, estimate_memory
 
 SHAPE = PUBLISHED["Qwen/Qwen3-0.6B"]
 SETUP = Setup(
@@ -75,36 +76,36 @@ def test_where_less_fits_the_budget_is_halved_first() -> None:
     assert fitted(room_for(2048, False))[:2] == (2048, False)
 
 
-def test_rather_than_a_tiny_budget_activations_are_computed_twice() -> None:
+def test_rather_than_a_tiny_budget_activations_are_recomputed() -> None:
     assert fitted(room_for(1024, False)) == (
         8192,
         True,
-        "8,192 tokens computed at once, the most that a GPU gains from; activations are computed "
-        "twice, as only 1,024 tokens would fit otherwise",
+        "8,192 tokens computed at once, the most that a GPU gains from; activations are "
+        "recomputed, as only 1,024 tokens would fit otherwise",
     )
 
 
-def test_where_nothing_else_fits_activations_are_computed_twice() -> None:
+def test_where_nothing_else_fits_activations_are_recomputed() -> None:
     without, least = room_for(256, False), room_for(256, True)
     assert least < without
     size, twice, reason = fitted(without - 10)
     assert (size >= 256, twice) == (True, True)
-    assert reason.endswith("activations are computed twice, as nothing would fit otherwise")
+    assert reason.endswith("activations are recomputed, as nothing would fit otherwise")
     assert fitted(least) == (
         256,
         True,
-        "256 tokens computed at once, as 512 would not fit; activations are computed twice, as "
+        "256 tokens computed at once, as 512 would not fit; activations are recomputed, as "
         "nothing would fit otherwise",
     )
 
 
 def test_what_does_not_fit_at_all_gets_the_least_need() -> None:
-    reason = "activations are computed twice; it does not fit even so"
+    reason = "activations are recomputed; it still does not fit"
     assert fitted(room_for(256, True) - 10) == (256, True, reason)
     assert fitted(0, checkpointing=False) == (
         256,
         False,
-        "activations are kept; it does not fit even so",
+        "activations are kept; it still does not fit",
     )
 
 
@@ -117,8 +118,7 @@ def test_what_the_job_says_is_not_chosen() -> None:
     assert fitted(10**12, checkpointing=True) == (
         8192,
         True,
-        "8,192 tokens computed at once, the most that a GPU gains from; activations are computed "
-        "twice",
+        "8,192 tokens computed at once, the most that a GPU gains from; activations are recomputed",
     )
     assert fitted(room_for(1024, False), checkpointing=False)[:2] == (1024, False)
     assert fitted(room_for(4096, True), budget=4096)[:2] == (4096, True)

@@ -16,11 +16,11 @@ import pytest
 from pytest import approx
 
 from qwen_local.backends.base import (
+    AdapterState,
     Arrays,
     Completion,
     RowTooLargeError,
     Session,
-    State,
     StepResult,
 )
 from qwen_local.console.signals import Stopped, Stops
@@ -75,16 +75,16 @@ class ScalarBackend:
     def peak_memory_bytes(self) -> int:
         return 8
 
-    def rehearse(self, rows: Rows) -> int:
+    def warm_up(self, rows: Rows) -> int:
         raise AssertionError("the loop has no use for this")
 
-    def state(self) -> State:
+    def state(self) -> AdapterState:
         raise AssertionError("the loop has no use for this")
 
     def load_adapter(self, adapter: Arrays) -> None:
         raise AssertionError("the loop has no use for this")
 
-    def load_state(self, state: State) -> None:
+    def load_state(self, state: AdapterState) -> None:
         raise AssertionError("the loop has no use for this")
 
     def generate(

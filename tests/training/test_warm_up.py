@@ -35,7 +35,7 @@ class Notes:
         self.rehearsed: list[list[int]] = []
         self.scored: list[list[int]] = []
 
-    def rehearse(self, rows: Rows) -> int:
+    def warm_up(self, rows: Rows) -> int:
         self._look_at(rows)
         if self._tight:
             self.micro_batch_tokens, self._tight = self.micro_batch_tokens // 2, False

@@ -1,5 +1,4 @@
-"""The PyTorch engine: transformers and PEFT on an NVIDIA GPU, or on any CPU."""
+"""The PyTorch engine: transformers and PEFT on an NVIDIA GPU, or on any CPU.
 
-from qwen_local.backends.cuda.quiet import import_bitsandbytes
-
-import_bitsandbytes()
+Importing this package imports no framework: `cost` and `constants` are plain arithmetic.
+"""

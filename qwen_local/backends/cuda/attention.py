@@ -1,8 +1,8 @@
-"""Causal attention of rows that lie one behind the other in one sequence: no row sees another.
+"""Causal attention of packed rows: one sequence, in which no row attends to another.
 
 On a GPU one kernel computes all rows: PyTorch's own (`torch.nn.attention.varlen`, from 2.12 on) or
-that of flash-attn, where it is installed; both are FlashAttention-2 (arXiv:2307.08691) for 16-bit
-floats. Elsewhere, and in float32, each row is computed by itself.
+flash-attn's, if it is installed; both are FlashAttention-2 (arXiv:2307.08691) for 16-bit floats.
+On a CPU, and in float32, each row is computed by itself.
 
 Shapes: R = rows, T = positions of all rows, H and K = heads of queries and of keys, E = size of a
 head.
@@ -25,25 +25,25 @@ from torch.nn.functional import scaled_dot_product_attention
 AMPERE = (8, 0)
 """Compute capability of the first cards that FlashAttention-2 runs on."""
 LARGEST_HEAD = 256
-"""Size of a head, at most, for the same."""
+"""Largest head that FlashAttention-2 computes."""
 
 Kernel = Callable[[Tensor, Tensor, Tensor, "Borders", float], Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Borders:
-    """Where rows begin and end."""
+    """Starts and ends of packed rows."""
 
     lengths: tuple[int, ...]
     """Positions of each of the R rows."""
     positions_T: Tensor
     """int64 [T], on the device: each position's place in its row."""
     starts: Tensor
-    """int32 [R + 1], on the device: where each row begins, and the end of the last."""
+    """int32 [R + 1], on the device: start of each row, and the end of the last."""
 
     @classmethod
     def of(cls, lengths: Sequence[int], to_device: Callable[[np.ndarray], Tensor]) -> Borders:
-        """The borders of rows of these lengths.
+        """Return the borders of rows of these lengths.
 
         >>> borders = Borders.of([2, 3], torch.from_numpy)
         >>> borders.positions_T.tolist(), borders.starts.tolist()
@@ -57,7 +57,7 @@ class Borders:
 def attention(
     queries_THE: Tensor, keys_TKE: Tensor, values_TKE: Tensor, borders: Borders, *, scale: float
 ) -> Tensor:
-    """What each position hears of itself and of those before it in its row: [T, H, E].
+    """Compute the attention output over each position and those before it in its row: [T, H, E].
 
     Args:
         queries_THE: any float dtype; the others likewise.
@@ -66,33 +66,33 @@ def attention(
         borders: of the rows.
         scale: of the products.
     """
-    given = queries_THE, keys_TKE, values_TKE
+    qkv = queries_THE, keys_TKE, values_TKE
     if queries_THE.is_cuda and _flash(queries_THE) and (kernel := flash_kernel()) is not None:
-        return kernel(*given, borders, scale)
-    return row_by_row(*given, borders, scale)
+        return kernel(*qkv, borders, scale)
+    return row_by_row(*qkv, borders, scale)
 
 
 def row_by_row(
     queries_THE: Tensor, keys_TKE: Tensor, values_TKE: Tensor, borders: Borders, scale: float
 ) -> Tensor:
-    """The same on any device, by PyTorch's attention of one row after the other."""
-    if queries_THE.is_cuda:  # where no kernel of float32 takes fewer heads of keys than of queries
+    """Compute the same on any device, one row after the other."""
+    if queries_THE.is_cuda:  # no float32 kernel there takes fewer key heads than query heads
         times = queries_THE.shape[1] // keys_TKE.shape[1]
         keys_TKE, values_TKE = (x.repeat_interleave(times, 1) for x in (keys_TKE, values_TKE))
     grouped = keys_TKE.shape[1] < queries_THE.shape[1]
     split = (x.split(borders.lengths) for x in (queries_THE, keys_TKE, values_TKE))
-    heard = []
+    outputs = []
     for row in zip(*split, strict=True):
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in row)
-        said = scaled_dot_product_attention(
+        attn = scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=scale, enable_gqa=grouped
         )
-        heard.append(said[0].transpose(0, 1))
-    return heard[0] if len(heard) == 1 else torch.cat(heard)
+        outputs.append(attn[0].transpose(0, 1))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _flash(queries_THE: Tensor) -> bool:
-    """Whether FlashAttention-2 computes such arrays on such a card."""
+    """Return True if FlashAttention-2 supports this dtype, head size and card."""
     halves = queries_THE.dtype in (torch.bfloat16, torch.float16)
     capable = torch.cuda.get_device_capability(queries_THE.device) >= AMPERE
     size = queries_THE.shape[-1]
@@ -101,7 +101,7 @@ def _flash(queries_THE: Tensor) -> bool:
 
 @functools.cache
 def flash_kernel() -> Kernel | None:
-    """One kernel for all rows on a GPU, if there is one."""
+    """Return one kernel for all rows on a GPU, if one is installed."""
     with suppress(ImportError):
         varlen = importlib.import_module("torch.nn.attention.varlen").varlen_attn
         if "enable_gqa" in inspect.signature(varlen).parameters:
@@ -116,7 +116,7 @@ def flash_kernel() -> Kernel | None:
 def _kernel(varlen: Callable[..., Tensor], *, scale_is: str, **options: object) -> Kernel:
     def kernel(q: Tensor, k: Tensor, v: Tensor, borders: Borders, scale: float) -> Tensor:
         starts, longest = borders.starts, max(borders.lengths)
-        given = {**options, scale_is: scale}
-        return varlen(q, k, v, starts, starts, longest, longest, **given)
+        settings = {**options, scale_is: scale}
+        return varlen(q, k, v, starts, starts, longest, longest, **settings)
 
     return kernel

@@ -1,12 +1,15 @@
 """One LoRA model under PyTorch: the step, the score, the state, greedy answers.
 
 transformers gives the model, PEFT the LoRA layers, torch.optim the optimizer. Ours are the
-micro-batches, the way through the blocks in training (`forward.py`), the head (`head.py`), and that
-the mean is taken once, over the step's tokens.
+micro-batches, the training pass through the blocks (`forward.py`), the head (`head.py`), and one
+mean over the tokens of the step.
 """
 
 from __future__ import annotations
 
+from qwen_local.backends.cuda import before_import  # noqa: F401  # first: it imports bitsandbytes
+
+# isort: split
 import gc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,26 +24,22 @@ from torch import Tensor
 
 from qwen_local.adapters.lora import initial_arrays
 from qwen_local.backends.base import (
-    ADAM_BETAS,
-    ADAM_EPSILON,
-    CLIP_EPSILON,
-    HEAD_CHUNK,
-    HEAD_CHUNK_GPU,
+    AdapterState,
     Arrays,
     Completion,
     Setup,
-    State,
     StepResult,
-    dropout_seed,
-    peak_resident_bytes,
 )
 from qwen_local.backends.cuda import vector_math
 from qwen_local.backends.cuda.attention import Borders
+from qwen_local.backends.cuda.constants import HEAD_CHUNK
 from qwen_local.backends.cuda.forward import hidden_states
 from qwen_local.backends.cuda.head import Columns, SupervisedLoss, score_rows
 from qwen_local.backends.cuda.quantized import load
 from qwen_local.backends.cuda.session import TorchSession
-from qwen_local.backends.oom_retry import Budget
+from qwen_local.backends.oom_retry import MicroBatches, TokenBudget
+from qwen_local.backends.optimizer import ADAM_BETAS, ADAM_EPSILON, clip_factor, dropout_seed
+from qwen_local.backends.process_memory import peak_resident_bytes
 from qwen_local.rows.micro_batch import MicroBatch
 from qwen_local.rows.planner import MOST, PACKED, Layout
 from qwen_local.rows.rows import Rows
@@ -49,7 +48,7 @@ from qwen_local.rows.scores import Scores, scores
 T = TypeVar("T")
 
 GENERATE_BATCH = 32
-"""Prompts that are continued together."""
+"""Prompts completed together."""
 
 OUT_OF_MEMORY = (
     "out of memory",  # "CUDA error: ...", "Triton Error [CUDA]: ..."
@@ -58,7 +57,7 @@ OUT_OF_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "std::bad_alloc",
 )
-"""What a `RuntimeError` says that is no `torch.OutOfMemoryError` and yet means the same."""
+"""Texts of a `RuntimeError` that means the same as a `torch.OutOfMemoryError`."""
 
 
 class TorchBackend:
@@ -68,17 +67,24 @@ class TorchBackend:
         vector_math.call_once()
         self._setup = setup
         self._device = torch.device("cuda" if setup.device == "gpu" else "cpu")
-        self._chunk = HEAD_CHUNK_GPU if setup.device == "gpu" else HEAD_CHUNK
+        self._chunk = HEAD_CHUNK[setup.device]
         self._steps = 0
-        self._budget = Budget(setup.micro_batch_tokens, ran_out=ran_out_of_memory, layout=PACKED)
+        self._group = setup.group
+        self._budget = TokenBudget(
+            setup.micro_batch_tokens,
+            ran_out=ran_out_of_memory,
+            layout=PACKED,
+            group=setup.group,
+        )
         transformers.utils.logging.disable_progress_bar()
         base = load(setup, self._device)
         base.requires_grad_(False)
-        # Its own would fill what our settings leave open: a repetition penalty, say, is not greedy.
+        # The model's own would fill in what our settings leave out; a repetition penalty, for
+        # example, is not greedy.
         base.generation_config = transformers.GenerationConfig()
         self._model: torch.nn.Module = base
         self._backbone: torch.nn.Module = base.model
-        if setup.model.architecture.tied:  # whatever a file holds beside
+        if setup.model.architecture.tied:  # even if a file has a head of its own
             base.lm_head.weight = base.model.embed_tokens.weight
         self._head: Tensor = base.lm_head.weight
         self._parameters: dict[str, torch.nn.Parameter] = {}
@@ -118,16 +124,15 @@ class TorchBackend:
         applied = self._set_learning_rate(lr)
         finite = bool(np.isfinite(loss_sum) and np.isfinite(grad_norm))
         if finite:
-            limit = self._setup.max_grad_norm
-            if limit and grad_norm > limit:
-                torch._foreach_mul_(self._gradients(), min(1.0, limit / (grad_norm + CLIP_EPSILON)))
-            with self._budget.once():
+            if (factor := clip_factor(grad_norm, self._setup.max_grad_norm)) < 1:
+                torch._foreach_mul_(self._gradients(), factor)
+            with self._budget.no_retry():
                 self._optimizer.step()
             self._steps += 1
         return StepResult(loss_sum, grad_norm, applied, finite, self._budget.positions)
 
-    def rehearse(self, rows: Rows) -> int:
-        """See `Backend.rehearse`."""
+    def warm_up(self, rows: Rows) -> int:
+        """See `Backend.warm_up`."""
         self._within_memory(rows, lambda b: self._mean_gradient(b, rows.supervised), most=1)
         self._optimizer.zero_grad(set_to_none=True)
         return self._budget.positions
@@ -156,7 +161,7 @@ class TorchBackend:
         """See `Backend.adapter`."""
         return {name: _numpy(parameter) for name, parameter in self._parameters.items()}
 
-    def state(self) -> State:
+    def state(self) -> AdapterState:
         """See `Backend.state`."""
         moments = self._optimizer.state
         first, second = (
@@ -166,10 +171,11 @@ class TorchBackend:
             }
             for key in ("exp_avg", "exp_avg_sq")
         )
-        return State(self.adapter(), first, second, self._steps)
+        return AdapterState(self.adapter(), first, second, self._steps)
 
     def load_adapter(self, adapter: Arrays) -> None:
         """See `Backend.load_adapter`."""
+        adapter = self._group.broadcast(adapter)
         assert adapter.keys() <= self._parameters.keys()
         with torch.no_grad():
             for name, parameter in self._parameters.items():
@@ -187,8 +193,9 @@ class TorchBackend:
             fused=self._device.type == "cuda",
         )
 
-    def load_state(self, state: State) -> None:
+    def load_state(self, state: AdapterState) -> None:
         """See `Backend.load_state`."""
+        state = self._group.broadcast(state)
         assert state.adapter.keys() == self._parameters.keys()
         self.load_adapter(state.adapter)
         self._steps = state.steps
@@ -249,10 +256,10 @@ class TorchBackend:
     def through_blocks(self, hidden: Sequence[np.ndarray]) -> list[np.ndarray]:
         """See `Backend.through_blocks`."""
         self._model.eval()
-        left: list[np.ndarray] = []
+        outputs: list[np.ndarray] = []
 
-        def keep(module: torch.nn.Module, given: object, made: Tensor) -> None:
-            left.append(_numpy(made[0]))
+        def keep(module: torch.nn.Module, inputs: object, output: Tensor) -> None:
+            outputs.append(_numpy(output[0]))
 
         blocks: Any = self._backbone.layers
         handle = blocks[-1].register_forward_hook(keep)
@@ -263,7 +270,7 @@ class TorchBackend:
                     self._backbone(inputs_embeds=states_1TD, use_cache=False)
         finally:
             handle.remove()
-        return left
+        return outputs
 
     def peak_memory_bytes(self) -> int:
         """See `Backend.peak_memory_bytes`."""
@@ -272,20 +279,20 @@ class TorchBackend:
         return peak_resident_bytes()
 
     def _within_memory(
-        self, rows: Rows, work: Callable[[Iterator[MicroBatch]], T], *, most: int = MOST
+        self, rows: Rows, work: Callable[[MicroBatches], T], *, most: int = MOST
     ) -> T:
-        return self._budget.run(rows, work, let_go=self._let_go, most=most)
+        return self._budget.run(rows, work, free=self._free, most=most)
 
-    def _let_go(self) -> None:
-        """Free what a failed pass left."""
+    def _free(self) -> None:
+        """Free what a failed pass left behind."""
         for parameter in self._parameters.values():
             parameter.grad = None
-        gc.collect()  # an error that a library kept in a variable is in a cycle with its traceback
+        gc.collect()  # an error that a library keeps in a variable forms a cycle with its traceback
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _mean_gradient(self, batches: Iterator[MicroBatch], tokens: int) -> tuple[float, float]:
-        """Leave the gradient of sum(nll) / tokens with the parameters.
+    def _mean_gradient(self, batches: MicroBatches, tokens: int) -> tuple[float, float]:
+        """Accumulate the gradient of sum(nll) / tokens in the parameters' `grad`.
 
         Returns:
             (sum(nll), the norm of that gradient).
@@ -299,7 +306,9 @@ class TorchBackend:
                 part = SupervisedLoss.apply(self._hidden(batch), self._head, *self._targets(batch))
             part.backward()
             loss += part.detach()
+        batches.join()
         gradients = self._gradients()
+        gradients, loss = self._group.sum((gradients, loss))
         torch._foreach_div_(gradients, float(tokens))
         norm = torch.nn.utils.get_total_norm(gradients)
         loss_sum, grad_norm = torch.stack([loss, norm.float()]).tolist()  # the one host sync
@@ -311,8 +320,8 @@ class TorchBackend:
     def _make_moments(self) -> None:
         """Give AdamW the arrays that it would make at its first step.
 
-        There, after everything else is freed, nothing would show whether they fit beside it. Nor
-        are they made with the adapter: who only asks it something needs none.
+        At that point everything else is freed, so their share of the peak would go unnoticed. They
+        are not made with the adapter either: inference does not need them.
         """
         for parameter in self._parameters.values():
             if parameter not in self._optimizer.state:
@@ -329,8 +338,8 @@ class TorchBackend:
             self._to_device(batch.ids_BW[0]),
             Borders.of(batch.lengths, self._to_device),
             self._to_device(batch.positions_N),
-            twice=self._setup.gradient_checkpointing,
-            drops=self._setup.lora is not None and self._setup.lora.dropout > 0,
+            recompute=self._setup.gradient_checkpointing,
+            dropout=self._setup.lora is not None and self._setup.lora.dropout > 0,
         )
 
     def _targets(self, batch: MicroBatch) -> tuple[Columns, int]:
@@ -338,52 +347,52 @@ class TorchBackend:
         return {name: self._to_device(column) for name, column in columns.items()}, self._chunk
 
     def _to_device(self, array: np.ndarray) -> Tensor:
-        """The same on the device, without waiting for it."""
+        """Copy to the device without waiting for the copy."""
         tensor = torch.from_numpy(array)
         if self._device.type == "cuda":
             return tensor.pin_memory().to(self._device, non_blocking=True)
         return tensor
 
     def _autocast(self) -> AbstractContextManager[object]:
-        """Matrix products in the model's dtype: PEFT computes float32 adapters in float32."""
+        """Run matrix products in the model's dtype: PEFT computes float32 adapters in float32."""
         if self._setup.dtype == "float32":
             return nullcontext()
         return torch.autocast(self._device.type, getattr(torch, self._setup.dtype))
 
     @contextmanager
     def _dropout(self, micro_batch: int) -> Iterator[None]:
-        """Dropout drawn from (seed, step, micro-batch); the caller's generators stay untouched."""
+        """Draw dropout from (seed, step, micro-batch); the caller's generators stay untouched."""
         with torch.random.fork_rng(devices=[0] if self._device.type == "cuda" else []):
             torch.manual_seed(dropout_seed(self._setup.seed, self._steps, micro_batch))
             yield
 
     def _set_learning_rate(self, lr: float) -> float:
-        """Hand over the rate, and what the optimizer then holds."""
+        """Set the rate and return the one that the optimizer then holds."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         return float(self._optimizer.param_groups[0]["lr"])
 
 
 def _saved_name(name: str) -> str:
-    """PEFT's name of a parameter in the model -> the one in its files."""
+    """Return the name in PEFT's files of a parameter of its model."""
     return name.replace(".default.weight", ".weight" if ".lora_magnitude" not in name else "")
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
-    """A float32 copy on the host."""
+    """Copy to the host as float32."""
     copy: np.ndarray = tensor.detach().to("cpu", torch.float32, copy=True).numpy()
     return copy
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    """Whether an error of PyTorch means that memory ran out."""
+    """Return True if an error of PyTorch means out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> Completion:
-    """The answer up to its first stop token."""
+    """Cut an answer at its first stop token."""
     for at, token in enumerate(ids):
         if token in stop_ids:
             return Completion(tuple(ids[:at]), "stop", token)

@@ -1,14 +1,17 @@
-"""The blocks of a Qwen2 or Qwen3 model in training: rows one behind the other, without padding.
+"""The forward pass through Qwen2's and Qwen3's blocks in training: packed rows, no padding.
 
-The modules are those of transformers and PEFT; only the way through them is ours. The rows of a
-micro-batch are one sequence of T positions, each row from position 0; linear layers and norms see
-no border, and attention is computed for each row by itself. `fused.py` has the pieces.
+The modules come from transformers and PEFT; only the pass through them is ours. The rows of a
+micro-batch form one sequence of T positions, each row starting at position 0. Linear layers and
+norms need no borders; attention is computed for each row by itself. `fused.py` has the parts.
 
 Shapes: T = positions, D = hidden size, H and K = heads of queries and of keys, E = size of a head.
 """
 
 from __future__ import annotations
 
+from qwen_local.backends.cuda import before_import  # noqa: F401  # first: it imports bitsandbytes
+
+# isort: split
 from typing import Any
 
 import peft.tuners.lora
@@ -30,35 +33,37 @@ def hidden_states(
     borders: Borders,
     positions_N: Tensor,
     *,
-    twice: bool = False,
-    drops: bool = False,
+    recompute: bool = False,
+    dropout: bool = False,
 ) -> Tensor:
-    """What leaves the last norm at the positions that are looked at: [N, D] in the model's dtype.
+    """Compute the output of the last norm at the supervised positions: [N, D], model's dtype.
 
     Args:
         backbone: transformers' model without its head, with or without PEFT's layers.
         ids_T: integers, the rows one after the other.
         borders: of the rows.
-        positions_N: int64, rising. What the last block computes behind its attention is of no use
-            anywhere else, and is not computed there.
-        twice: compute each block once more in the backward pass instead of keeping what it needs.
-        drops: whether adapters drop inputs, so that the second time must drop the same.
+        positions_N: int64, rising. After its attention, the last block is computed at these
+            positions only: nothing else of its output is used.
+        recompute: recompute each block in the backward pass instead of keeping its activations.
+        dropout: True if adapters use dropout, so that a recomputed block must draw the same masks.
     """
     x = F.embedding(ids_T, backbone.embed_tokens.weight)
     angles = _angles(backbone, borders.positions_T, x.dtype)
     *blocks, last = backbone.layers
     for block, wanted in [*((block, None) for block in blocks), (last, positions_N)]:
-        if twice and torch.is_grad_enabled():
-            given = block, x, angles, borders, wanted
-            x = checkpoint(_block, *given, use_reentrant=False, preserve_rng_state=drops)
+        if recompute and torch.is_grad_enabled():
+            args = block, x, angles, borders, wanted
+            x = checkpoint(_block, *args, use_reentrant=False, preserve_rng_state=dropout)
         else:
             x = _block(block, x, angles, borders, wanted)
     return _norm(backbone.norm, x)
 
 
 def _angles(backbone: Any, positions_T: Tensor, dtype: torch.dtype) -> Angles:
-    wide = torch.empty(0, dtype=dtype, device=positions_T.device)
-    cos, sin = backbone.rotary_emb(wide, positions_T.unsqueeze(0))
+    # transformers' module takes only the dtype and device of its first argument; it returns every
+    # angle once for each half of a head, of which `Rotary` needs one.
+    like = torch.empty(0, dtype=dtype, device=positions_T.device)
+    cos, sin = backbone.rotary_emb(like, positions_T.unsqueeze(0))
     half = cos.shape[-1] // 2
     return cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous()
 
@@ -66,19 +71,19 @@ def _angles(backbone: Any, positions_T: Tensor, dtype: torch.dtype) -> Angles:
 def _block(
     block: Any, x_TD: Tensor, angles: Angles, borders: Borders, wanted_N: Tensor | None
 ) -> Tensor:
-    """[T, D], or [N, D] where only some positions are wanted."""
+    """Compute a block's output [T, D]; [N, D] where only some positions are wanted."""
     layer, mlp = block.self_attn, block.mlp
-    x, heard = x_TD, _heard(layer, _norm(block.input_layernorm, x_TD), angles, borders)
+    x, attn = x_TD, _attention(layer, _norm(block.input_layernorm, x_TD), angles, borders)
     if wanted_N is not None:
-        x, heard = x.index_select(0, wanted_N), heard.index_select(0, wanted_N)
-    x = linear(layer.o_proj, heard) + x
+        x, attn = x.index_select(0, wanted_N), attn.index_select(0, wanted_N)
+    x = linear(layer.o_proj, attn) + x
     y = _norm(block.post_attention_layernorm, x)
     gated = GatedSilu.apply(linear(mlp.gate_proj, y), linear(mlp.up_proj, y))
     return linear(mlp.down_proj, gated) + x
 
 
-def _heard(layer: Any, x_TD: Tensor, angles: Angles, borders: Borders) -> Tensor:
-    """What all heads hear together, [T, H * E]."""
+def _attention(layer: Any, x_TD: Tensor, angles: Angles, borders: Borders) -> Tensor:
+    """Compute the attention output of all heads, [T, H * E]."""
     queries, keys, values = (
         linear(module, x_TD).view(len(x_TD), -1, layer.head_dim)
         for module in (layer.q_proj, layer.k_proj, layer.v_proj)
@@ -96,10 +101,10 @@ def _norm(norm: Any, x: Tensor) -> Tensor:
 
 
 def linear(module: nn.Module, x_TI: Tensor) -> Tensor:
-    """A linear layer with its adapter, if it has one.
+    """Compute a linear layer with its adapter, if it has one.
 
-    PEFT's own forward pass stands in where there is more than the two low-rank matrices (DoRA), or
-    where the frozen layer does more than a product (LLM.int8() rounds what goes in).
+    PEFT's own forward pass is used for adapters that are more than two low-rank matrices (DoRA),
+    and for frozen layers that are more than a product (LLM.int8() rounds its inputs).
     """
     if not isinstance(module, peft.tuners.lora.LoraLayer):
         return module(x_TI)
@@ -123,11 +128,11 @@ def linear(module: nn.Module, x_TI: Tensor) -> Tensor:
 
 
 def _dense(base: Any, dtype: torch.dtype) -> Dense | None:
-    """Gives the weight of a frozen layer; None where it is more than a product with one."""
+    """Return a function that gives a frozen layer's weight; None if it is more than a product."""
     if type(base) is nn.Linear:
         return lambda: base.weight
     if type(base).__name__ == "Linear4bit":
-        from bitsandbytes.functional import dequantize_4bit  # perhaps not there otherwise
+        from bitsandbytes.functional import dequantize_4bit  # optional package
 
         return lambda: dequantize_4bit(base.weight.data, base.weight.quant_state).to(dtype)
     return None

@@ -1,7 +1,7 @@
-"""The pieces of a block whose backward pass is written out: for what autograd would keep or copy.
+"""The parts of a block whose backward pass is written by hand, to keep and copy less than autograd.
 
-The weights are frozen, so that no gradient with respect to them is formed; what an adapter needs of
-its layer's input and output is little. Everything else is recomputed or done in place.
+The weights are frozen, so no gradient with respect to them is formed, and an adapter needs little
+of its layer's input and output. Everything else is recomputed or done in place.
 
 Shapes: T = positions of a micro-batch, I and O = input and output size of a linear layer, r = rank,
 H = heads, D = size of a head.
@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # as PyTorch's own documentation has it
 
 Dense = Callable[[], Tensor]
-"""Gives the weight [O, I] of a linear layer in the computing dtype; made anew where it is held in
-fewer bits."""
+"""Returns the weight [O, I] of a linear layer in the computing dtype; a quantized weight is
+dequantized at every call."""
 
 
 class AdaptedLinear(torch.autograd.Function):
@@ -35,39 +35,49 @@ class AdaptedLinear(torch.autograd.Function):
         scale: float,
         dropped_TI: Tensor | None,
     ) -> Tensor:
-        """The layer's output [T, O] in the dtype of x.
+        """Return the layer's output [T, O] in the dtype of x.
 
         Args:
             ctx: autograd's.
-            x_TI: what goes into the frozen layer.
+            x_TI: input of the frozen layer.
             a_rI: float32.
             b_Or: float32.
             dense: the frozen weight.
             bias_O: the frozen bias, if any.
             scale: of the adapter.
-            dropped_TI: what goes into the adapter where dropout changed it; None for x itself.
+            dropped_TI: input of the adapter after dropout; None for x itself.
         """
         a, b = a_rI.to(x_TI.dtype), b_Or.to(x_TI.dtype)
         into_TI = x_TI if dropped_TI is None else dropped_TI
         low_Tr = into_TI @ a.T
         y_TO = F.linear(x_TI, dense(), bias_O)
+        # Added in place: autograd would form the adapter's [T, O] on its own and then a sum.
         y_TO.addmm_(low_Tr, b.T, alpha=scale)
+        # Enough for A and B: dA needs the adapter's input, dB the low-rank vector, and dx only
+        # weights. The output is not kept; neither is x where dropout made another input, nor a
+        # dequantized weight, which `dense` makes again. A and B are kept in float32, which costs
+        # nothing, as they exist anyway; their copies in 16 bits are temporary.
         ctx.save_for_backward(into_TI, low_Tr, a_rI, b_Or)
         ctx.dense, ctx.scale, ctx.same = dense, scale, dropped_TI is None
         return y_TO
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, A, B and of the dropped x."""
+        """Return gradients of x, A, B and of the dropped x."""
         (dy_TO,) = grad_outputs
         into_TI, low_Tr, a_rI, b_Or = ctx.saved_tensors
         a, b = a_rI.to(dy_TO.dtype), b_Or.to(dy_TO.dtype)
+        # With s the scale and z = x A': dz = s dy B, dA = dz' x, dB = s dy' z, dx = dy W + dz A.
         dlow_Tr = (dy_TO @ b).mul_(ctx.scale)
+        # Products in the computing dtype, as autograd would form them; gradients in float32, in
+        # which micro-batches add up.
         da = (dlow_Tr.T @ into_TI).to(a_rI.dtype)
         db = (dy_TO.T @ low_Tr).mul_(ctx.scale).to(b_Or.dtype)
         dx = ddropped = None
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[0]:  # not in the first layers: the embedding is frozen
             dx = dy_TO @ ctx.dense()
+            # One input for layer and adapter: both gradients in one array. With dropout they are
+            # two inputs, and autograd applies the mask to the second before it adds them.
             if ctx.same:
                 dx.addmm_(dlow_Tr, a)
         if ctx.needs_input_grad[6]:
@@ -76,39 +86,41 @@ class AdaptedLinear(torch.autograd.Function):
 
 
 class GatedSilu(torch.autograd.Function):
-    """silu(gate) * up, of which only the two inputs are kept."""
+    """silu(gate) * up; only the two inputs are kept for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        """The product, in the dtype and shape of both."""
+        """Return the product, in the dtype and shape of both."""
         ctx.save_for_backward(gate, up)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of both."""
+        """Return gradients of both."""
         (dy,) = grad_outputs
         gate, up = ctx.saved_tensors
-        dup = F.silu(gate).mul_(dy)
+        dup = F.silu(gate).mul_(dy)  # the activation is cheaper to recompute than to keep
         dgate = torch.ops.aten.silu_backward(dy * up, gate)
         return dgate, dup
 
 
 class Norm(torch.autograd.Function):
-    """RMSNorm under a frozen weight; computed in float32, of which only the input is kept."""
+    """RMSNorm under a frozen weight, computed in float32; only its input is kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        """x / sqrt(mean(x^2) + epsilon) * weight over the last dimension, in the dtype of x."""
+        """Return x / sqrt(mean(x^2) + epsilon) * weight over the last dimension, in x's dtype."""
         y, scale = _normed(x, weight, epsilon)
         ctx.save_for_backward(x, weight, scale)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        """The gradient of x."""
+        """Return the gradient of x."""
         (dy,) = grad_outputs
         x, weight, scale = ctx.saved_tensors
+        # With s = 1 / sqrt(mean(x^2) + epsilon), u = x s and g = dy w: dx = s (g - u mean(g u)).
+        # The mean is the part of g along x, which a norm cannot pass on.
         g = dy.float() * weight.float()
         unit = x.float() * scale
         along = torch.linalg.vecdot(g, unit).unsqueeze(-1).div_(x.shape[-1])
@@ -123,17 +135,17 @@ def _normed(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
 
 
 class Rotary(torch.autograd.Function):
-    """Rotation of the halves of every head by its position's angles."""
+    """Rotary embedding: rotates the halves of every head by its position's angles."""
 
     @staticmethod
     def forward(ctx: Any, x_THD: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
-        """The rotated vectors; cos and sin are those of half a head, [T, 1, D / 2]."""
+        """Return the rotated vectors; cos and sin belong to half a head, [T, 1, D / 2]."""
         ctx.save_for_backward(cos_T1D, sin_T1D)
         return _rotated(x_THD, cos_T1D, sin_T1D, 1.0)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        """The gradient, turned back."""
+        """Return the gradient, rotated back: the inverse of a rotation is its transpose."""
         cos_T1D, sin_T1D = ctx.saved_tensors
         return _rotated(grad_outputs[0], cos_T1D, sin_T1D, -1.0), None, None
 

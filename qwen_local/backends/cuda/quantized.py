@@ -1,13 +1,16 @@
 """Frozen linear layers in 4 or 8 bits, by bitsandbytes.
 
 `4bit` is NF4 in blocks of 64 with the blocks' scales quantized once more (QLoRA, arXiv:2305.14314);
-`8bit` is LLM.int8() (arXiv:2208.07339), which also rounds what goes into a layer. Embeddings, norms
-and the head stay as they are. The codes are made from the weights as the files have them, so that
-every machine makes the same, whatever dtype it computes in.
+`8bit` is LLM.int8() (arXiv:2208.07339), which also rounds the inputs of a layer. Embeddings, norms
+and the head stay floats. Weights are quantized from the dtype of the files, so that every machine
+gets the same codes, whatever dtype it computes in.
 """
 
 from __future__ import annotations
 
+from qwen_local.backends.cuda import before_import  # noqa: F401  # first: it imports bitsandbytes
+
+# isort: split
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +20,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from qwen_local.backends.base import QUANTIZED_BITS, Setup
+from qwen_local.backends.base import Setup
+from qwen_local.backends.weights import QUANTIZED_BITS
 from qwen_local.job.schema import Quantization
 from qwen_local.models.config import engine_config
 from qwen_local.models.tensor_check import float_layers
@@ -28,7 +32,7 @@ INT8_LEVELS = 127.0
 
 
 def load(setup: Setup, device: torch.device) -> transformers.PreTrainedModel:
-    """The frozen model on its device, its layers quantized as the setup or its files say."""
+    """Load the frozen model on its device, quantized as the setup or its files ask."""
     dtype = getattr(torch, setup.dtype)
     stored, settings = setup.model.architecture.stored, engine_config(setup.model.config)
     bits = QUANTIZED_BITS.get(setup.quantization) if stored is None else stored.bits
@@ -57,9 +61,10 @@ def load(setup: Setup, device: torch.device) -> transformers.PreTrainedModel:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' words on the weights: they were checked, and the head is tied after.
+    """Silence transformers' warnings about the weights, which were checked before.
 
-    It would say that it does not tie a head which a file holds beside the embedding.
+    It would warn that it does not tie a head that a file stores beside the embedding; the engine
+    ties it afterwards.
     """
     level = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
@@ -72,7 +77,7 @@ def _quiet() -> Iterator[None]:
 def bitsandbytes_config(
     bits: int, dtype: torch.dtype, floats: Sequence[str] = ()
 ) -> transformers.BitsAndBytesConfig:
-    """The settings of NF4 or LLM.int8().
+    """Return the settings of NF4 or LLM.int8().
 
     Args:
         bits: 4 or 8.
@@ -92,13 +97,13 @@ def bitsandbytes_config(
 
 
 def settle(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Let a model that was quantized from its files' dtype compute in another.
+    """Make a model that was quantized from its files' dtype compute in another.
 
     bitsandbytes dequantizes to the dtype that was quantized, and would round there. On a CPU with
-    AVX512-BF16 it repacks the codes in place in the first forward pass outside training, after
-    which there is neither a gradient nor a way back.
+    AVX512-BF16 it repacks the weights in place in the first forward pass outside training, after
+    which there is no gradient and no way back.
     """
-    from bitsandbytes.nn.modules import Linear4bit, Params4bit  # perhaps not there otherwise
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit  # optional package
 
     for module in model.modules():
         if isinstance(module, Linear4bit):
@@ -111,7 +116,7 @@ def settle(model: torch.nn.Module, dtype: torch.dtype) -> None:
 
 
 def dequantized(weight: Tensor, quantization: Quantization) -> Tensor:
-    """A weight as it is after its quantization: float32, same shape.
+    """Quantize and dequantize a weight: float32, same shape.
 
     Args:
         weight: as the model's file has it.

@@ -1,8 +1,8 @@
-"""bitsandbytes, imported so that it neither fetches code nor talks.
+"""Import of bitsandbytes that fetches no code and prints nothing.
 
 On a CPU with AVX512-BF16 bitsandbytes 0.50 loads compiled kernels from the hub while it is imported
-(PEFT imports it wherever it is installed), and prints a warning where the package for that is
-missing. Nothing may run here that the user did not write, so that attempt is made to fail quietly.
+(PEFT imports it wherever it is installed), and prints a warning if the package for that is missing.
+Nothing may run here that the user did not write, so the attempt is made to fail quietly.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import sys
 
 def import_bitsandbytes() -> None:
     """Import bitsandbytes, if it is installed, without its kernels from the hub."""
-    # LLM.int8() computes in float16 by design, and would say so in every layer.
+    # LLM.int8() computes in float16 by design, and would warn about it in every layer.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if "bitsandbytes" in sys.modules or importlib.util.find_spec("bitsandbytes") is None:
         return
-    talk = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    known, level = sys.modules.get("kernels"), talk.level
-    sys.modules["kernels"] = None  # type: ignore[assignment]  # what makes an import fail
-    talk.setLevel(logging.ERROR)
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    known, level = sys.modules.get("kernels"), logger.level
+    sys.modules["kernels"] = None  # type: ignore[assignment]  # makes `import kernels` fail
+    logger.setLevel(logging.ERROR)
     try:
         importlib.import_module("bitsandbytes")
     finally:
-        talk.setLevel(level)
+        logger.setLevel(level)
         del sys.modules["kernels"]
         if known is not None:
             sys.modules["kernels"] = known

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from qwen_local.backends.cuda import before_import  # noqa: F401  # first: it imports bitsandbytes
+
+# isort: split
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
@@ -20,16 +23,16 @@ class TorchSession:
     def __init__(
         self, model: torch.nn.Module, autocast: Callable[[], AbstractContextManager[object]]
     ) -> None:
-        """Begin with nothing computed.
+        """Start with an empty cache.
 
         Args:
             model: a causal language model in evaluation mode, its generation config empty.
-            autocast: what its forward pass runs in.
+            autocast: context of its forward pass.
         """
         self._model = model
         self._autocast = autocast
         self._cache = transformers.DynamicCache(config=model.config)
-        self._held: list[int] = []  # the tokens whose keys and values the cache holds
+        self._held: list[int] = []  # tokens whose keys and values are in the cache
 
     @torch.no_grad()
     def reply(
@@ -62,10 +65,10 @@ class TorchSession:
         return Completion(tuple(tap.ids), "length" if tap.stop is None else "stop", tap.stop)
 
     def _keep(self, tokens: Sequence[int]) -> None:
-        """Crop the cache to what every layer holds of these tokens.
+        """Crop the cache to the longest prefix of these tokens that every layer holds.
 
-        Whatever broke off a forward pass left the later layers with less than the earlier ones. And
-        should this itself be broken off, nothing passes for held.
+        An interrupted forward pass leaves later layers with fewer tokens than earlier ones. If this
+        method is interrupted itself, the cache counts as empty.
         """
         self._held = []
         layers = self._cache.layers
@@ -78,27 +81,27 @@ class TorchSession:
 
 
 class _InterruptedError(Exception):
-    """The reader has had enough."""
+    """The reader stopped the answer."""
 
 
 class _Tap(BaseStreamer):  # type: ignore[misc]  # its library has no types
-    """Hands on each token of the answer, and remembers what was generated.
+    """Passes on each token of the answer, and records all that were generated.
 
-    transformers calls it between forward passes, so what it raises leaves a whole cache.
+    transformers calls it between forward passes, so its exceptions leave a consistent cache.
     """
 
     def __init__(self, stop_ids: Sequence[int], emit: Callable[[int], bool]) -> None:
         self.fed: list[int] = []
-        """Every token, the one that ended the answer among them."""
+        """Every token, including the one that ended the answer."""
         self.ids: list[int] = []
         self.stop: int | None = None
         self._stop_ids = stop_ids
         self._emit = emit
-        self._began = False
+        self._started = False
 
     def put(self, value: Tensor) -> None:
-        if not self._began:  # the prompt comes first
-            self._began = True
+        if not self._started:  # the prompt comes first
+            self._started = True
             return
         token = int(value.item())
         self.fed.append(token)
@@ -110,13 +113,13 @@ class _Tap(BaseStreamer):  # type: ignore[misc]  # its library has no types
             raise _InterruptedError
 
     def end(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: every token was passed on when it came."""
 
 
 def _settings(
     sampling: Sampling, max_tokens: int, stop_ids: Sequence[int]
 ) -> transformers.GenerationConfig:
-    """Every setting that transformers would otherwise fill by itself (top_k=50, for one)."""
+    """Set everything that transformers would otherwise fill in by itself (such as top_k=50)."""
     drawn = {
         "do_sample": True,
         "temperature": sampling.temperature,
@@ -136,12 +139,12 @@ def _settings(
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draws that follow from the seed; the caller's generators stay untouched."""
+    """Draw from a seed and leave the caller's generators untouched."""
     with torch.random.fork_rng(devices=[0] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
 
 def _length(states: Tensor | None) -> int:
-    """Tokens that keys or values of a layer, [1, H, T, D], are of; 0 before the first."""
+    """Return the number of tokens in a layer's keys or values [1, H, T, D]; 0 before the first."""
     return 0 if states is None or states.numel() == 0 else states.shape[-2]

@@ -13,11 +13,11 @@ from __future__ import annotations
 import torch
 
 FUNCTIONS = (torch.cos, torch.sin, torch.exp, torch.log, torch.log1p)
-"""Those that a Qwen model and its loss call."""
+"""Functions that a Qwen model and its loss call."""
 
 
 def call_once() -> None:
-    """Let one thread call each of them, before several do."""
+    """Call each of them from one thread, before several threads do."""
     one = torch.ones(1)
     for function in FUNCTIONS:
         function(one)

@@ -1,4 +1,4 @@
-"""The files of a model, tensor by tensor, for an export. See `qwen_local.backends.base.Weights`."""
+"""A model's files, tensor by tensor, for an export. See `qwen_local.backends.weights.Weights`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qwen_local.backends.base import QUANTIZED_BITS
 from qwen_local.backends.cuda.quantized import INT8_LEVELS, NF4, bitsandbytes_config, dequantized
+from qwen_local.backends.weights import QUANTIZED_BITS
 from qwen_local.files import readable_by_all
 from qwen_local.job.schema import Quantization
 from qwen_local.models.architecture import EMBEDDING, NORM

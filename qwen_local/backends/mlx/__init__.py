@@ -1,9 +1,4 @@
-"""The MLX engine: mlx-lm on an Apple GPU, or on any CPU."""
+"""The MLX engine: mlx-lm on an Apple GPU, or on any CPU.
 
-import os
-
-from qwen_local.backends.mlx.blas import lend_fast_blas
-
-lend_fast_blas()
-# Float32 means float32: on GPUs that have TF32 MLX would round the factors of a product to 10 bits.
-os.environ.setdefault("MLX_ENABLE_TF32", "0")
+Importing this package imports no framework: `cost` and `constants` are plain arithmetic.
+"""

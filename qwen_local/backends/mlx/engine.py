@@ -1,15 +1,17 @@
 """One LoRA model under MLX: the step, the score, the state, greedy answers.
 
 mlx-lm gives the model classes, the LoRA layers and generation, mlx.optimizers the optimizer. Ours
-are the micro-batches, the head (`head.py`), and that the mean is taken once, over all tokens of the
-step.
+are the micro-batches, the head (`head.py`), and one mean over the tokens of the step.
 """
 
 from __future__ import annotations
 
+from qwen_local.backends.mlx import before_import  # noqa: F401  # first: settings of MLX's library
+
+# isort: split
 import gc
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -24,25 +26,20 @@ from mlx_lm.generate import BatchGenerator
 from qwen_local.adapters.lora import initial_arrays
 from qwen_local.adapters.mlx_layout import to_mlx, to_peft
 from qwen_local.backends.base import (
-    ADAM_BETAS,
-    ADAM_EPSILON,
-    CLIP_EPSILON,
-    HEAD_CHUNK_GPU,
-    HEAD_CHUNK_MLX,
-    MLX_CACHE_BYTES,
+    AdapterState,
     Arrays,
     Completion,
     Setup,
-    State,
     StepResult,
-    dropout_seed,
-    peak_resident_bytes,
 )
+from qwen_local.backends.mlx.constants import CACHE_BYTES, HEAD_CHUNK
 from qwen_local.backends.mlx.dropout import DropoutKeys, checkpoint_blocks, put_dropout
 from qwen_local.backends.mlx.head import Columns, loss_and_gradient, losses
 from qwen_local.backends.mlx.quantized import back, quantize
 from qwen_local.backends.mlx.session import MlxSession
-from qwen_local.backends.oom_retry import Budget
+from qwen_local.backends.oom_retry import MicroBatches, TokenBudget
+from qwen_local.backends.optimizer import ADAM_BETAS, ADAM_EPSILON, clip_factor, dropout_seed
+from qwen_local.backends.process_memory import peak_resident_bytes
 from qwen_local.models.architecture import linear_paths
 from qwen_local.models.config import engine_config
 from qwen_local.rows.micro_batch import MicroBatch
@@ -62,8 +59,8 @@ OUT_OF_MEMORY = (
     "out of memory",  # CUDA
     "std::bad_alloc",
 )
-"""What a `RuntimeError` of MLX says where memory ran out. On a Linux CPU it says nothing: there a
-failed allocation goes unseen, and the process ends by a signal."""
+"""Texts of a `RuntimeError` of MLX that means out of memory. On a Linux CPU there is none: a failed
+allocation goes unnoticed, and the process ends by a signal."""
 
 Tree = dict[str, Any]
 T = TypeVar("T")
@@ -84,19 +81,25 @@ class MlxBackend:
         self._gpu = setup.device == "gpu"
         few_shapes = self._gpu if few_shapes is None else few_shapes
         mx.set_default_device(mx.gpu if self._gpu else mx.cpu)
-        mx.set_cache_limit(MLX_CACHE_BYTES[setup.device])
+        mx.set_cache_limit(CACHE_BYTES[setup.device])
         if self._gpu:
             keep_wired()
-        self._chunk = HEAD_CHUNK_GPU if self._gpu else HEAD_CHUNK_MLX
+        self._chunk = HEAD_CHUNK[setup.device]
         self._few_shapes = few_shapes
         self._dtype = getattr(mx, setup.dtype)
         self._steps = 0
         layout = Layout(setup.widths) if few_shapes else PADDED
-        self._budget = Budget(setup.micro_batch_tokens, ran_out=ran_out_of_memory, layout=layout)
+        self._group = setup.group
+        self._budget = TokenBudget(
+            setup.micro_batch_tokens,
+            ran_out=ran_out_of_memory,
+            layout=layout,
+            group=setup.group,
+        )
         self._adapter: Tree = {}
         self._dropout = DropoutKeys()
-        # mlx-lm's qwen2 reads `rope_theta` only, and transformers 5 writes `rope_parameters`: left
-        # to the file alone it would train on a wrong base without an error.
+        # mlx-lm's qwen2 reads only `rope_theta`, and transformers 5 writes `rope_parameters`: from
+        # the file alone it would train on a wrong base model without an error.
         self._model, _ = mlx_lm.utils.load_model(
             setup.model.folder, model_config=engine_config(setup.model.config), lazy=True
         )
@@ -107,8 +110,13 @@ class MlxBackend:
         self._model.freeze()
         if setup.lora is not None:
             self._attach(setup)
-        itself = weakref.proxy(self)  # in a cycle the model would outlive the last use of it
-        self._gradient = mx.value_and_grad(lambda *given: itself._surrogate(*given))
+        # The gradient function calls a method of this object, and this object holds the function. A
+        # strong reference would close a cycle, and the model would stay in memory after its last
+        # use until Python's collector happens to run; the proxy lets it go at once. The adapter is
+        # an argument and not an attribute: gradients are taken of the first argument, and
+        # `mx.compile` builds arrays that a function only captures into its graph as constants.
+        proxy = weakref.proxy(self)
+        self._gradient = mx.value_and_grad(lambda *args: proxy._surrogate(*args))
         if few_shapes:
             self._gradient = mx.compile(self._gradient)
 
@@ -143,18 +151,16 @@ class MlxBackend:
         applied = float(self._optimizer.learning_rate.item())
         finite = bool(np.isfinite(loss_sum) and np.isfinite(grad_norm))
         if finite:
-            limit = self._setup.max_grad_norm
-            if limit and grad_norm > limit:
-                scale = min(1.0, limit / (grad_norm + CLIP_EPSILON))
-                mean = mlx.utils.tree_map(lambda g: g * scale, mean)
-            with self._budget.once():
+            if (factor := clip_factor(grad_norm, self._setup.max_grad_norm)) < 1:
+                mean = mlx.utils.tree_map(lambda g: g * factor, mean)
+            with self._budget.no_retry():
                 self._adapter = self._optimizer.apply_gradients(mean, self._adapter)
                 mx.eval(self._adapter, self._optimizer.state)
             self._steps += 1
         return StepResult(loss_sum, grad_norm, applied, finite, self._budget.positions)
 
-    def rehearse(self, rows: Rows) -> int:
-        """See `Backend.rehearse`."""
+    def warm_up(self, rows: Rows) -> int:
+        """See `Backend.warm_up`."""
         self._within_memory(rows, lambda b: self._mean_gradient(b, rows.supervised), most=1)
         return self._budget.positions
 
@@ -184,7 +190,7 @@ class MlxBackend:
         """See `Backend.adapter`."""
         return _to_peft_arrays(self._adapter)
 
-    def state(self) -> State:
+    def state(self) -> AdapterState:
         """See `Backend.state`."""
         flat = dict(mlx.utils.tree_flatten(self._optimizer.state))
         first, second = (
@@ -194,16 +200,18 @@ class MlxBackend:
             }
             for key in ("m", "v")
         )
-        return State(self.adapter(), first, second, self._steps)
+        return AdapterState(self.adapter(), first, second, self._steps)
 
     def load_adapter(self, adapter: Arrays) -> None:
         """See `Backend.load_adapter`."""
+        adapter = self._group.broadcast(adapter)
         held = dict(mlx.utils.tree_flatten(self._model.trainable_parameters()))
         given = {to_mlx(name): mx.array(array.T) for name, array in adapter.items()}
         assert given.keys() <= held.keys()
         without = {n: mx.zeros(array.shape) for n, array in held.items() if n not in given}
         whole = without | self._magnitudes | given
-        # In the model's order, whatever that of the arrays: the gradient's norm is summed in it.
+        # In the model's order, whatever the order of the arrays: the gradient's norm is summed in
+        # it, and the sum depends on the order in its last digits.
         self._adapter = mlx.utils.tree_unflatten([(name, whole[name]) for name in held])
         self._steps = 0
         self._optimizer = mlx.optimizers.AdamW(
@@ -214,10 +222,11 @@ class MlxBackend:
             bias_correction=True,  # MLX's default is off; PyTorch always corrects
         )
         self._optimizer.init(self._adapter)  # nothing is allocated before it is evaluated
-        self._use_adapter()  # sessions that are open go on with it
+        self._use_adapter()  # open sessions continue with it
 
-    def load_state(self, state: State) -> None:
+    def load_state(self, state: AdapterState) -> None:
         """See `Backend.load_state`."""
+        state = self._group.broadcast(state)
         names = mlx.utils.tree_flatten(self._model.trainable_parameters())
         assert state.adapter.keys() == {to_peft(name) for name, _ in names}
         self.load_adapter(state.adapter)
@@ -273,30 +282,28 @@ class MlxBackend:
         """See `Backend.through_blocks`."""
         self._use_adapter()
         self._model.eval()
-        left = []
+        outputs = []
         for hidden_TD in hidden:
             states_1TD = mx.array(hidden_TD[None]).astype(self._dtype)
             for block in self._model.layers:
                 states_1TD = block(states_1TD, "causal", None)
-            left.append(np.array(states_1TD[0].astype(mx.float32)))
-        return left
+            outputs.append(np.array(states_1TD[0].astype(mx.float32)))
+        return outputs
 
     def peak_memory_bytes(self) -> int:
         """See `Backend.peak_memory_bytes`."""
         return int(mx.get_peak_memory()) if self._gpu else peak_resident_bytes()
 
     def _within_memory(
-        self, rows: Rows, work: Callable[[Iterator[MicroBatch]], T], *, most: int = MOST
+        self, rows: Rows, work: Callable[[MicroBatches], T], *, most: int = MOST
     ) -> T:
-        return self._budget.run(rows, work, let_go=_let_go, most=most)
+        return self._budget.run(rows, work, free=_free, most=most)
 
-    def _mean_gradient(
-        self, batches: Iterator[MicroBatch], tokens: int
-    ) -> tuple[Tree, float, float]:
+    def _mean_gradient(self, batches: MicroBatches, tokens: int) -> tuple[Tree, float, float]:
         """(the gradient of sum(nll) / tokens, sum(nll), the norm of that gradient)."""
         self._model.train()
-        # Left to the update, AdamW's arrays would be made after everything else is freed, and
-        # nothing would show whether they fit beside it.
+        # Left to the update, AdamW's arrays would be made after everything else is freed, and their
+        # share of the peak would go unnoticed.
         mx.eval(self._optimizer.state)
         total: Tree | None = None
         loss = mx.array(0.0)
@@ -307,6 +314,8 @@ class MlxBackend:
             total = gradients if total is None else mlx.utils.tree_map(mx.add, total, gradients)
             mx.async_eval(loss, total)
         assert total is not None
+        batches.join()
+        total, loss = self._group.sum((total, loss))
         mean = mlx.utils.tree_map(lambda g: g / tokens, total)
         squares = [mx.square(g).sum() for _, g in mlx.utils.tree_flatten(mean)]
         norm = mx.sqrt(mx.stack(squares).sum())
@@ -322,9 +331,15 @@ class MlxBackend:
         targets: Columns,
     ) -> tuple[mx.array, mx.array]:
         """(a scalar whose gradient is that of the summed loss, the summed loss itself)."""
+        # `adapter` holds the arrays that `value_and_grad` traces. They must be in the model before
+        # the forward pass: of the arrays that the model had, the gradient would be zero.
         self._use_adapter(adapter)
         self._dropout.draw(key)
         hidden_ND = self._hidden(ids, positions)
+        # The head returns d loss / d hidden as numbers, without a graph through [N, V]. The scalar
+        # <d loss / d hidden, hidden> has exactly that derivative with respect to hidden, so the
+        # blocks get the right gradient; its value means nothing, and the loss comes beside it. Both
+        # `stop_gradient` keep MLX from differentiating the head a second time.
         losses_N, gradient_ND = loss_and_gradient(
             mx.stop_gradient(hidden_ND), self._head, self._back, targets, self._chunk
         )
@@ -333,7 +348,8 @@ class MlxBackend:
     def _use_adapter(self, adapter: Tree | None = None) -> None:
         """Put the float32 adapter into the model in the model's dtype.
 
-        In float32 it would promote every activation behind it to float32.
+        In float32 it would promote every later activation to float32. A DoRA's magnitudes, which
+        have one dimension, stay float32.
         """
         tree = self._adapter if adapter is None else adapter
         self._model.update(
@@ -343,8 +359,8 @@ class MlxBackend:
     def _hidden(self, ids: mx.array, positions: mx.array) -> mx.array:
         """Hidden states after the last norm at these positions of the flattened batch, [N, D].
 
-        What the last block computes behind its attention is of no use anywhere else, and is not
-        computed there.
+        After its attention, the last block is computed at these positions only: nothing else of
+        its output is used.
         """
         backbone = self._model.model
         hidden_BWD = backbone.embed_tokens(ids)
@@ -381,9 +397,9 @@ class MlxBackend:
 
 
 def keep_wired() -> None:
-    """Let MLX hold as much memory in place as the device recommends, as mlx-lm does.
+    """Let MLX keep as much memory wired as the device recommends, as mlx-lm does.
 
-    macOS could take the weights out of it between two uses. Only Metal says how much.
+    Otherwise macOS may page the weights out between two uses. Only Metal reports a size.
     """
     recommended = mx.device_info().get("max_recommended_working_set_size")
     if recommended is not None:
@@ -391,17 +407,17 @@ def keep_wired() -> None:
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    """Whether an error of MLX means that memory ran out."""
+    """Return True if an error of MLX means out of memory."""
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
 
 
-def _let_go() -> None:
-    """Free what a failed pass left."""
-    gc.collect()  # an error that a library kept in a variable is in a cycle with its traceback
-    with suppress(RuntimeError):  # what else of that pass fails is of no interest
-        mx.synchronize()  # what is still being computed keeps its buffers
+def _free() -> None:
+    """Free what a failed pass left behind."""
+    gc.collect()  # an error that a library keeps in a variable forms a cycle with its traceback
+    with suppress(RuntimeError):  # further failures of that pass do not matter
+        mx.synchronize()  # arrays that are still being computed keep their buffers
     mx.clear_cache()
 
 
@@ -412,14 +428,14 @@ def with_few_shapes(
     *,
     widths: Sequence[int] = (),
 ) -> tuple[np.ndarray, np.ndarray, Targets]:
-    """The same micro-batch, padded to one of few shapes.
+    """Pad a micro-batch to one of few shapes.
 
-    Supervised positions go up to a multiple of 64, rows to one of two sizes an octave and widths,
-    but for those that were chosen, to one of four (at most a fourth more). Padded rows hold token 0
-    and nothing to predict, padded positions a target that counts nothing.
+    Supervised positions are rounded up to a multiple of 64, rows to one of two sizes an octave, and
+    widths, unless they are in `widths`, to one of four (at most a fourth more). Padded rows hold
+    token 0 and nothing to predict, padded positions a target that counts nothing.
 
     2,000 code-alpaca-like rows in steps of four are 112 shapes. A new shape costs 0.14 s on a model
-    of 28 blocks (most of it Python's, measured on a CPU): 16 s, once. Half as many shapes would
+    of 28 blocks (most of it in Python, measured on a CPU): 16 s, once. Half as many shapes would
     cost 3 % of every step in padding, a quarter as many 10 %.
     """
     rows, width = ids_BW.shape
@@ -436,22 +452,23 @@ def with_few_shapes(
 
 
 def _supervised(count: int) -> int:
-    """The next of few counts of supervised positions; beyond a chunk of the head, whole chunks.
+    """Round up to one of few counts of supervised positions; beyond a head chunk, to whole chunks.
 
-    To powers of two, 45 % of the head's work went into padding (answers of 8 to 300 words, four
-    rows a step); so it is 17 %, with a third more shapes.
+    With powers of two, 45 % of the head's work went into padding (answers of 8 to 300 words, four
+    rows a step); this way it is 17 %, with a third more shapes.
 
     >>> [_supervised(n) for n in (2, 33, 65, 1000, 1025)]
     [32, 64, 128, 1024, 2048]
     """
     if count <= SMALLEST_SHAPE:
         return SMALLEST_SHAPE
-    step = 64 if count <= HEAD_CHUNK_GPU else HEAD_CHUNK_GPU
+    chunk = HEAD_CHUNK["gpu"]
+    step = 64 if count <= chunk else chunk
     return -(-count // step) * step
 
 
 def _among(count: int, *, smallest: int, an_octave: int) -> int:
-    """The next of few sizes: `an_octave` of them between a power of two and the next.
+    """Round up to one of few sizes: `an_octave` of them between a power of two and the next.
 
     >>> [_among(n, smallest=32, an_octave=4) for n in (3, 32, 33, 41, 65, 100)]
     [32, 32, 40, 48, 80, 112]
@@ -463,7 +480,7 @@ def _among(count: int, *, smallest: int, an_octave: int) -> int:
 
 
 def _to_peft_arrays(tree: Tree) -> dict[str, np.ndarray]:
-    """MLX's adapter tree as float32 arrays in PEFT's names and layout."""
+    """Convert MLX's adapter tree to float32 arrays in PEFT's names and layout."""
     return {
         to_peft(name): np.ascontiguousarray(np.array(array, np.float32).T)
         for name, array in mlx.utils.tree_flatten(tree)

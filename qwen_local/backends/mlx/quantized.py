@@ -1,9 +1,9 @@
 """Frozen linear layers in 4 or 8 bits: MLX's affine quantization in groups of 64.
 
-Embeddings, norms and the head stay as they are, as in the PyTorch engine; a folder that is already
-quantized (`mlx-community/...-4bit`) may hold them quantized, too, and is taken as it is. The codes
-are made from the weights as the files have them, so that every machine makes the same; scales and
-biases are then rounded to the dtype that it computes in, where that is not the files' own.
+Embeddings, norms and the head stay floats, as in the PyTorch engine; a folder that is already
+quantized (`mlx-community/...-4bit`) may have quantized them as well, and is used as it is. Weights
+are quantized from the dtype of the files, so that every machine gets the same codes; scales and
+biases are then rounded to the computing dtype, where that is another.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from qwen_local.backends.base import QUANTIZED_BITS
-from qwen_local.backends.quantization import MLX_GROUP
+from qwen_local.backends.mlx.constants import GROUP
+from qwen_local.backends.weights import QUANTIZED_BITS
 from qwen_local.job.schema import Quantization
 from qwen_local.models.architecture import Architecture
 
@@ -22,34 +22,34 @@ def quantize(model: nn.Module, quantization: Quantization, architecture: Archite
     linear = architecture.linear_weights()
     nn.quantize(
         model,
-        group_size=MLX_GROUP,
+        group_size=GROUP,
         bits=QUANTIZED_BITS[quantization],
         class_predicate=lambda path, _: f"{path}.weight" in linear,
     )
 
 
 def dequantized(weight: mx.array, quantization: Quantization) -> mx.array:
-    """A weight as it is after its quantization: float32, same shape.
+    """Quantize and dequantize a weight: float32, same shape.
 
     Args:
         weight: as the model's file has it.
         quantization: `4bit` or `8bit`.
     """
     bits = QUANTIZED_BITS[quantization]
-    codes, scales, biases = mx.quantize(weight, group_size=MLX_GROUP, bits=bits)
-    return from_codes(codes, scales, biases, bits=bits, group=MLX_GROUP)
+    codes, scales, biases = mx.quantize(weight, group_size=GROUP, bits=bits)
+    return from_codes(codes, scales, biases, bits=bits, group=GROUP)
 
 
 def from_codes(
     codes: mx.array, scales: mx.array, biases: mx.array, *, bits: int, group: int
 ) -> mx.array:
-    """The weight that codes stand for, float32 [out, in]."""
+    """Dequantize a weight, float32 [out, in]."""
     scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
     return mx.dequantize(codes, scales, biases, group_size=group, bits=bits)
 
 
 def back(layer: nn.Module, gradient_CV: mx.array) -> mx.array:
-    """gradient @ weight, for a layer [V, D] that may be quantized: [C, D]."""
+    """Return gradient @ weight for a layer [V, D] that may be quantized: [C, D]."""
     if "scales" not in layer:
         return gradient_CV.astype(layer.weight.dtype) @ layer.weight
     return mx.quantized_matmul(

@@ -26,7 +26,7 @@ class MlxSession:
     """The contract of `qwen_local.backends.base.Session` on MLX."""
 
     def __init__(self, model: Any) -> None:
-        """Begin with nothing computed.
+        """Start with an empty cache.
 
         Args:
             model: of mlx-lm, in evaluation mode.
@@ -34,7 +34,7 @@ class MlxSession:
         self._model = model
         self._stream = mx.new_stream(mx.default_device())  # mlx-lm's is of the device at import
         self._cache = make_prompt_cache(model)
-        self._held: list[int] = []  # the tokens whose keys and values the cache holds
+        self._held: list[int] = []  # tokens whose keys and values are in the cache
 
     def reply(
         self,
@@ -48,11 +48,11 @@ class MlxSession:
         """See `Session.reply`."""
         kept = reusable(self._held, prompt)
         self._keep(prompt[:kept])
-        sure = list(prompt[:kept])  # the rest of it once there is a token after it
+        sure = list(prompt[:kept])  # the rest is cached once a token comes after it
         ids: list[int] = []
         with ExitStack() as stack:
             stack.callback(lambda: self._keep(sure))
-            with redirect_stdout(sys.stderr):  # it warns by print
+            with redirect_stdout(sys.stderr):  # `wired_limit` prints its warning
                 stack.enter_context(wired_limit(self._model, [self._stream]))
             steps = generate_step(
                 mx.array(list(prompt[kept:])),
@@ -75,11 +75,11 @@ class MlxSession:
         return Completion(tuple(ids), "length", None)
 
     def _keep(self, tokens: Sequence[int]) -> None:
-        """Trim the cache to what every layer holds of these tokens.
+        """Trim the cache to the longest prefix of these tokens that every layer holds.
 
-        mlx-lm computes one token ahead of what it gives out, and whatever broke off a forward pass
-        left the later layers with less than the earlier ones. Should this itself be broken off,
-        nothing passes for held.
+        mlx-lm computes one token ahead of the one that it returns, and an interrupted forward pass
+        leaves later layers with fewer tokens than earlier ones. If this method is interrupted
+        itself, the cache counts as empty.
         """
         self._held = []
         whole = all(c.keys is not None and c.keys.shape == c.values.shape for c in self._cache)
@@ -92,7 +92,7 @@ class MlxSession:
 
 
 def _sampler(sampling: Sampling) -> Sampler:
-    """Draws the next token from log-probabilities [1, V]: an array [1]."""
+    """Return a function that draws the next token [1] from log-probabilities [1, V]."""
     if sampling.temperature == 0:
         return lambda logprobs_1V: mx.argmax(logprobs_1V, axis=-1)
     key = mx.random.key(sampling.seed)
@@ -106,10 +106,10 @@ def _sampler(sampling: Sampling) -> Sampler:
 
 
 def narrowed(logprobs_1V: mx.array, sampling: Sampling) -> mx.array:
-    """Log-probabilities (up to a constant) that a token is drawn by, float32 [1, V].
+    """Return log-probabilities (up to a constant) for the draw of a token, float32 [1, V].
 
     In the order of transformers: temperature, top-k, top-p, min-p. mlx-lm's own sampler applies the
-    temperature last, which gives other odds under the same settings.
+    temperature last, which gives other probabilities under the same settings.
     """
     scores_1V = logprobs_1V.astype(mx.float32) / sampling.temperature
     if 0 < sampling.top_k < scores_1V.shape[-1]:
@@ -123,7 +123,7 @@ def narrowed(logprobs_1V: mx.array, sampling: Sampling) -> mx.array:
 
 
 def _processors(sampling: Sampling, kept: Sequence[int]) -> list[Processor]:
-    """The repetition penalty, over the whole conversation as in transformers."""
+    """Return the repetition penalty, over the whole conversation as in transformers."""
     if sampling.repetition_penalty == 1:
         return []
     (penalize,) = make_logits_processors(

@@ -1,7 +1,10 @@
-"""The files of a model, tensor by tensor, for an export. See `qwen_local.backends.base.Weights`."""
+"""A model's files, tensor by tensor, for an export. See `qwen_local.backends.weights.Weights`."""
 
 from __future__ import annotations
 
+from qwen_local.backends.mlx import before_import  # noqa: F401  # first: settings of MLX's library
+
+# isort: split
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +12,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from qwen_local.backends.base import QUANTIZED_BITS
+from qwen_local.backends.mlx.constants import GROUP
 from qwen_local.backends.mlx.quantized import dequantized, from_codes
-from qwen_local.backends.quantization import MLX_GROUP
+from qwen_local.backends.weights import QUANTIZED_BITS
 from qwen_local.files import read_rows, readable_by_all
 from qwen_local.job.schema import Quantization
 from qwen_local.models.architecture import EMBEDDING, NORM, Stored
@@ -62,7 +65,7 @@ class MlxWeights:
             made = {name: rounded}
         else:
             bits = QUANTIZED_BITS[quantization]
-            parts = mx.quantize(rounded, group_size=MLX_GROUP, bits=bits)
+            parts = mx.quantize(rounded, group_size=GROUP, bits=bits)
             stem = name.removesuffix("weight")
             made = dict(zip((name, f"{stem}scales", f"{stem}biases"), parts, strict=True))
         mx.eval(made)  # or each would keep the float32 that it is made of
@@ -75,7 +78,7 @@ class MlxWeights:
 
     def config(self, quantization: Quantization, dtype: str) -> dict[str, Any]:
         """See `Weights.config`."""
-        settings = {"group_size": MLX_GROUP, "bits": QUANTIZED_BITS[quantization]}
+        settings = {"group_size": GROUP, "bits": QUANTIZED_BITS[quantization]}
         return {"quantization": settings, "quantization_config": settings}
 
     def _array(self, name: str, rows: slice | None = None) -> mx.array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,31 +11,20 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from qwen_local.backends.base import (
-    HEAD_CHUNK,
-    HEAD_CHUNK_GPU,
-    HEAD_CHUNK_MLX,
-    MLX_CACHE_BYTES,
-    Setup,
-)
+from qwen_local.backends.base import Setup
+from qwen_local.backends.cost import cost_of, estimate_memory
+from qwen_local.backends.cuda import constants as cuda
+from qwen_local.backends.cuda import cost as cuda_cost
+from qwen_local.backends.cuda.cost import KEPT_BY_CUDA, KEPT_BY_MALLOC, packed_positions
+from qwen_local.backends.memory import Memory, Workload
+from qwen_local.backends.mlx import constants as mlx
+from qwen_local.backends.mlx.cost import micro_batch_shapes
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.architecture import Stored
 from qwen_local.models.families.qwen2 import QWEN2 as QWEN2_FAMILY
 from qwen_local.models.families.qwen3 import QWEN3
 from qwen_local.models.source import ModelFiles
 from qwen_local.rows.planner import PACKED, PADDED, Layout, epoch_order, micro_batches
-from qwen_local.training.memory import (
-    FIRST_STEP,
-    GPU_CONTEXT,
-    KEPT_BY_CUDA,
-    KEPT_BY_MALLOC,
-    MODULES,
-    Memory,
-    Workload,
-    estimate_memory,
-    library_bytes,
-    micro_batch_shapes,
-)
 
 SIZES: dict[str, Any] = {
     "hidden": 10,
@@ -68,7 +59,7 @@ WORKLOAD = Workload(
 )
 MLX = replace(WORKLOAD, engine="mlx")
 BLOCK = 4 * 10 + 4 * (4 * 5) + 3 * (2 * 5) + 3 * 30 + 2 * 2
-"""Norms, queries (and what is heard), keys and values, the MLP, a rank for each of two targets."""
+"""Norms, queries (and the attention output), keys, values, the MLP, two low-rank vectors."""
 MLX_BLOCK = BLOCK + 2 * 5 + 2 * 30
 """With the values once more, the activation of the gate and its sigmoid."""
 QWEN2 = QWEN2_FAMILY.architecture(**SIZES)
@@ -129,14 +120,14 @@ def test_mlx_checkpointed_has_three_blocks_whole_and_the_attention_of_one() -> N
 def test_mlx_keeps_what_it_frees_up_to_its_limit() -> None:
     """Every width has sizes of its own; there is one here, and it serves all steps."""
     memory = estimate(workload=MLX)
-    assert memory.cache == memory.activations + memory.head < MLX_CACHE_BYTES["cpu"]
+    assert memory.cache == memory.activations + memory.head < mlx.CACHE_BYTES["cpu"]
     widths = replace(MLX, lengths_R=np.arange(20, 25))
     five, two = estimate(workload=widths), estimate(workload=replace(widths, steps=2))
     assert five.cache == 5 * (five.activations + five.head)
     assert two.cache == 2 * (two.activations + two.head)
     large = replace(widths, lengths_R=np.arange(20_000, 20_005))
-    assert estimate(workload=large).cache == MLX_CACHE_BYTES["cpu"]
-    assert estimate(workload=large, device="gpu").cache == MLX_CACHE_BYTES["gpu"]
+    assert estimate(workload=large).cache == mlx.CACHE_BYTES["cpu"]
+    assert estimate(workload=large, device="gpu").cache == mlx.CACHE_BYTES["gpu"]
 
 
 def test_queries_and_keys_of_qwen2_are_not_kept_as_they_were_before_a_norm() -> None:
@@ -145,13 +136,12 @@ def test_queries_and_keys_of_qwen2_are_not_kept_as_they_were_before_a_norm() -> 
 
 
 def test_packed_rows_are_one_as_long_as_those_of_a_step_or_the_budget() -> None:
-    def largest(lengths: list[int]) -> list[int]:
-        rows_S, width_S = micro_batch_shapes(replace(WORKLOAD, lengths_R=np.array(lengths)), 50)
-        return (rows_S * width_S).tolist()
+    def largest(lengths: list[int]) -> int:
+        return packed_positions(replace(WORKLOAD, lengths_R=np.array(lengths)), 50)
 
-    assert largest([3, 3, 3, 3, 3, 3]) == [12]  # a step has four
-    assert largest([20, 20, 20, 3]) == [50]
-    assert largest([20, 70, 3]) == [70]  # alone
+    assert largest([3, 3, 3, 3, 3, 3]) == 12  # a step has four
+    assert largest([20, 20, 20, 3]) == 50
+    assert largest([20, 70, 3]) == 70  # alone
 
 
 def test_the_largest_micro_batch_is_bounded_by_rows_step_and_budget() -> None:
@@ -164,13 +154,14 @@ def test_the_largest_micro_batch_is_bounded_by_rows_step_and_budget() -> None:
 
 
 @pytest.mark.parametrize("budget", [30, 100, 1000])
-@pytest.mark.parametrize(("given", "layout"), [(WORKLOAD, PACKED), (MLX, PADDED)])
-def test_no_micro_batch_of_a_run_is_larger_than_the_largest(
-    given: Workload, layout: Layout, budget: int
-) -> None:
+@pytest.mark.parametrize("layout", [PACKED, PADDED])
+def test_no_micro_batch_of_a_run_is_larger_than_the_largest(layout: Layout, budget: int) -> None:
     lengths = np.random.default_rng(0).integers(1, 60, 97)
-    rows_S, width_S = micro_batch_shapes(replace(given, lengths_R=lengths), budget)
+    workload = replace(WORKLOAD, lengths_R=lengths)
+    rows_S, width_S = micro_batch_shapes(workload, budget)
     largest = int((rows_S * width_S).max())
+    if layout.packed:
+        largest = packed_positions(workload, budget)
     met = 0
     for epoch in range(20):
         order = epoch_order(97, seed=0, epoch=epoch)
@@ -285,19 +276,21 @@ def many(supervised: int) -> Workload:
 
 
 def test_pytorch_has_the_logits_of_one_chunk_and_nothing_beside_them() -> None:
-    logits = 4 * HEAD_CHUNK * 100
-    assert [estimate(workload=many(HEAD_CHUNK * n)).head for n in (1, 2, 9)] == [logits] * 3
-    assert estimate(workload=many(9999), device="gpu").head == 4 * HEAD_CHUNK_GPU * 100
+    logits = 4 * cuda.HEAD_CHUNK["cpu"] * 100
+    assert [estimate(workload=many(cuda.HEAD_CHUNK["cpu"] * n)).head for n in (1, 2, 9)] == [
+        logits
+    ] * 3
+    assert estimate(workload=many(9999), device="gpu").head == 4 * cuda.HEAD_CHUNK["gpu"] * 100
 
 
 def test_mlx_has_four_arrays_of_a_chunk_from_the_first() -> None:
     def head(chunks: float, device: Literal["cpu", "gpu"] = "cpu") -> int:
-        workload = replace(many(int(chunks * HEAD_CHUNK_MLX)), engine="mlx")
+        workload = replace(many(int(chunks * mlx.HEAD_CHUNK["cpu"])), engine="mlx")
         return estimate(workload=workload, device=device).head
 
-    logits = 4 * HEAD_CHUNK_MLX * 100
+    logits = 4 * mlx.HEAD_CHUNK["cpu"] * 100
     assert [head(n) / logits for n in (0.5, 1, 2, 3, 9)] == [2, 4, 4, 4, 4]
-    assert head(99, "gpu") == 4 * 4 * HEAD_CHUNK_GPU * 100
+    assert head(99, "gpu") == 4 * 4 * mlx.HEAD_CHUNK["gpu"] * 100
 
 
 def test_files_in_the_dtype_that_is_computed_in_are_used_as_they_are_mapped() -> None:
@@ -322,12 +315,13 @@ def test_a_larger_budget_rank_or_model_never_needs_less() -> None:
 
 def test_modules_that_are_imported_already_are_not_counted_again() -> None:
     def bytes_of(*imported: str) -> int:
-        return library_bytes("cuda", "cpu", resident=10, imported=imported)
+        return cost_of("cuda").library_bytes("cpu", resident=10, imported=imported)
 
-    all_to_come = sum(MODULES["cuda"].values())
-    assert bytes_of() == 10 + all_to_come + FIRST_STEP["cuda"]
-    assert bytes_of("peft", "bitsandbytes", "re") == 10 + FIRST_STEP["cuda"]
-    assert library_bytes("cuda", "gpu", resident=10, imported=()) == GPU_CONTEXT["cuda"]
+    all_to_come = sum(cuda_cost.MODULES.values())
+    assert bytes_of() == 10 + all_to_come + cuda_cost.FIRST_STEP
+    assert bytes_of("peft", "bitsandbytes", "re") == 10 + cuda_cost.FIRST_STEP
+    on_gpu = cost_of("cuda").library_bytes("gpu", resident=10, imported=())
+    assert on_gpu == cuda_cost.GPU_CONTEXT
 
 
 def test_it_fits_where_a_tenth_is_left() -> None:
@@ -351,3 +345,14 @@ def test_it_fits_where_a_tenth_is_left() -> None:
         "peak": 7,
         "fits": False,
     }
+
+
+def test_estimates_import_no_framework() -> None:
+    code = (
+        "import sys\n"
+        "from qwen_local.backends.cost import cost_of\n"
+        "for engine in ('mlx', 'cuda'): cost_of(engine)\n"
+        "print([n for n in ('torch', 'mlx', 'transformers', 'bitsandbytes') if n in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"

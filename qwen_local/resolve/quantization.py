@@ -1,14 +1,12 @@
-"""Whether an engine can hold a model as a job asks: quantized on loading, or by its publisher."""
+"""Checks that an engine can load a quantized model: quantized on loading, or by its publisher."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 from qwen_local.adapters.lora import Origin
-from qwen_local.backends.probe import bitsandbytes_fault
-from qwen_local.backends.select import Choice, Engine, Machine, choose, quantization_fault
+from qwen_local.backends.select import Choice, Engine, Machine, choose, quantization_faults
 from qwen_local.errors import Fault, ModelError
 from qwen_local.job.schema import Quantization
 from qwen_local.models.architecture import Architecture, Stored
@@ -18,40 +16,39 @@ SCHEMES = {
     "nf4": "NF4 codes of bitsandbytes",
     "int8": "LLM.int8() codes of bitsandbytes",
 }
-MLX_GROUP = 64
-"""Weights of a row that share a scale in `backends/mlx/quantized.py`."""
 
 
 def choose_for(
     machine: Machine, backend: str, device: str, architecture: Architecture, origin: Origin
 ) -> Choice:
-    """The engine for what was trained: where `--backend auto` leaves it open, the one whose codes
-    the base was held in. Elsewhere as `choose`, whose errors it has.
+    """Choose engine and device as `choose` does, but for a quantized base model.
+
+    Where `backend` is `auto`, a quantized base model goes to the engine that wrote its files, or
+    that quantized it while the adapter was trained: no other engine has exactly these weights.
 
     Args:
         machine: where it is to run.
-        backend: as given.
-        device: as given.
-        architecture: of the base.
-        origin: of the adapter.
+        backend: `auto`, `mlx` or `cuda`.
+        device: `auto`, `gpu` or `cpu`.
+        architecture: of the base model.
+        origin: of the adapter, with the quantization that the base model will have.
+
+    Raises:
+        BackendError: the engine cannot run here.
     """
     wanted: Engine | None = origin.backend if origin.quantization != "none" else None
     if architecture.stored is not None:
         wanted = engine_of(architecture.stored)
     if wanted is None or backend != "auto":
         return choose(machine, backend, device)
-    return replace(choose(machine, wanted, device), reason="the base's codes are those of it")
-
-
-def who_asks(given: Quantization | None, adapter: Path | None, origin: Origin) -> str:
-    """What asks for a quantized base: a flag, or the adapter that was trained on one."""
-    if given is not None or adapter is None:
-        return "--quantization"
-    return f"--adapter {adapter}: trained on a {origin.quantization} base"
+    return replace(
+        choose(machine, wanted, device),
+        reason="the base model is quantized in this engine's format",
+    )
 
 
 def engine_of(stored: Stored) -> Engine:
-    """The engine that reads these codes."""
+    """Return the engine that reads this format."""
     return "mlx" if stored.scheme == "affine" else "cuda"
 
 
@@ -64,15 +61,15 @@ def check_quantization(
     *,
     asked_by: str = "model.quantization",
 ) -> None:
-    """Refuse what the chosen engine cannot load, before anything is fetched or loaded.
+    """Refuse what the chosen engine cannot load, before anything is downloaded or loaded.
 
     Args:
         machine: where it is to run.
         choice: the engine.
         name: the model, as messages name it.
-        architecture: its figures.
-        quantization: what is asked for.
-        asked_by: the key or flag that asks for it, as messages name it.
+        architecture: of the model.
+        quantization: the requested format.
+        asked_by: the key or argument that requests it, as messages name it.
 
     Raises:
         ModelError: every fault at once.
@@ -106,12 +103,5 @@ def _faults(
         quantization = "8bit" if stored.scheme == "int8" else "4bit"  # needs the same packages
     if quantization == "none":
         return
-    if choice.backend == "cuda" and machine.here and machine.bitsandbytes_fault is None:
-        machine = replace(machine, bitsandbytes_fault=bitsandbytes_fault())
-    if (fault := quantization_fault(machine, choice, quantization)) is not None:
+    for fault in quantization_faults(machine, choice, quantization, architecture):
         yield replace(fault, where=asked_by)
-    if choice.backend == "mlx" and stored is None:
-        for target, (_, columns) in architecture.linear_shapes().items():
-            if columns % MLX_GROUP:
-                problem = f"MLX quantizes groups of {MLX_GROUP} weights; {target} has {columns}"
-                yield Fault(asked_by, problem, "set it to none")

@@ -1,0 +1,8 @@
+"""Imports bitsandbytes quietly, before anything else does.
+
+Every module of the engine that imports transformers or PEFT imports this first: see `quiet.py`.
+"""
+
+from qwen_local.backends.cuda.quiet import import_bitsandbytes
+
+import_bitsandbytes()
