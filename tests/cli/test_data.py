@@ -452,7 +452,7 @@ def test_a_row_in_json_has_its_parts_and_ids(cli: Cli) -> None:
 def test_a_row_is_shown_with_its_id_and_category(cli: Cli) -> None:
     row = lines('{"prompt": "Hi", "completion": "Yes", "id": 7, "category": "po\\u001bems"}')
     said = cli("data", "show", row)
-    first = "a.jsonl:1 (prompt, id 7, category po␛ems): 12 tokens, 2 trained"
+    first = "a.jsonl:1 (prompt, id 7, category po␛ems): 11 tokens, 2 trained"
     assert said.out.splitlines()[0] == first
     shown = json.loads(cli("data", "show", row, "--json").out)
     assert (shown["id"], shown["category"]) == (7, "po\x1bems")
