@@ -41,7 +41,7 @@ from benchmarks.faults import Faults, Operation
 from benchmarks.result import RESULTS, machine, write
 
 ENGINES = {"cuda": ("torch", "peft", "transformers"), "mlx": ("mlx", "mlx-lm")}
-"""With the packages whose versions count; `cuda` is PyTorch, here on the CPU."""
+"""Packages whose versions matter, by engine; `cuda` is PyTorch, here on the CPU."""
 JOB = (
     "data.limit=20",
     "data.eval_fraction=0.2",
@@ -54,7 +54,7 @@ JOB = (
     "train.save_every=1",
     "train.keep=1",
 )
-"""16 rows to train on: three steps are an epoch, and the fourth begins another."""
+"""16 rows to train on: three steps are an epoch, and the fourth starts another."""
 STEPS = 40
 EVERY_STEP_JOB = (
     "data.limit=20",
@@ -72,9 +72,9 @@ EVERY_STEP_JOB = (
 )
 """Job of `--every-step`: LoRA on every linear layer."""
 MEASURED = {"seconds", "evaluation_seconds", "peak_memory_bytes", "tokens_per_second", "run"}
-"""What may differ, and the run's own folder."""
+"""Keys that may differ, and the run's own folder."""
 COMPARED_EVENTS = ("train", "eval", "warning", "end")
-"""Others tell of checkpoints and resumptions, which a killed run has more of."""
+"""The other events report checkpoints and resumptions, of which a killed run has more."""
 KILLED = -9
 RESULT = RESULTS / "reliability.json"
 EVERY_STEP_RESULT = RESULTS / "resume_every_step.json"
@@ -150,8 +150,8 @@ def in_own_process(engine: str, sample: int | None, mode: Sequence[str]) -> dict
     command = [sys.executable, "-m", "benchmarks.reliability", "--engine", engine, "--output", "-"]
     command += mode
     command += [] if sample is None else ["--sample", str(sample)]
-    asked = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    result: dict[str, Any] = json.loads(asked.stdout)["engines"][engine]
+    child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    result: dict[str, Any] = json.loads(child.stdout)["engines"][engine]
     return result
 
 
@@ -210,7 +210,7 @@ def try_points(
     sample: int | None,
 ) -> dict[str, Any]:
     """Kill a run at every listed point, or at some, resume it and count the equal ones."""
-    began = time.monotonic()
+    started = time.monotonic()
     failures: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -227,7 +227,7 @@ def try_points(
         "points": len(points),
         "equal": len(points) - len(failures),
         "failures": failures,
-        "seconds": round(time.monotonic() - began),
+        "seconds": round(time.monotonic() - started),
     }
 
 
@@ -245,7 +245,7 @@ def load(engine: str) -> None:
 
 
 def first_run(case: Case, folder: Path) -> tuple[dict[str, Any], list[Operation]]:
-    """What the unbroken run leaves, and its file operations."""
+    """Return the files and events of the unbroken run, and its file operations."""
     run, listed = folder / "unbroken", folder / "operations.json"
 
     def watched() -> int:
@@ -261,7 +261,7 @@ def first_run(case: Case, folder: Path) -> tuple[dict[str, Any], list[Operation]
 
 
 def points_of(operations: Sequence[Operation]) -> Iterator[tuple[int, str]]:
-    """(operation, fault) of everything to try."""
+    """Yield every (operation, fault) to try."""
     for at, operation in enumerate(operations):
         yield at, "kill before"
         if operation.name == "write":
@@ -269,7 +269,7 @@ def points_of(operations: Sequence[Operation]) -> Iterator[tuple[int, str]]:
 
 
 def checkpoints_of(operations: Sequence[Operation]) -> Iterator[tuple[int, str]]:
-    """(operation, fault) that leaves each checkpoint but the last as the newest."""
+    """Yield the (operation, fault) that leaves each checkpoint but the last as the newest."""
     last = f"step-{STEPS:06d}"
     for at, operation in enumerate(operations):
         name = Path(operation.path).name
@@ -278,7 +278,7 @@ def checkpoints_of(operations: Sequence[Operation]) -> Iterator[tuple[int, str]]
 
 
 def evenly(points: Sequence[tuple[int, str]], sample: int | None) -> Iterator[tuple[int, str]]:
-    """All, or so many of them, the same at every time."""
+    """Yield all points, or `sample` of them; the same ones in every call."""
     count = len(points) if sample is None else sample
     yield from (points[(2 * i + 1) * len(points) // (2 * count)] for i in range(count))
 
@@ -288,19 +288,19 @@ def try_point(
 ) -> str | None:
     """Kill a run, resume it, compare; return the difference, or None."""
     folder.mkdir()
-    run, said = folder / "run", folder / "said.log"
+    run, log = folder / "run", folder / "output.log"
 
     def killed() -> int:
         with Faults(root=run, at=at, fault=fault):
             return command_line(case, run)
 
-    code = in_child(killed, said)
+    code = in_child(killed, log)
     if code != KILLED:
         return f"not killed: it ended {code}"
     resume = ("--resume",) if (run / "job.yaml").exists() else ()
-    code = in_child(lambda: command_line(case, run, *resume), said)
+    code = in_child(lambda: command_line(case, run, *resume), log)
     if code != 0:
-        return f"the resumed run ended {code}: {said.read_text('utf-8')}"
+        return f"the resumed run ended {code}: {log.read_text('utf-8')}"
     left = left_by(run)
     differing = [name for name in unbroken if left.get(name) != unbroken[name]]
     differing += left.keys() - unbroken.keys()
@@ -311,7 +311,7 @@ def try_point(
 
 
 def command_line(case: Case, run: Path, *more: str) -> int:
-    """`qwen-local train` in this process; its exit code."""
+    """Run `qwen-local train` in this process; return its exit code."""
     from qwen_local.cli import main as qwen_local
 
     sets = [word for setting in case.job for word in ("--set", setting)]
@@ -326,13 +326,13 @@ def command_line(case: Case, run: Path, *more: str) -> int:
     raise AssertionError("the command line ends by an exit code")
 
 
-def in_child(do: Callable[[], int], said: Path) -> int:
-    """The exit code of a fork that does this; what it says goes to a file."""
+def in_child(do: Callable[[], int], log: Path) -> int:
+    """Call `do` in a fork; return its exit code. Its output goes to a file."""
     process = os.fork()
     if process == 0:
         code = 70
         try:
-            out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             os.dup2(out, 1)
             os.dup2(out, 2)
             code = do()
@@ -344,15 +344,15 @@ def in_child(do: Callable[[], int], said: Path) -> int:
 
 
 def left_by(run: Path) -> dict[str, Any]:
-    """What is compared: files by path, as bytes; JSON and events without what is measured."""
+    """Return what is compared: files by path, as bytes; JSON and events without measurements."""
     left: dict[str, Any] = {}
     for path in sorted([*run.glob("checkpoints/**/*"), *run.glob("adapter/**/*")]):
         name = str(path.relative_to(run))
-        if path.name == "COMPLETE.json":  # sizes and hashes of the others
+        if path.name == "COMPLETE.json":  # sizes and hashes of the other files
             left[name] = None
         elif path.name == "progress.json":
             left[name] = without_measured(json.loads(path.read_text("utf-8")), run)
-        elif path.name == "README.md":  # its job has the name of the run
+        elif path.name == "README.md":  # its job contains the name of the run
             text = path.read_text("utf-8")
             left[name] = text.replace(f"output: {run.name}\n", "output: RUN\n")
         elif path.is_file():
@@ -370,7 +370,7 @@ def left_by(run: Path) -> dict[str, Any]:
 
 
 def without_measured(value: Any, run: Path) -> Any:
-    """JSON without what no two runs share, every mention of the run's folder made the same."""
+    """Return JSON without measurements, every mention of the run's folder replaced by RUN."""
     if isinstance(value, dict):
         kept = {key: item for key, item in value.items() if key not in MEASURED}
         return {key: without_measured(item, run) for key, item in kept.items()}

@@ -61,6 +61,12 @@ def test_no_import_points_to_a_higher_floor(found: dict[str, Any]) -> None:
     assert found["upward_imports"] == []
 
 
+def test_every_room_has_a_floor() -> None:
+    names = {path.relative_to(ROOT).with_suffix("") for path in ROOT.glob(f"{PACKAGE}/**/*.py")}
+    rooms = {room_of(".".join(name.parts)) for name in names} - {"tools", "__init__"}
+    assert rooms <= set(FLOOR)
+
+
 def test_no_function_has_more_than_seven_parameters(found: dict[str, Any]) -> None:
     wide = {
         f"{one['name']} {one['where'].partition(':')[0]}"

@@ -206,7 +206,7 @@ class MlxBackend:
         """See `Backend.load_adapter`."""
         adapter = self._group.broadcast(adapter)
         held = dict(mlx.utils.tree_flatten(self._model.trainable_parameters()))
-        given = {to_mlx(name): mx.array(array.T) for name, array in adapter.items()}
+        given = {to_mlx(name): _to_mlx_array(array) for name, array in adapter.items()}
         assert given.keys() <= held.keys()
         without = {n: mx.zeros(array.shape) for n, array in held.items() if n not in given}
         whole = without | self._magnitudes | given
@@ -233,8 +233,8 @@ class MlxBackend:
         self._steps = state.steps
         flat = dict(mlx.utils.tree_flatten(self._optimizer.state))
         for name in state.adapter:
-            flat[f"{to_mlx(name)}.m"] = mx.array(state.exp_avg[name].T)
-            flat[f"{to_mlx(name)}.v"] = mx.array(state.exp_avg_sq[name].T)
+            flat[f"{to_mlx(name)}.m"] = _to_mlx_array(state.exp_avg[name])
+            flat[f"{to_mlx(name)}.v"] = _to_mlx_array(state.exp_avg_sq[name])
         flat["step"] = mx.array(state.steps, mx.uint64)
         self._optimizer.state = mlx.utils.tree_unflatten(list(flat.items()))
 
@@ -477,6 +477,16 @@ def _among(count: int, *, smallest: int, an_octave: int) -> int:
         return smallest
     step = max(1, (1 << ((count - 1).bit_length() - 1)) // an_octave)
     return -(-count // step) * step
+
+
+def _to_mlx_array(array: np.ndarray) -> mx.array:
+    """Return the transpose, row-major.
+
+    The updates of the optimizer leave row-major arrays. MLX would take over the column-major layout
+    of `array.T`, whose products round differently, and a resumed step would differ from the step of
+    an unbroken run.
+    """
+    return mx.array(np.ascontiguousarray(array.T))
 
 
 def _to_peft_arrays(tree: Tree) -> dict[str, np.ndarray]:
