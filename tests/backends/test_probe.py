@@ -143,7 +143,9 @@ def test_a_thorough_look_finds_what_is_broken_beside_an_engine(
         mlx_core=SimpleNamespace(metal=SimpleNamespace(is_available=lambda: False)),
         mlx_lm=ValueError("numpy.dtype size changed, may indicate binary incompatibility"),
         peft=AttributeError(),
-        qwen_local_backends_cuda=OSError("libnvJitLink.so.13: cannot open shared object file"),
+        qwen_local_backends_cuda_before_import=OSError(
+            "libnvJitLink.so.13: cannot open shared object file"
+        ),
     )
     monkeypatch.setattr(module, "import_module", found)
     machine = probe()
