@@ -49,7 +49,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
             output = tmp_path_factory.mktemp("runs") / f"{engine}-{quantization}"
             steps = 12 if (engine, quantization) in SLOW else 24
             sets = [f"model.quantization={quantization}", f"train.steps={steps}"]
-            draft = read_job(None, sets=sets, flags={"--output": str(output)})
+            draft = read_job(None, sets=sets, flags={"output": str(output)})
             train(draft, backend=engine, device="cpu", quiet=True)
             runs[engine, quantization] = output
         return runs[engine, quantization]
@@ -237,8 +237,8 @@ def test_a_model_that_is_quantized_in_its_files_trains_and_fuses(
 ) -> None:
     """As `mlx-community/...-4bit` and `...-bnb-4bit` folders are: here one that we requantized."""
     fused(trained(engine, "none"), tmp_path / "base", backend=engine, requantize=bits)
-    flags = {"--model": str(tmp_path / "base"), "--output": str(tmp_path / "run")}
-    flags["--data"] = "qwen-local/sample"
+    flags = {"model": str(tmp_path / "base"), "output": str(tmp_path / "run")}
+    flags["data"] = "qwen-local/sample"
     draft = read_job(None, sets=["train.steps=4", "train.learning_rate=2e-3"], flags=flags)
     assert train(draft, backend="auto", device="cpu", quiet=True).backend == engine
     result = fused(tmp_path / "run", tmp_path / "out", dtype="float32")
