@@ -27,7 +27,7 @@ class SamplingOptions:
     min_p: float | None = None
     repetition_penalty: float | None = None
     greedy: bool = False
-    """True to always take the most probable token, whatever the model's file says."""
+    """True to take the most probable token, even if the model's file sets a temperature."""
     seed: int | None = None
     """None for a random seed."""
 

@@ -354,8 +354,8 @@ def test_an_adapter_of_a_quantized_base_is_fused_by_the_engine_that_knows_its_co
     with pytest.raises(ValueError) as refused:
         fused(run, tmp_path / "out", backend="mlx")
     assert str(refused.value) == (
-        "--backend mlx: the adapter was trained on a 4bit base of --backend cuda, whose weights no "
-        "other engine has\n\nhint: pass --backend cuda, or leave it out"
+        "backend mlx: the adapter was trained on a 4bit base model of `backend=cuda`, whose "
+        "weights no other engine has\n\nhint: pass `backend=cuda`, or leave it out"
     )
 
 
@@ -367,7 +367,7 @@ def test_an_output_that_is_taken_is_refused_before_anything_is_loaded(
     said = cli("fuse", "--adapter", tmp_path / "nowhere", "--output", "out")
     assert (said.code, said.err) == (
         2,
-        "output: out is not empty\n\nhint: choose another folder with --output, or remove this "
+        "--output: out is not empty\n\nhint: choose another folder with --output, or remove this "
         "one\n",
     )
 
