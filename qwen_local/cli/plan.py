@@ -53,13 +53,13 @@ def print_plan(
     draft: Draft, *, backend: str, device: str, as_json: bool, elsewhere: str | None = None
 ) -> None:
     """Print the page of `plan` and `train --dry-run`, with the flags of `train`."""
-    from qwen_local.cli.flags import flags_of, text_with_flags, with_flags
-    from qwen_local.cli.train import train
+    from qwen_local.cli.flags import command_of, flags_of, text_with_flags, with_flags
     from qwen_local.training.plan import plan_job
     from qwen_local.training.plan_page import plan_json, plan_page
 
     plan = plan_job(draft, backend=backend, device=device, elsewhere=elsewhere)
-    flags = flags_of(train)
+    program = click.get_current_context().find_root().command
+    flags = flags_of(command_of(program, ["train"]))  # of which `plan` has only some
     if not as_json:
         click.echo(text_with_flags(plan_page(plan, elsewhere), flags))
         return
