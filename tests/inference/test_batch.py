@@ -186,7 +186,7 @@ def test_answers_given_with_other_settings_are_not_gone_on_with(cli: Cli, tmp_pa
     assert cli(*BATCH, "--max-tokens", "4").code == 0
     before = (tmp_path / "a.jsonl").read_bytes()
     said = cli(*BATCH, "--max-tokens", "5", "--system", "Be kind.", "--backend", "mlx")
-    hint = "hint: repeat the command as it was, or choose another --output"
+    hint = "hint: repeat the command unchanged, or choose another --output"
     there = "the file's answers were generated with"
     assert said.code == 2
     assert (
@@ -260,7 +260,7 @@ def test_answers_of_another_adapter_are_not_gone_on_with(cli: Cli, tmp_path: Pat
     assert said.code == 2
     assert said.err.endswith(
         "a.jsonl.settings.json: adapter: the file's answers were generated with another adapter\n\n"
-        "hint: repeat the command as it was, or choose another --output\n"
+        "hint: repeat the command unchanged, or choose another --output\n"
     )
 
 
@@ -287,7 +287,7 @@ def test_rows_that_are_not_the_answers_are_refused_and_kept(
     assert (said.code, said.out, file.read_text()) == (2, "", changed)
     assert said.err == (
         f"a.jsonl:{where}: {problem}\n\n"
-        "hint: repeat the command as it was, or choose another --output\n"
+        "hint: repeat the command unchanged, or choose another --output\n"
     )
 
 
