@@ -8,7 +8,7 @@
     ├── DivergedError         exit code 4: loss or gradient is not finite (training/diverged.py)
     ├── OutOfMemoryError      exit code 5: a single row does not fit into memory
     └── InputError            exit code 2: invalid input
-        ├── JobError              a job key, value or flag, or the output folder
+        ├── JobError              a job key, value or argument, or the output folder
         ├── DatasetError          a data file or one of its rows
         ├── ModelError            a model or adapter that is invalid or unsupported
         └── BackendError          a requested engine that cannot run here
@@ -34,7 +34,9 @@ class Fault:
     """One problem of an input: its place, a description and a hint."""
 
     where: str
-    """`train.jsonl:17: messages[2].role`, `job.yaml:3: train.learning_rate`, `--model`, ..."""
+    """`train.jsonl:17: messages[2].role`, `job.yaml:3: train.learning_rate`, `adapter runs/x`, ...
+    An argument of a command is named as Python names it, and in backticks in the other two fields:
+    `cli/flags.py` translates both."""
     problem: str
     """Expected and found value, in lower case."""
     hint: str | None = None
@@ -63,7 +65,7 @@ class DiskFullError(QwenLocalError):
     def __str__(self) -> str:
         return (
             f"{self.path}: not enough disk space: {self.needed:,} bytes are needed, "
-            f"{self.free:,} are free\n\nhint: free some space, then continue with --resume"
+            f"{self.free:,} are free\n\nhint: free some space, then continue with `resume`"
         )
 
 
@@ -106,7 +108,7 @@ class InputError(QwenLocalError, ValueError):
 
 
 class JobError(InputError):
-    """Invalid job key, value, flag or output folder."""
+    """Invalid job key, value, argument or output folder."""
 
 
 class DatasetError(InputError):

@@ -24,17 +24,12 @@ ROOT = Path(__file__).parents[1]
 COMMAND = "a click command has a parameter for each option"
 SOON = "to be split"
 WIDE = {
-    "train_loop qwen_local/training/loop.py": SOON,
     "train qwen_local/cli/train.py": COMMAND,
     "prepare qwen_local/datasets/prepare.py": SOON,
-    "forecast qwen_local/training/forecast.py": SOON,
-    "Chat.__init__ qwen_local/cli/chat_ui/chat.py": SOON,
     "export qwen_local/cli/export.py": COMMAND,
-    "Answerer.__init__ qwen_local/inference/generator.py": SOON,
     "AdaptedLinear.forward qwen_local/backends/cuda/fused.py": (
         "torch.autograd.Function takes every tensor by itself"
     ),
-    "_run qwen_local/cli/build.py": COMMAND,
     "plan qwen_local/cli/plan.py": COMMAND,
     "_preset qwen_local/job/presets.py": "a row of the table of presets",
 }

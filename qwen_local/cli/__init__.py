@@ -13,6 +13,7 @@ from qwen_local.cli.data import data
 from qwen_local.cli.demo import demo
 from qwen_local.cli.doctor import doctor
 from qwen_local.cli.export import export
+from qwen_local.cli.flags import command_of, flags_of, with_flags
 from qwen_local.cli.fuse import fuse
 from qwen_local.cli.generate import generate
 from qwen_local.cli.plan import plan
@@ -37,13 +38,13 @@ for command in (train, plan, data, generate, chat, fuse, export, demo, doctor):
 
 
 def main() -> None:
-    """Entry point: our own errors become one message and their exit code."""
+    """Run the command line: an error of this program becomes one message and its exit code."""
     with lasting_stderr():
         sys.exit(_status())
 
 
 def _status() -> int:
-    """Run the command, and say what ended it."""
+    """Run the command, print the error that ended it, and return the exit code."""
     child = this_child()
     try:
         with ends_by_signal():
@@ -51,20 +52,21 @@ def _status() -> int:
                 end_with_parent(child.pipe)
             status = cli.main(prog_name="qwen-local", standalone_mode=False)
     except QwenLocalError as error:
-        _tell(str(error))
+        flags = flags_of(command_of(cli, sys.argv[1:]))
+        _print_error(with_flags(str(error), flags))
         return error.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except OSError as error:  # a disk that is full, a pipe that nobody reads
-        _tell(": ".join(filter(None, (error.strerror or str(error), error.filename))))
+        _print_error(": ".join(filter(None, (error.strerror or str(error), error.filename))))
         return QwenLocalError.exit_code
     except (click.Abort, KeyboardInterrupt) as error:
         ended_by = error.__cause__ or error  # click makes an Abort of what it catches
         if isinstance(ended_by, Stopped):
-            _tell(str(ended_by))
+            _print_error(str(ended_by))
             return ended_by.exit_code
-        _tell("interrupted")
+        _print_error("interrupted")
         return INTERRUPTED
     except Exception:
         if child is None:
@@ -74,10 +76,10 @@ def _status() -> int:
     return status if isinstance(status, int) else 0
 
 
-def _tell(message: str) -> None:
-    """What ended the command: the message or, with --debug, the traceback (which ends with it)."""
+def _print_error(message: str) -> None:
+    """Print the message or, with --debug, the traceback, which ends with it."""
     from qwen_local.console.visible import visible
 
     debug = "--debug" in sys.argv[1:2]  # an option of the whole program, so before any command
-    # What data, file names or templates say must not steer the terminal.
+    # Text from data, file names or templates must not control the terminal.
     click.echo(traceback.format_exc() if debug else visible(message), err=True)

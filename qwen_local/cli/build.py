@@ -95,7 +95,7 @@ def movielens(folder: Path, **options: Any) -> None:
     """
     from qwen_local.recipes.movielens import MovieLensOptions, build
 
-    _run(build, folder, MovieLensOptions, **options)
+    _run(build, folder, MovieLensOptions, options)
 
 
 @build.command()
@@ -107,7 +107,7 @@ def movielens(folder: Path, **options: Any) -> None:
 @fraction_option
 @recipe_options
 def code_alpaca(source: str, **options: Any) -> None:
-    """Coding questions whose answers have their code in fences.
+    """Coding questions; the code in the answers is fenced.
 
     SOURCE is CodeAlpaca's published JSON, or a data set on the hub.
     """
@@ -115,7 +115,7 @@ def code_alpaca(source: str, **options: Any) -> None:
         raise click.UsageError("--sample needs --rows: the number of rows to sample.")
     from qwen_local.recipes.code_alpaca import CodeAlpacaOptions, build
 
-    _run(build, source, CodeAlpacaOptions, **options)
+    _run(build, source, CodeAlpacaOptions, options)
 
 
 @build.command()
@@ -129,7 +129,7 @@ def code_alpaca(source: str, **options: Any) -> None:
     show_default=True,
     help="Maximum number of rows per label.",
 )
-@click.option("--instruction", help="Goes before the text; {categories} becomes the labels.")
+@click.option("--instruction", help="Prompt before the text; {categories} becomes the labels.")
 @fraction_option
 @recipe_options
 def classification(source: str, instruction: str | None, **options: Any) -> None:
@@ -139,21 +139,29 @@ def classification(source: str, instruction: str | None, **options: Any) -> None
     """
     from qwen_local.recipes.classification import INSTRUCTION, ClassificationOptions, build
 
-    _run(build, source, ClassificationOptions, instruction=instruction or INSTRUCTION, **options)
+    options["instruction"] = instruction or INSTRUCTION
+    _run(build, source, ClassificationOptions, options)
 
 
 def _run(
     build: Callable[..., RecipeSummary],
     source: Path | str,
     make_options: Callable[..., Any],
-    *,
-    output: Path,
-    overwrite: bool,
-    quiet: bool,
-    as_json: bool,
-    **options: Any,
+    options: dict[str, Any],
 ) -> None:
+    """Run a recipe.
+
+    Args:
+        build: function of the recipe.
+        source: file, folder or hub id.
+        make_options: class of the recipe's own options.
+        options: of the command.
+    """
     from qwen_local.console.log import log, talk
+
+    output, overwrite, quiet, as_json = (
+        options.pop(name) for name in ("output", "overwrite", "quiet", "as_json")
+    )
 
     with talk(quiet=quiet):
         summary = build(source, output, overwrite=overwrite, options=make_options(**options))

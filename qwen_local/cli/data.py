@@ -1,4 +1,4 @@
-"""`qwen-local data`: what is in the data, before anything is trained on them."""
+"""`qwen-local data`: inspect and build training data."""
 
 from __future__ import annotations
 
@@ -25,29 +25,31 @@ TRAIN_ON = ["assistant", "last"]
 
 @click.group()
 def data() -> None:
-    """Look at data, and make them, before anything is trained."""
+    """Check, show and build training data."""
 
 
 data.add_command(build)
 
 
 def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """FILE and what becomes of it: the keys of a job's data section."""
+    """Add FILE and the options for the keys of a job's data section."""
     decorators = [
         click.argument("file", required=False),
         click.option(
             "--job",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="Take model and data from a job; options here win.",
+            help="Take model and data from a job; other options override it.",
         ),
-        click.option("--model", help="Whose tokens are counted; default qwen-local/tiny."),
-        click.option("--format", type=click.Choice(FORMATS), help="Of the records."),
-        click.option("--max-length", type=int, help="Longest row in tokens."),
+        click.option("--model", help="Model whose tokenizer counts; default qwen-local/tiny."),
+        click.option("--format", type=click.Choice(FORMATS), help="Format of the records."),
+        click.option("--max-length", type=int, help="Maximum row length in tokens."),
         click.option(
-            "--overlong", type=click.Choice(OVERLONG), help="What becomes of longer rows."
+            "--overlong", type=click.Choice(OVERLONG), help="What to do with longer rows."
         ),
-        click.option("--train-on", type=click.Choice(TRAIN_ON), help="Which turns are learned."),
-        click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of a job."),
+        click.option("--train-on", type=click.Choice(TRAIN_ON), help="Turns that are supervised."),
+        click.option(
+            "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Set any key of a job."
+        ),
     ]
     for decorator in reversed(decorators):
         command = decorator(command)
@@ -57,20 +59,20 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @data.command()
 @data_options
 @click.option("--eval-data", help="File or hub id to evaluate on.")
-@click.option("--limit", type=int, help="Read only so many records of each source.")
+@click.option("--limit", type=int, help="Maximum number of records to read from each source.")
 @click.option(
     "--fix",
     "output",
     type=click.Path(path_type=Path),
-    help="Write a repaired copy: a new .jsonl file.",
+    help="Write a repaired copy to a new .jsonl file.",
 )
 @quiet_option
 @json_option
 def check(output: Path | None, quiet: bool, as_json: bool, **options: Any) -> int:
     """Find every fault in FILE and count its supervised tokens.
 
-    FILE is anything that `train` takes. Exit code 2 where training would refuse it; with --fix,
-    where no repaired copy could be written.
+    FILE is anything that `train` takes. The exit code is 2 if training would refuse it; with --fix,
+    if no repaired copy could be written.
     """
     from qwen_local.console.visible import visible
     from qwen_local.inspection.check_page import describe
@@ -94,9 +96,11 @@ def check(output: Path | None, quiet: bool, as_json: bool, **options: Any) -> in
 
 @data.command()
 @data_options
-@click.option("--row", type=click.IntRange(min=1), help="Its number; default 1.")
-@click.option("--line", type=click.IntRange(min=1), help="Its line, as places name it.")
-@click.option("--ids", is_flag=True, help="Token by token, with ids.")
+@click.option("--row", type=click.IntRange(min=1), help="Number of the record; default 1.")
+@click.option(
+    "--line", type=click.IntRange(min=1), help="Line of the record, as in error messages."
+)
+@click.option("--ids", is_flag=True, help="Show every token with its id.")
 @json_option
 def show(row: int | None, line: int | None, ids: bool, as_json: bool, **options: Any) -> None:
     """Show a record of FILE with its context, supervised and cut tokens."""
@@ -115,7 +119,7 @@ def show(row: int | None, line: int | None, ids: bool, as_json: bool, **options:
 
 
 def _job(options: dict[str, Any], *, quiet: bool) -> Job:
-    """The job of a command line, in which only model and data matter."""
+    """Read the job of a command line, of which only model and data are used."""
     from qwen_local.cli.options import read_draft
 
     if options["file"] is None and options["job"] is None:
@@ -127,8 +131,8 @@ def _job(options: dict[str, Any], *, quiet: bool) -> Job:
     sets = (*options["sets"], *(f"data.{key}={value}" for key, value in given.items()))
     draft = read_draft(options["job"], sets=sets, preset="none", flags=flags)
     if not quiet and not draft.sets("model.name"):
-        words = f"Lengths are counted in the tokens of {draft.model.name}: name yours with --model."
-        click.echo(words, err=True)
+        note = f"Lengths are in tokens of {draft.model.name}; choose another model with --model."
+        click.echo(note, err=True)
     return draft.job
 
 

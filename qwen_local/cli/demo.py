@@ -13,14 +13,14 @@ from qwen_local.cli.options import json_option, print_json
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    help="Folder of the runs; default runs/demo-<date>-<n>.",
+    help="Folder for the runs; default runs/demo-<date>-<n>.",
 )
 @json_option
 def demo(output: Path | None, as_json: bool) -> None:
-    """The whole story on the embedded model, on every engine here.
+    """Train, fuse and test the embedded model on every engine of this machine.
 
-    Trains the embedded job on each, compares the curves, and asks held-out questions before and
-    after.
+    Compares the loss curves of the engines, and answers held-out questions before and after
+    training.
     """
     from qwen_local.demo import run_demo
 

@@ -8,10 +8,10 @@ from qwen_local.cli.options import json_option, print_json
 
 
 @click.command()
-@click.option("--hub", is_flag=True, help="Ask the hub, too, whether it can be reached.")
+@click.option("--hub", is_flag=True, help="Also check that the hub can be reached.")
 @json_option
 def doctor(hub: bool, as_json: bool) -> None:
-    """Say what is here, which engine auto takes, and what is missing."""
+    """Show what is installed, which engine auto chooses, and what is missing."""
     from qwen_local.backends.doctor import diagnose
     from qwen_local.backends.hub import ask_hub
     from qwen_local.backends.probe import probe

@@ -29,19 +29,19 @@ if TYPE_CHECKING:
     "--to",
     required=True,
     type=click.Choice(["peft", "mlx", "gguf", "gguf-lora", "ollama"]),
-    help="An adapter's layout, the merged model as GGUF, or that with a Modelfile.",
+    help="Adapter layout, the merged model as GGUF, or GGUF with a Modelfile.",
 )
 @click.option(
     "--outtype",
     type=click.Choice(["f16", "bf16", "q8_0"], case_sensitive=False),
-    help="What a merged GGUF holds its matrices in; default f16. For less, such as Q4_K_M, run "
-    "llama.cpp's llama-quantize on it.",
+    help="Number type of the matrices of a merged GGUF; default f16. For smaller ones, such as "
+    "Q4_K_M, run llama.cpp's llama-quantize on it.",
 )
-@click.option("--name", help="What a GGUF calls the fine-tune; default the run's folder.")
+@click.option("--name", help="Name of the model in the GGUF; default the run's folder.")
 @click.option(
     "--thinking/--no-thinking",
     default=None,
-    help="How answers begin in Ollama; by default as the adapter was trained.",
+    help="Thinking mode in Ollama; default as in the adapter's training.",
 )
 @push_options
 @backend_option
@@ -59,10 +59,10 @@ def export(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Take an adapter to PEFT, mlx-lm, llama.cpp or Ollama.
+    """Convert an adapter for PEFT, mlx-lm, llama.cpp or Ollama.
 
-    What is written is proved: the same text goes through the live adapter and through what is in
-    the files; nothing is left behind where they differ.
+    The result is tested: the written files and the adapter in memory compute the same text. If they
+    differ, the files are removed.
     """
     from qwen_local.console.log import talk
     from qwen_local.export.export import export as run
@@ -71,12 +71,14 @@ def export(
 
     faults = []
     if outtype is not None and to not in ("gguf", "ollama"):
-        problem = f"is of a merged GGUF, and --to {to} has none"
+        problem = f"applies to a merged GGUF, which --to {to} does not write"
         faults.append(Fault("--outtype", problem, "leave it out"))
     if name is not None and to in ("peft", "mlx"):
-        faults.append(Fault("--name", f"is of a GGUF, and --to {to} is none", "leave it out"))
+        faults.append(
+            Fault("--name", f"applies to a GGUF, which --to {to} does not write", "leave it out")
+        )
     if thinking is not None and to != "ollama":
-        problem = f"is of a Modelfile, and --to {to} has none"
+        problem = f"applies to a Modelfile, which --to {to} does not write"
         faults.append(Fault("--thinking", problem, "leave it out"))
     if faults:
         raise InputError(faults)

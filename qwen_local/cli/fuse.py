@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     type=click.Choice(QUANTIZATIONS),
     default="none",
     show_default=True,
-    help="Quantize the merged model again, and say what that costs.",
+    help="Quantize the merged model again, and measure the error.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "bfloat16", "float16", "float32"]),
     default="auto",
     show_default=True,
-    help="Of the merged weights; auto = as the base.",
+    help="Number type of the merged weights; auto = as in the base model.",
 )
 @push_options
 @backend_option
@@ -53,10 +53,10 @@ def fuse(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Merge an adapter into its base model, and prove the result.
+    """Merge an adapter into its base model, and test the result.
 
-    The weights are those that the adapter was trained on: after training on a quantized base, its
-    dequantized ones. Nothing is left behind where the merged model differs from the live adapter.
+    The adapter is merged into the weights that it was trained on: for a quantized base model, the
+    dequantized ones. If the merged model and the adapter in memory differ, nothing is kept.
     """
     from qwen_local.console.log import talk
     from qwen_local.export.fuse import fuse as run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -15,25 +15,23 @@ from qwen_local.cli.options import (
     json_option,
     print_json,
     quiet_option,
-    take_wishes,
+    take_request,
+    take_sampling,
 )
 from qwen_local.errors import InputError
 
-if TYPE_CHECKING:
-    from qwen_local.inference.sampling_options import Wishes
-
 
 @click.command()
-@click.option("--prompt", help="The question; - reads it from stdin.")
+@click.option("--prompt", help="Prompt to answer; - reads it from stdin.")
 @click.option(
     "--batch",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A file with a question in each row: see docs/chat.md.",
+    help="File of prompts, one in each row; see docs/chat.md.",
 )
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Where --batch puts a row for each; what is there already is not answered again.",
+    help="File for the answers of --batch; rows that are answered already are skipped.",
 )
 @answer_options
 @click.option(
@@ -41,7 +39,7 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     default=256,
     show_default=True,
-    help="Longest answer.",
+    help="Maximum answer length.",
 )
 @backend_option
 @device_option
@@ -57,29 +55,27 @@ def generate(
 ) -> None:
     """Answer one prompt, or every row of a file.
 
-    The answer to a prompt is drawn as the model's generation_config.json says, unless an option
-    says otherwise; rows of a file are answered by the likeliest tokens.
+    The answer to a prompt is sampled with the settings in the model's generation_config.json,
+    which the options override; rows of a file are answered greedily.
     """
-    wishes = take_wishes(options)
     match prompt, batch, output:
         case str(), None, None:
-            _answer_one(prompt, wishes, quiet=quiet, as_json=as_json, **options)
+            _answer_one(prompt, quiet=quiet, as_json=as_json, **options)
         case None, Path(), Path():
-            _answer_file(batch, output, wishes, quiet=quiet, as_json=as_json, **options)
+            _answer_batch(batch, output, quiet=quiet, as_json=as_json, **options)
         case None, Path(), None:
-            problem = "expected the file that its answers go to; found none"
+            problem = "expected --output for the answers; found none"
             raise InputError.at("--batch", problem, "add --output, for example answers.jsonl")
         case str(), None, Path():
-            problem = "is for --batch; an answer to --prompt goes to stdout"
+            problem = "has no effect without --batch; the answer to --prompt goes to stdout"
             raise InputError.at("--output", problem, "leave it out")
         case _:
             given = "neither" if prompt is None else "both"
-            problem = f"expected one question or a file of them (--batch); found {given}"
-            raise InputError.at("--prompt", problem)
+            raise InputError.at("--prompt", f"expected either --prompt or --batch; found {given}")
 
 
 def _answer_one(
-    prompt: str, wishes: Wishes, *, quiet: bool, as_json: bool, max_tokens: int, **options: Any
+    prompt: str, *, quiet: bool, as_json: bool, max_tokens: int, **options: Any
 ) -> None:
     from qwen_local.cli.chat_ui.terminal import Screen
     from qwen_local.console.log import talk
@@ -87,30 +83,29 @@ def _answer_one(
 
     screen = Screen.open()
     with talk(quiet=quiet):
-        said = answer(
+        found = answer(
+            take_request(options),
+            options=take_sampling(options),
             prompt=_read_stdin() if prompt == "-" else prompt,
             max_tokens=max_tokens,
-            wishes=wishes,
             show=(lambda text: None) if as_json else screen.write,
             **options,
         )
     if as_json:
-        print_json(said.to_json())
+        print_json(found.to_json())
         return
     screen.write("\n")
-    if said.finish_reason == "length" and not quiet:
-        click.echo(f"(cut off after {max_tokens} tokens: see --max-tokens)", err=True)
+    if found.finish_reason == "length" and not quiet:
+        click.echo(f"(cut off after {max_tokens} tokens; see --max-tokens)", err=True)
 
 
-def _answer_file(
-    batch: Path, output: Path, wishes: Wishes, *, quiet: bool, as_json: bool, **options: Any
-) -> None:
+def _answer_batch(batch: Path, output: Path, *, quiet: bool, as_json: bool, **options: Any) -> None:
     from qwen_local.console.log import talk
-    from qwen_local.inference.batch import answer_file, check_greedy
+    from qwen_local.inference.batch import answer_prompts, check_greedy
 
-    check_greedy(wishes)
+    check_greedy(take_sampling(options))
     with talk(quiet=quiet):
-        summary = answer_file(batch, output, quiet=quiet, **options)
+        summary = answer_prompts(take_request(options), batch, output, quiet=quiet, **options)
     if as_json:
         print_json(summary.to_json())
     else:
@@ -118,7 +113,7 @@ def _answer_file(
 
 
 def _read_stdin() -> str:
-    """All of stdin as UTF-8, but for the line end that `echo` adds."""
+    """Read all of stdin as UTF-8, without the line end that `echo` adds."""
     from qwen_local.datasets.faults import unusable
 
     if sys.stdin is None:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from qwen_local.inference.sampling_options import Wishes
+    from qwen_local.inference.sampling_options import SamplingOptions
     from qwen_local.job.schema import Draft
+    from qwen_local.resolve.request import Request
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -33,14 +34,14 @@ device_option = click.option(
     type=click.Choice(["auto", "gpu", "cpu"]),
     default="auto",
     show_default=True,
-    help="Where it computes; either engine runs on a CPU.",
+    help="Device; either engine runs on a CPU.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-quiet_option = click.option("--quiet", is_flag=True, help="No progress, no talk on stderr.")
+quiet_option = click.option("--quiet", is_flag=True, help="Print nothing but errors on stderr.")
 
 
 def job_options(command: Command) -> Command:
-    """JOB, the flags for what people change most, `--set` and `--preset`."""
+    """Add JOB, the options for the most common keys, `--set` and `--preset`."""
     decorators = [
         click.argument(
             "job",
@@ -50,47 +51,53 @@ def job_options(command: Command) -> Command:
         click.option("--model", help="Hub id, local folder, or qwen-local/tiny."),
         click.option("--data", help="File, folder or hub id to train on."),
         click.option("--eval-data", help="File, folder or hub id to evaluate on."),
-        click.option("--epochs", type=int, help="Passes over the data."),
-        click.option("--steps", type=int, help="Optimizer steps, instead of epochs."),
-        click.option("--batch-size", type=int, help="Rows of an optimizer step."),
-        click.option("--learning-rate", type=float, help="Highest learning rate."),
+        click.option("--epochs", type=int, help="Number of passes over the data."),
+        click.option("--steps", type=int, help="Number of optimizer steps, instead of epochs."),
+        click.option("--batch-size", type=int, help="Rows per optimizer step."),
+        click.option("--learning-rate", type=float, help="Peak learning rate."),
         click.option("--lora-rank", type=int, help="Rank of the adapter."),
         click.option(
-            "--lora-alpha", type=float, help="The scale is alpha / rank; default 2 x rank."
+            "--lora-alpha",
+            type=float,
+            help="Scale of the adapter times its rank; default 2 x rank.",
         ),
-        click.option("--lora-dropout", type=float, help="Share of inputs dropped."),
+        click.option(
+            "--lora-dropout", type=float, help="Dropout probability of the adapter's inputs."
+        ),
         click.option(
             "--quantization",
             type=click.Choice(QUANTIZATIONS),
-            help="Of the frozen model (QLoRA).",
+            help="Quantize the frozen base model (QLoRA).",
         ),
-        click.option("--max-length", type=int, help="Longest row in tokens."),
-        click.option("--seed", type=int, help="Of order, adapter start and dropout."),
-        click.option("--output", help="Folder of the run; default runs/<model>-<date>-<n>."),
+        click.option("--max-length", type=int, help="Maximum row length in tokens."),
+        click.option(
+            "--seed", type=int, help="Seed of row order, adapter initialization and dropout."
+        ),
+        click.option("--output", help="Run directory; default runs/<model>-<date>-<n>."),
         click.option(
             "--set",
             "sets",
             multiple=True,
             metavar="KEY=VALUE",
-            help="Any key of the job: train.schedule=linear. docs/job.md has them.",
+            help="Set any key of the job, such as train.schedule=linear; see docs/job.md.",
         ),
         click.option(
             "--preset",
             type=click.Choice(PRESETS),
             default="auto",
             show_default=True,
-            help="Fills what was left out, by the size of the model.",
+            help="Defaults for the keys that are not set; auto chooses by model size.",
         ),
     ]
     return _decorated(command, decorators)
 
 
 def answer_options(command: Command) -> Command:
-    """Who answers, with what before the question, and how the answer is drawn."""
+    """Add the options of `generate` and `chat`: model, adapter, prompt and sampling."""
     decorators = [
         click.option(
             "--model",
-            help="Hub id, local folder, or qwen-local/tiny; default the one the adapter names.",
+            help="Hub id, local folder, or qwen-local/tiny; default the adapter's base model.",
         ),
         click.option("--revision", help="Commit, branch or tag of a hub model."),
         click.option(
@@ -101,27 +108,37 @@ def answer_options(command: Command) -> Command:
         click.option(
             "--quantization",
             type=click.Choice(QUANTIZATIONS),
-            help="Of the model; default as the adapter was trained.",
+            help="Quantize the base model; default as in the adapter's training.",
         ),
         click.option("--system", help="System message."),
         click.option(
             "--thinking/--no-thinking",
             default=None,
-            help="For models that can do both; by default as the adapter was trained.",
+            help="Thinking mode, for models that have one; default as in the adapter's training.",
         ),
-        click.option("--temperature", type=float, help="How freely to draw; 0 = not at all."),
-        click.option("--top-p", type=float, help="Draw from the likeliest with this probability."),
-        click.option("--top-k", type=int, help="Draw from this many tokens; 0 = all."),
-        click.option("--min-p", type=float, help="Draw from tokens this near to the likeliest."),
-        click.option("--repetition-penalty", type=float, help="Above 1: say less of it again."),
-        click.option("--greedy", is_flag=True, help="Always the likeliest token."),
-        click.option("--seed", type=int, help="Repeats what was drawn."),
+        click.option("--temperature", type=float, help="Sampling temperature; 0 = greedy."),
+        click.option(
+            "--top-p",
+            type=float,
+            help="Sample from the most probable tokens with this total probability.",
+        ),
+        click.option(
+            "--top-k", type=int, help="Sample from this many most probable tokens; 0 = all."
+        ),
+        click.option(
+            "--min-p", type=float, help="Minimum probability, relative to the most probable token."
+        ),
+        click.option(
+            "--repetition-penalty", type=float, help="Above 1, earlier tokens are less probable."
+        ),
+        click.option("--greedy", is_flag=True, help="Always take the most probable token."),
+        click.option("--seed", type=int, help="Seed of the sampling."),
     ]
     return _decorated(command, decorators)
 
 
 def export_options(command: Command) -> Command:
-    """What is exported to where: the fields of `qwen_local.export.opening.Given`."""
+    """Add the options for the fields of `qwen_local.export.opening.Given`."""
     decorators = [
         click.option(
             "--adapter",
@@ -133,56 +150,74 @@ def export_options(command: Command) -> Command:
             "--output",
             required=True,
             type=click.Path(path_type=Path),
-            help="Folder to make.",
+            help="New folder for the result.",
         ),
-        click.option("--model", help="The base model; default the one that the adapter names."),
+        click.option("--model", help="Base model; default the one that the adapter names."),
         click.option("--revision", help="Commit, branch or tag of a hub model."),
         click.option(
             "--quantization",
             type=click.Choice(QUANTIZATIONS),
-            help="What the base was held in while training; default as recorded.",
+            help="Quantization of the base model in training; default as recorded.",
         ),
     ]
     return _decorated(command, decorators)
 
 
 def push_options(command: Command) -> Command:
-    """Whether the finished folder goes to the hub."""
+    """Add the options for uploading the result to the hub."""
     decorators = [
         click.option(
             "--push-to-hub",
             metavar="OWNER/NAME",
             help="Upload the finished folder to the hub: weights, configurations, card.",
         ),
-        click.option("--private", is_flag=True, help="With --push-to-hub: not for the public."),
+        click.option(
+            "--private", is_flag=True, help="With --push-to-hub: make the repository private."
+        ),
     ]
     return _decorated(command, decorators)
 
 
 def _decorated(command: Command, decorators: Sequence[Callable[[Command], Command]]) -> Command:
-    """The command with these options, in their order in `--help`."""
+    """Return the command with these options, in their order in `--help`."""
     for decorator in reversed(decorators):
         command = decorator(command)
     return command
 
 
-def take_wishes(options: dict[str, Any]) -> Wishes:
-    """The sampling options out of those of a command."""
-    from qwen_local.inference.sampling_options import Wishes
+def take_request(options: dict[str, Any]) -> Request:
+    """Move the model, the adapter and where they run out of the options of a command."""
+    from qwen_local.resolve.request import Request
 
-    return Wishes(**{field.name: options.pop(field.name) for field in fields(Wishes)})
+    keys = ("model", "revision", "adapter", "quantization", "backend", "device")
+    return Request(**{key: options.pop(key) for key in keys})
+
+
+def take_sampling(options: dict[str, Any]) -> SamplingOptions:
+    """Move the sampling options out of the options of a command."""
+    from qwen_local.inference.sampling_options import SamplingOptions
+
+    return SamplingOptions(
+        **{field.name: options.pop(field.name) for field in fields(SamplingOptions)}
+    )
 
 
 def read_draft(
     job: Path | None, *, sets: tuple[str, ...], preset: str, flags: dict[str, Any]
 ) -> Draft:
-    """The job of a command line; `flags` are named as Python names them."""
+    """Read the job of a command line.
+
+    Args:
+        job: the job file; None for the default job.
+        sets: values of `--set`.
+        preset: value of `--preset`.
+        flags: value by option, with underscores; None if not given.
+    """
     from qwen_local.job.schema import read_job
 
-    given = {f"--{name.replace('_', '-')}": value for name, value in flags.items()}
-    return read_job(job, sets=sets, flags=given, preset=preset)
+    return read_job(job, sets=sets, flags=flags, preset=preset)
 
 
 def print_json(content: Any) -> None:
-    """One JSON object on stdout. JSON has no NaN: a number that is not finite is a bug."""
+    """Print one JSON object on stdout. JSON has no NaN: a number that is not finite is a bug."""
     click.echo(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))

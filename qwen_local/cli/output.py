@@ -1,4 +1,4 @@
-"""stdout, where a command draws: how wide it is and what it can show."""
+"""Standard output: its width, colors and characters."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from qwen_local.inspection.draw import Canvas
 
 WIDTH = 100
-"""Columns where there is no terminal to ask."""
+"""Columns without a terminal."""
 MARKS = "⟦█⟧"
 
 
 def canvas_of_stdout() -> Canvas:
-    """What stdout can take; NO_COLOR and a terminal without colors are obeyed."""
+    """Return the width and abilities of stdout; respects NO_COLOR and TERM=dumb."""
     from qwen_local.inspection.draw import Canvas
 
-    if sys.stdout is None:  # closed: nobody reads it
+    if sys.stdout is None:  # closed
         return Canvas()
     terminal = sys.stdout.isatty()
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
@@ -33,7 +33,7 @@ def canvas_of_stdout() -> Canvas:
 
 
 def takes(text: str, encoding: str) -> bool:
-    """Whether a text can be written in this encoding.
+    """Return True if a text can be written in this encoding.
 
     >>> takes("⟦", "utf-8"), takes("⟦", "latin-1")
     (True, False)
@@ -46,6 +46,6 @@ def takes(text: str, encoding: str) -> bool:
 
 
 def print_text(text: str) -> None:
-    """The result, on stdout; characters that it cannot take become their codes."""
+    """Print on stdout; characters that its encoding lacks become escape codes."""
     encoding = "utf-8" if sys.stdout is None else sys.stdout.encoding
     click.echo(text.encode(encoding, "backslashreplace").decode(encoding))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qwen_local.job.schema import Draft
 
 MACHINES = ["m4-pro-24", "m4-pro-48", "rtx-3090", "a800"]
-"""`qwen_local.training.named_machines.NAMED`, here so that `--help` stays quick (tested)."""
+"""Keys of `qwen_local.training.named_machines.NAMED`; a copy keeps `--help` fast (tested)."""
 
 
 @click.command()
@@ -31,7 +31,7 @@ MACHINES = ["m4-pro-24", "m4-pro-48", "rtx-3090", "a800"]
     "--for",
     "elsewhere",
     type=click.Choice(MACHINES),
-    help="Plan for another machine than this one.",
+    help="Plan for this machine instead of the present one.",
 )
 @json_option
 def plan(
@@ -44,7 +44,7 @@ def plan(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Say what JOB would do: counts, steps, data, memory. No weights are loaded."""
+    """Show what JOB would do: counts, steps, data, memory. No weights are loaded."""
     draft = read_draft(job, sets=sets, preset=preset, flags=flags)
     print_plan(draft, backend=backend, device=device, elsewhere=elsewhere, as_json=as_json)
 
@@ -52,12 +52,19 @@ def plan(
 def print_plan(
     draft: Draft, *, backend: str, device: str, as_json: bool, elsewhere: str | None = None
 ) -> None:
-    """What `plan` and `train --dry-run` print."""
+    """Print the page of `plan` and `train --dry-run`, with the flags of `train`."""
+    from qwen_local.cli.flags import command_of, flags_of, text_with_flags, with_flags
     from qwen_local.training.plan import plan_job
     from qwen_local.training.plan_page import plan_json, plan_page
 
     plan = plan_job(draft, backend=backend, device=device, elsewhere=elsewhere)
-    if as_json:
-        print_json(plan_json(plan, elsewhere))
-    else:
-        click.echo(plan_page(plan, elsewhere))
+    program = click.get_current_context().find_root().command
+    flags = flags_of(command_of(program, ["train"]))  # of which `plan` has only some
+    if not as_json:
+        click.echo(text_with_flags(plan_page(plan, elsewhere), flags))
+        return
+    content = plan_json(plan, elsewhere)
+    content["data"] = text_with_flags(content["data"], flags)
+    content["memory_hint"] = text_with_flags(content["memory_hint"] or "", flags) or None
+    content["refusals"] = [with_flags(message, flags) for message in content["refusals"]]
+    print_json(content)

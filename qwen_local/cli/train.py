@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from qwen_local.cli.flags import JoinedOption
 from qwen_local.cli.options import (
     backend_option,
     device_option,
@@ -21,15 +23,8 @@ from qwen_local.training.child import this_child
 RESUME = "--resume"
 
 
-class _ResumeOption(click.Option):
-    """Its value, if it has one, comes after `=`."""
-
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
-        return f"{RESUME}[=CHECKPOINT]", self.help or ""
-
-
 class _Train(click.Command):
-    """Click lets an option's optional value be the next word: `--resume job.yaml` would be one."""
+    """Keeps the word after `--resume` from being its value, as click would have it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[__name__] = tuple(args)
@@ -44,8 +39,9 @@ class _Train(click.Command):
 @device_option
 @click.option(
     RESUME,
-    cls=_ResumeOption,
-    help="Go on from the run's newest checkpoint, or from this one; without JOB by its own job.",
+    cls=JoinedOption,
+    metavar="CHECKPOINT",
+    help="Continue from the newest checkpoint, or from this one; without JOB, with the run's own.",
 )
 @click.option("--dry-run", is_flag=True, help="Plan only: no weights are loaded.")
 @quiet_option
@@ -67,22 +63,16 @@ def train(
 ) -> int:
     """Train the adapter that JOB describes.
 
-    Without JOB and --model the embedded job: the tiny model on its sample data.
+    Without JOB and --model, train the embedded job: the tiny model on its sample data.
     """
-    if job is None and resume is not None:
-        from qwen_local.training.resume import find_run, job_of_run
+    read = partial(read_draft, sets=sets, preset=preset, flags=flags)
+    if resume is None:
+        draft = read(job)
+    else:
+        from qwen_local.training.resume import draft_to_resume
 
-        job = job_of_run(resume)
-        if job is None:  # it is no path: the flags say which run is meant
-            given = read_draft(None, sets=sets, preset=preset, flags=flags)
-            run_meant = find_run(given, resume, any_model=not given.sets("model.name"))
-            resume = str(run_meant.path)
-            job = job_of_run(resume)
-    draft = read_draft(job, sets=sets, preset=preset, flags=flags)
-    if dry_run and resume is not None:
-        from qwen_local.training.resume import find_run
-
-        find_run(draft, resume)  # says where there is none
+        draft, point = draft_to_resume(job, resume, read)
+        resume = str(point.path)
     if dry_run:
         from qwen_local.cli.plan import print_plan
 

@@ -1,4 +1,4 @@
-"""A file of questions, answered in batches; what is answered stays answered, whatever happens."""
+"""Answer a file of prompts in batches; an interrupted file continues where it stopped."""
 
 from __future__ import annotations
 
@@ -13,117 +13,108 @@ from typing import Any
 from tqdm import tqdm
 
 from qwen_local.errors import DatasetError, Fault, InputError
-from qwen_local.inference.answer_file import Answers
-from qwen_local.inference.generator import Answer, Answerer, Prompt
-from qwen_local.inference.prompt_file import Question, read_questions
-from qwen_local.inference.sampling_options import ALLOWED, GREEDY, Wishes
+from qwen_local.inference.answer_file import AnswerFile
+from qwen_local.inference.generator import Answer, Generator, Prompt
+from qwen_local.inference.prompt_file import PromptRow, read_prompts
+from qwen_local.inference.sampling_options import ALLOWED, SamplingOptions
+from qwen_local.resolve.request import Request
 
 WINDOW = 128
-"""Rows among which batches are put together by length; answers come in the order of the file, so as
-many may wait for one that comes late."""
+"""Rows from which batches of similar length are formed. Answers are written in the order of the
+file, so this is also the most rows that can wait for one answer, and that a kill can lose."""
 ROWS = 32
-"""Rows of a batch, at most."""
+"""Maximum rows of a batch."""
 POSITIONS = 1 << 14
-"""Padded positions of a batch, answers included, at most; a longer row is alone. Their keys and
-values take 1.9 GB of Qwen3-1.7B in bfloat16."""
+"""Maximum padded positions of a batch, answers included; a longer row is its own batch. Their keys
+and values take 1.9 GB for Qwen3-1.7B in bfloat16."""
 
 log = logging.getLogger("qwen_local")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """What came of a file, as `generate --batch --json` prints it."""
+    """Result of a batch; `generate --batch --json` prints it."""
 
     rows: int
-    """Of the file."""
+    """Rows of the file."""
     before: int
-    """Rows that an earlier run had answered."""
+    """Rows that earlier runs answered."""
     answered: int
-    """Rows that this one did, those that are too long among them."""
+    """Rows that this run wrote, including those that are too long."""
     too_long: int
-    """Of these, rows that leave no room for an answer."""
+    """Rows of this run that leave no room for an answer."""
     output: str
     tokens_per_second: float | None
-    """Generated in this run; None where nothing was."""
+    """Generation speed of this run; None if it generated nothing."""
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary."""
+        """Return a plain dictionary."""
         return asdict(self)
 
 
-def check_greedy(wishes: Wishes) -> None:
-    """Refuse flags that ask for draws: a batch takes the likeliest token each time.
+def check_greedy(options: SamplingOptions) -> None:
+    """Reject options that would sample: batches are greedy.
 
     Raises:
-        InputError: every flag at once.
+        InputError: all such options.
     """
     faults = [
-        Fault(
-            f"--{key.replace('_', '-')}",
-            "--batch takes the likeliest token each time, and draws nothing",
-            "leave it out",
-        )
+        Fault(key, "has no effect: batches are always greedy", "leave it out")
         for key in ALLOWED
-        if getattr(wishes, key) is not None and (key, getattr(wishes, key)) != ("temperature", 0)
+        if getattr(options, key) is not None and (key, getattr(options, key)) != ("temperature", 0)
     ]
     if faults:
         raise InputError(faults)
 
 
-def answer_file(
-    batch: Path, output: Path, *, system: str | None, max_tokens: int, quiet: bool, **opening: Any
+def answer_prompts(
+    request: Request,
+    batch: Path,
+    output: Path,
+    *,
+    system: str | None,
+    max_tokens: int,
+    thinking: bool | None = None,
+    quiet: bool = False,
 ) -> Summary:
-    """Answer every row of a file that is not answered yet.
+    """Answer every row of a file that has no answer yet.
 
     Args:
-        batch: see `read_questions`.
-        output: takes a row for each, in their order: `id`, the question, `answer`,
+        request: see `Generator`.
+        batch: the prompts; see `read_prompts`.
+        output: gets a row for each prompt, in the same order: `id`, the prompt, `answer`,
             `finish_reason` (`stop`, `length` or `too_long`), `prompt_tokens`, `completion_tokens`.
-        system: the system message of rows that have none.
-        max_tokens: the longest answer.
-        quiet: show no progress.
-        **opening: as for `Answerer`, but for the wishes.
+        system: system message of rows without their own.
+        max_tokens: maximum answer length.
+        thinking: see `Generator`.
+        quiet: True for no progress bar.
 
     Raises:
-        InputError: rows cannot be asked, or the output is of another command.
+        InputError: rows cannot be answered, or another command wrote the output.
         RunBusyError: another process writes to the output.
     """
-    questions = read_questions(batch)
-    for key, count in questions.ignored.items():
-        log.warning("%s: the key %s means nothing here (rows: %d)", batch, key, count)
-    rows = questions.rows
-    with Answers(output) as answers:
-        before = answers.take_up(rows)
+    prompts = read_prompts(batch)
+    for key, count in prompts.ignored.items():
+        log.warning("%s: unknown key %s is ignored (rows: %d)", batch, key, count)
+    rows = prompts.rows
+    with AnswerFile(output) as answers:
+        before = answers.resume(rows)
         if before:
             log.info("%s: %d of %d rows are answered already", output, before, len(rows))
-        model = Answerer(wishes=GREEDY, **opening)
-        log.info("%s", model.about)
-        asked = {"max_tokens": max_tokens, "system": system}
-        answers.settle({**asked, **model.identity()}, begun=before > 0)
-        work = _Work(model, answers, system=system, max_tokens=max_tokens)
+        generator = Generator(request, thinking=thinking)
+        log.info("%s", generator.about)
+        limits = {"max_tokens": max_tokens, "system": system}
+        answers.write_settings({**limits, **generator.identity()}, resumed=before > 0)
+        work = _Work(generator, answers, system=system, max_tokens=max_tokens)
         try:
-            with _bar(len(rows), before, quiet=quiet) as bar:
-                for start in range(before, len(rows), WINDOW):
-                    for written in work.answer(rows[start : start + WINDOW]):
-                        bar.set_postfix_str(f"{work.rate or 0:,.0f} tok/s", refresh=False)
-                        bar.update(written)
+            work.run(rows, before, quiet=quiet)
         except KeyboardInterrupt:
             done = before + work.written
-            log.info("%s: %d of %d rows; the same command goes on", output, done, len(rows))
+            log.info(
+                "%s: %d of %d rows; run the command again to continue", output, done, len(rows)
+            )
             raise
-    log.info(
-        "%d rows answered%s",
-        work.written - work.too_long,
-        f", {work.cut} of them cut off at {max_tokens} tokens (--max-tokens)" if work.cut else "",
-    )
-    if work.too_long:
-        log.warning(
-            "%d of %d rows leave no room for %d tokens in the model's %d positions (too_long)",
-            work.too_long,
-            work.written,
-            max_tokens,
-            model.positions,
-        )
+    work.log_result()
     return Summary(
         rows=len(rows),
         before=before,
@@ -135,25 +126,46 @@ def answer_file(
 
 
 class _Work:
-    """Answers window by window, and counts."""
+    """Answers the rows window by window, and counts."""
 
     def __init__(
-        self, model: Answerer, answers: Answers, *, system: str | None, max_tokens: int
+        self, generator: Generator, answers: AnswerFile, *, system: str | None, max_tokens: int
     ) -> None:
-        self._model, self._answers = model, answers
+        self._generator, self._answers = generator, answers
         self._system, self._max_tokens = system, max_tokens
         self.written = self.too_long = self.cut = 0
         self._tokens, self._seconds = 0, 0.0
 
     @property
     def rate(self) -> float | None:
-        """Tokens generated in a second; None where nothing was."""
+        """Generated tokens per second; None if none were generated."""
         return self._tokens / self._seconds if self._seconds else None
 
-    def answer(self, questions: Sequence[Question]) -> Iterator[int]:
-        """Answer these; yield how many more rows are written, each time that some are."""
-        prompts = self._prompts(questions)
-        room = self._model.positions - self._max_tokens
+    def run(self, rows: Sequence[PromptRow], done: int, *, quiet: bool) -> None:
+        """Answer the rows after the first `done`, with a progress bar."""
+        with _bar(len(rows), done, quiet=quiet) as bar:
+            for start in range(done, len(rows), WINDOW):
+                for written in self._answer(rows[start : start + WINDOW]):
+                    bar.set_postfix_str(f"{self.rate or 0:,.0f} tok/s", refresh=False)
+                    bar.update(written)
+
+    def log_result(self) -> None:
+        """Log the number of answers, and of those that are cut off or missing."""
+        cut = f", {self.cut} of them cut off at {self._max_tokens} tokens" if self.cut else ""
+        log.info("%d rows answered%s", self.written - self.too_long, cut)
+        if self.too_long:
+            log.warning(
+                "%d of %d rows leave no room for %d tokens in the model's %d positions (too_long)",
+                self.too_long,
+                self.written,
+                self._max_tokens,
+                self._generator.positions,
+            )
+
+    def _answer(self, rows: Sequence[PromptRow]) -> Iterator[int]:
+        """Answer the rows of a window; yield the number of rows after each write."""
+        prompts = self._prompts(rows)
+        room = self._generator.positions - self._max_tokens
         lengths = [len(prompt.ids) for prompt in prompts]
         ready = {i: _too_long(length) for i, length in enumerate(lengths) if length > room}
         self.too_long += len(ready)
@@ -161,30 +173,35 @@ class _Work:
         fitting = {i: length for i, length in enumerate(lengths) if length <= room}
         for chosen in [*batches(fitting, self._max_tokens), []]:
             if chosen:
-                began = time.monotonic()
-                said = self._model.go_on([prompts[i] for i in chosen], max_tokens=self._max_tokens)
-                self._seconds += time.monotonic() - began
-                self._tokens += sum(answer.completion_tokens for answer in said)
-                self.cut += sum(answer.finish_reason == "length" for answer in said)
-                ready.update(zip(chosen, said, strict=True))
-            rows = []
+                answers = self._generate([prompts[i] for i in chosen])
+                ready.update(zip(chosen, answers, strict=True))
+            # Batches are formed by length, so an answer waits here for the rows before it.
+            written = []
             while done in ready:
-                rows.append(_row(questions[done], ready.pop(done)))
+                written.append(_row(rows[done], ready.pop(done)))
                 done += 1
-            self._answers.write(rows)
-            self.written += len(rows)
-            yield len(rows)
+            self._answers.write(written)
+            self.written += len(written)
+            yield len(written)
 
-    def _prompts(self, questions: Sequence[Question]) -> list[Prompt]:
+    def _generate(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        started = time.monotonic()
+        answers = self._generator.generate(prompts, max_tokens=self._max_tokens)
+        self._seconds += time.monotonic() - started
+        self._tokens += sum(answer.completion_tokens for answer in answers)
+        self.cut += sum(answer.finish_reason == "length" for answer in answers)
+        return answers
+
+    def _prompts(self, rows: Sequence[PromptRow]) -> list[Prompt]:
         prompts: list[Prompt] = []
         faults: list[Fault] = []
-        for question in questions:
+        for row in rows:
             try:
-                messages = question.behind(self._system)
-                prompts.append(self._model.prompt(messages, question.example.tools))
+                messages = row.with_system(self._system)
+                prompts.append(self._generator.prompt(messages, row.example.tools))
             except DatasetError as error:
                 faults += [
-                    Fault(f"{question.example.where}: {fault.where}", fault.problem, fault.hint)
+                    Fault(f"{row.example.where}: {fault.where}", fault.problem, fault.hint)
                     for fault in error.faults
                 ]
         if faults:
@@ -193,11 +210,11 @@ class _Work:
 
 
 def batches(lengths: dict[int, int], max_tokens: int) -> Iterator[list[int]]:
-    """Rows that are answered together: of like length, the longest first.
+    """Group rows of similar length, the longest first.
 
     Args:
-        lengths: tokens of each row's prompt.
-        max_tokens: of an answer.
+        lengths: number of prompt tokens by row.
+        max_tokens: maximum answer length.
 
     >>> list(batches({0: 5, 1: 40_000, 2: 7, 3: 30_000}, 100))
     [[1], [3], [2, 0]]
@@ -214,7 +231,7 @@ def batches(lengths: dict[int, int], max_tokens: int) -> Iterator[list[int]]:
 
 
 def _too_long(prompt_tokens: int) -> Answer:
-    """What stands for the answer to a prompt that leaves no room for one."""
+    """Return the answer of a prompt that leaves no room for one."""
     return Answer(
         text="",
         prompt_tokens=prompt_tokens,
@@ -224,10 +241,10 @@ def _too_long(prompt_tokens: int) -> Answer:
     )
 
 
-def _row(question: Question, answer: Answer) -> dict[str, Any]:
+def _row(prompt: PromptRow, answer: Answer) -> dict[str, Any]:
     return {
-        "id": question.id,
-        **question.asked,
+        "id": prompt.id,
+        **prompt.copied,
         "answer": answer.text,
         "finish_reason": answer.finish_reason,
         "prompt_tokens": answer.prompt_tokens,

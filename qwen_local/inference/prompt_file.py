@@ -31,35 +31,35 @@ ASKING = ("user", "tool")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Question:
+class PromptRow:
     """One row to be answered."""
 
     example: Example
     """The row as it was read; behind `messages`, its content holds the reference answer, if any."""
     id: str | int
-    """Its own, or its number in the file, from 1."""
+    """The row's own id, or its number in the file, from 1."""
     messages: Messages
     """The conversation up to the answer, with the row's own system message first."""
-    asked: Mapping[str, Any]
-    """What the output row repeats: `prompt`, with `system` if it has one, or `messages`; and
+    copied: Mapping[str, Any]
+    """Keys that the output row repeats: `prompt`, with `system` if it has one, or `messages`; and
     `tools`, if it has some."""
 
-    def behind(self, system: str | None) -> Messages:
+    def with_system(self, system: str | None) -> Messages:
         """Return the conversation, with this system message if the row has none."""
         own = self.messages[0]["role"] == "system"
         return self.messages if own else [*system_message(system), *self.messages]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Questions:
+class PromptFile:
     """All rows of a file."""
 
-    rows: tuple[Question, ...]
+    rows: tuple[PromptRow, ...]
     ignored: Mapping[str, int]
     """Number of rows by key that has no meaning here."""
 
 
-def read_questions(path: Path) -> Questions:
+def read_prompts(path: Path) -> PromptFile:
     """Read every row of a file, in its order.
 
     Raises:
@@ -68,7 +68,7 @@ def read_questions(path: Path) -> Questions:
     if kind_of_file(path) is None:
         kinds = ", ".join(READERS)
         raise DatasetError.at(str(path), f"expected one of {kinds}; found {path.suffix or 'none'}")
-    rows: list[Question] = []
+    rows: list[PromptRow] = []
     faults: list[Fault] = []
     ignored: Counter[str] = Counter()
     number = 0
@@ -77,21 +77,21 @@ def read_questions(path: Path) -> Questions:
         if not isinstance(record, Record):
             faults += record
             continue
-        question = _read(record, number)
-        if isinstance(question, tuple):
-            faults += question
+        row = _read(record, number)
+        if isinstance(row, tuple):
+            faults += row
             continue
-        ignored.update(question.example.ignored)
-        rows.append(question)
-    faults += _twice(rows)
+        ignored.update(row.example.ignored)
+        rows.append(row)
+    faults += _repeated_ids(rows)
     if not number:
         faults.append(Fault(str(path), "expected rows; it is empty"))
     if faults:
         raise DatasetError(faults)
-    return Questions(rows=tuple(rows), ignored=ignored)
+    return PromptFile(rows=tuple(rows), ignored=ignored)
 
 
-def _twice(rows: Sequence[Question]) -> Iterator[Fault]:
+def _repeated_ids(rows: Sequence[PromptRow]) -> Iterator[Fault]:
     """Yield a fault for each row with the id of another: ids name their answers."""
     first: dict[str | int, str] = {}
     for row in rows:
@@ -100,7 +100,7 @@ def _twice(rows: Sequence[Question]) -> Iterator[Fault]:
             yield Fault(f"{where}: id", f"{row.id!r:.60} is also the id of {before}")
 
 
-def _read(record: Record, number: int) -> Question | Faults:
+def _read(record: Record, number: int) -> PromptRow | Faults:
     """Read one row, or return its faults.
 
     Args:
@@ -113,36 +113,36 @@ def _read(record: Record, number: int) -> Question | Faults:
         problem = (
             f"expected the key prompt, messages, instruction or conversations; found {some(value)}"
         )
-        hint = 'write the question so: {"prompt": "What color is the sky?"}'
+        hint = 'for example {"prompt": "What color is the sky?"}'
         return (Fault(record.where, problem, hint),)
     example = read_record(record, FORMATS[key], open=True)
     if not isinstance(example, Example):
         return example
-    messages = _up_to_the_question(example)
+    messages = _without_answer(example)
     faults = []
     if messages and not messages[-1]["content"].strip():
         faults.append(Fault(f"{record.where}: {key}", "expected text to answer; it is empty"))
     if not messages or messages[-1]["role"] not in ASKING:
-        problem = "expected a message of the user that is to be answered"
+        problem = "expected a user message to answer"
         faults.append(Fault(f"{record.where}: {key}", problem))
     if faults:
         return tuple(faults)
-    asked: dict[str, Any] = {"messages": messages}
+    copied: dict[str, Any] = {"messages": messages}
     if key == "prompt":
-        asked = {"prompt": value["prompt"]}
+        copied = {"prompt": value["prompt"]}
         if messages[0]["role"] == "system":
-            asked["system"] = value["system"]
+            copied["system"] = value["system"]
     if example.tools:
-        asked["tools"] = list(example.tools)
-    return Question(
+        copied["tools"] = list(example.tools)
+    return PromptRow(
         example=example,
         id=number if example.meta.id is None else example.meta.id,
         messages=messages,
-        asked=asked,
+        copied=copied,
     )
 
 
-def _up_to_the_question(example: Example) -> Messages:
+def _without_answer(example: Example) -> Messages:
     """Return the conversation without the assistant messages at its end."""
     messages = example.content
     assert not isinstance(messages, str)  # only the format text has it so

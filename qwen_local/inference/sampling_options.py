@@ -1,4 +1,4 @@
-"""How answers are drawn: as the model's generation_config.json says, unless flags say otherwise."""
+"""Sampling options: those of the model's generation_config.json, which the caller can override."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SEEDS = 2**31
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wishes:
-    """What the user asks for; None leaves it to the model. See `Sampling`."""
+class SamplingOptions:
+    """Options of the caller; None takes the value of the model. See `Sampling`."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -27,12 +27,12 @@ class Wishes:
     min_p: float | None = None
     repetition_penalty: float | None = None
     greedy: bool = False
-    """Always the likeliest token, whatever the model would have."""
+    """True to take the most probable token, even if the model's file sets a temperature."""
     seed: int | None = None
-    """None: another one each time."""
+    """None for a random seed."""
 
 
-GREEDY = Wishes(greedy=True)
+GREEDY = SamplingOptions(greedy=True)
 
 Allowed = tuple[Callable[[float], bool], str]
 ALLOWED: dict[str, Allowed] = {
@@ -43,18 +43,17 @@ ALLOWED: dict[str, Allowed] = {
     "repetition_penalty": (lambda p: 0.01 <= p <= 100, "a number from 0.01 to 100"),
 }
 NARROWING = ("top_p", "top_k", "min_p")
-"""Settings that mean something only where there is a draw."""
+"""Options that have an effect only if the temperature is above 0."""
 
 
 def sampling_defaults(folder: Path, name: str) -> Sampling:
-    """What a model's generation_config.json says.
+    """Read the sampling settings in a model's generation_config.json.
 
-    Where it does not ask for draws (`do_sample`), or is not there, the likeliest token is taken. A
-    setting that it leaves out narrows nothing.
+    Greedy without this file, or without `do_sample: true` in it. A missing setting has no effect.
 
     Args:
-        folder: of the model.
-        name: the model, as messages name it.
+        folder: folder of the model.
+        name: name of the model in messages.
 
     Raises:
         ModelError: a value is malformed; all of them at once.
@@ -66,22 +65,22 @@ def sampling_defaults(folder: Path, name: str) -> Sampling:
         for key, value in given.items()
         if (problem := _problem(key, value))
     ]
-    draws = config.get("do_sample")
-    if draws not in (None, True, False):
-        problem = f"expected true or false; found {found(draws)}"
+    samples = config.get("do_sample")
+    if samples not in (None, True, False):
+        problem = f"expected true or false; found {found(samples)}"
         faults.append(Fault(f"{where}: do_sample", problem, MODEL_HINT))
     if faults:
         raise ModelError(faults)
-    if not draws:
+    if not samples:
         given = {key: given[key] for key in given if key == "repetition_penalty"}
-    return Sampling(**{"temperature": 1.0 if draws else 0.0, **given})
+    return Sampling(**{"temperature": 1.0 if samples else 0.0, **given})
 
 
 def generation_config(folder: Path, name: str) -> dict[str, Any]:
-    """The content of a model's generation_config.json; nothing where there is none.
+    """Return the content of a model's generation_config.json; empty if there is none.
 
     Raises:
-        ModelError: it is no JSON object.
+        ModelError: it is not a JSON object.
     """
     path, where = folder / FILE, f"{name}: {FILE}"
     if not path.exists():
@@ -98,54 +97,53 @@ def generation_config(folder: Path, name: str) -> dict[str, Any]:
 MODEL_HINT = "take the file from the model's page on the hub, or remove it"
 
 
-def check_wishes(wishes: Wishes) -> None:
-    """Refuse flags that are out of range or exclude each other, before anything is loaded.
+def check_options(options: SamplingOptions) -> None:
+    """Reject options that are out of range or exclude each other, before anything is loaded.
 
     Raises:
-        InputError: every fault at once.
+        InputError: all faults.
     """
-    if faults := list(_faults(wishes)):
+    if faults := list(_faults(options)):
         raise InputError(faults)
 
 
-def _faults(wishes: Wishes) -> Iterator[Fault]:
+def _faults(options: SamplingOptions) -> Iterator[Fault]:
     for key in ALLOWED:
-        value = getattr(wishes, key)
+        value = getattr(options, key)
         if value is not None and (problem := _problem(key, value)):
-            yield Fault(_flag(key), problem, HINTS[key])
-    if wishes.seed is not None and not 0 <= wishes.seed < SEEDS:
-        yield Fault("--seed", f"expected 0 to {SEEDS - 1}; found {wishes.seed}")
-    if wishes.greedy and wishes.temperature:
-        problem = "takes the likeliest token, and --temperature draws"
-        yield Fault("--greedy", problem, "leave one of them out")
+            yield Fault(key, problem, HINTS[key])
+    if options.seed is not None and not 0 <= options.seed < SEEDS:
+        yield Fault("seed", f"expected 0 to {SEEDS - 1}; found {options.seed}")
+    if options.greedy and options.temperature:
+        yield Fault("greedy", "cannot be combined with `temperature`", "leave one of them out")
 
 
 HINTS = {
-    "temperature": "it flattens the odds; for example 0.7, and 0 for the likeliest token",
-    "top_p": "it keeps the likeliest tokens that together have this probability; for example 0.9",
-    "top_k": "it keeps this many tokens; for example 20",
-    "min_p": "it keeps tokens at least this share as likely as the likeliest; for example 0.05",
-    "repetition_penalty": "it makes what was said less likely; for example 1.05, and 1 for none",
+    "temperature": "higher values make answers more random; for example 0.7, or 0 for greedy",
+    "top_p": "sample from the most probable tokens with this total probability; for example 0.9",
+    "top_k": "sample from this many tokens; for example 20",
+    "min_p": "minimum probability of a token relative to the most probable one; for example 0.05",
+    "repetition_penalty": "makes earlier tokens less probable; for example 1.05, or 1 for none",
 }
 
 
-def choose_sampling(defaults: Sampling, wishes: Wishes) -> Sampling:
-    """The model's settings with the user's in their place.
+def choose_sampling(defaults: Sampling, options: SamplingOptions) -> Sampling:
+    """Override the model's settings with the caller's options.
 
     Raises:
-        InputError: a flag would have no effect, because nothing is drawn.
+        InputError: an option has no effect because the answers are greedy.
     """
-    given = {k: v for k, v in asdict(wishes).items() if v is not None and k != "greedy"}
+    given = {k: v for k, v in asdict(options).items() if v is not None and k != "greedy"}
     given.setdefault("seed", secrets.randbelow(SEEDS))
-    if wishes.greedy:
+    if options.greedy:
         given["temperature"] = 0.0
     sampling = replace(defaults, **given)
     if sampling.temperature == 0:
-        mend = "add --temperature, for example --temperature 0.7"
-        if wishes.greedy or wishes.temperature == 0:
-            mend = "leave it out"
+        hint = "also set `temperature`, for example `temperature=0.7`"
+        if options.greedy or options.temperature == 0:
+            hint = "leave it out"
         faults = [
-            Fault(_flag(key), "has no effect where the likeliest token is taken", mend)
+            Fault(key, "has no effect: the answers are greedy", hint)
             for key in NARROWING
             if key in given
         ]
@@ -155,33 +153,26 @@ def choose_sampling(defaults: Sampling, wishes: Wishes) -> Sampling:
 
 
 def describe(sampling: Sampling) -> str:
-    """The settings in force, in words.
+    """Format the settings in words.
 
     >>> describe(Sampling())
-    'the likeliest token each time'
+    'greedy'
     >>> describe(Sampling(temperature=0.6, top_k=20, seed=7))
     'temperature 0.6, top-k 20, seed 7'
     """
-    plain = Sampling()
-    keys = [*ALLOWED, "seed"] if sampling.temperature > 0 else ["repetition_penalty"]
-    values = {key: getattr(sampling, key) for key in keys}
-    said = [
-        f"{key.replace('_penalty', ' penalty').replace('_', '-')} {value:g}"
-        if key != "seed"
-        else f"seed {value}"
-        for key, value in values.items()
-        if key == "seed" or value != getattr(plain, key)
-    ]
-    greedy = [] if sampling.temperature > 0 else ["the likeliest token each time"]
-    return ", ".join([*greedy, *said])
-
-
-def _flag(key: str) -> str:
-    return f"--{key.replace('_', '-')}"
+    neutral = Sampling()
+    samples = sampling.temperature > 0
+    parts = [] if samples else ["greedy"]
+    for key in ALLOWED if samples else ["repetition_penalty"]:
+        value = getattr(sampling, key)
+        if value != getattr(neutral, key):
+            name = key.replace("_penalty", " penalty").replace("_", "-")
+            parts.append(f"{name} {value:g}")
+    return ", ".join([*parts, *([f"seed {sampling.seed}"] if samples else [])])
 
 
 def _problem(key: str, value: Any) -> str | None:
-    """What is wrong with a value, or None."""
-    allowed, wanted = ALLOWED[key]
+    """Return the problem of a value, or None."""
+    allowed, expected = ALLOWED[key]
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return None if number and allowed(value) else f"expected {wanted}; found {found(value)}"
+    return None if number and allowed(value) else f"expected {expected}; found {found(value)}"

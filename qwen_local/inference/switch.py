@@ -1,4 +1,4 @@
-"""One model in memory that answers with its adapter or without it."""
+"""One model in memory that answers with its adapter or without it, as requested."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from qwen_local.backends.base import Arrays, Backend, Completion, Sampling, Sess
 
 
 class Switch:
-    """Puts an adapter's arrays into the model, or none.
+    """Puts an adapter into the model and takes it out again.
 
-    Linear layers without arrays are those of the base. Of a LoRA to the bit: y = W x + scale * 0.
+    Without its arrays, a LoRA layer computes exactly what the base layer does:
+    y = W x + scale * 0.
     """
 
     def __init__(self, engine: Backend, adapter: Arrays) -> None:
-        """Put the adapter on.
+        """Put the adapter into the model.
 
         Args:
-            engine: whose model has room for an adapter.
-            adapter: PEFT names and layout.
+            engine: has a model that was opened with LoRA layers.
+            adapter: arrays with PEFT names and layout.
         """
         self._engine = engine
         self._arrays: dict[bool, Arrays] = {True: adapter, False: {}}
@@ -26,20 +27,20 @@ class Switch:
         self.turn(on=True)
 
     def turn(self, *, on: bool) -> None:
-        """From here on the model answers with the adapter, or without it."""
+        """Use the adapter from now on, or the base model alone."""
         if self._on is not on:
-            self._on = None  # whatever breaks this off leaves a mixture
+            self._on = None  # an interrupt leaves some layers of each
             self._engine.load_adapter(self._arrays[on])
             self._on = on
 
     def session(self, *, on: bool) -> Session:
-        """A conversation of which every token is computed with the adapter, or without it."""
+        """Start a conversation that is always computed with the adapter, or always without it."""
         self.turn(on=on)
         return _Switched(self._engine.session(), lambda: self.turn(on=on))
 
 
 class _Switched:
-    """A session that sees to its weights before it computes anything."""
+    """A session that selects its weights before it computes anything."""
 
     def __init__(self, session: Session, turn: Callable[[], None]) -> None:
         self._session = session

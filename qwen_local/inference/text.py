@@ -1,4 +1,4 @@
-"""Text as a model writes it, token by token: whole characters, thoughts told from the answer."""
+"""Decode a stream of tokens: whole characters, with the reasoning separate from the answer."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from collections.abc import Callable, Sequence
 
 OPEN, CLOSE = "<think>", "</think>"
 HALF = "\N{REPLACEMENT CHARACTER}"
-"""What decoding makes of bytes that are no character, or not yet."""
+"""Decoded form of bytes that are not a complete character."""
 LONGEST = 3
-"""Tokens that the beginning of a character can have: UTF-8 has at most 4 bytes."""
+"""Maximum tokens in an incomplete character: UTF-8 has at most 4 bytes."""
 
 
 class TextStream:
-    """The text of tokens as they come, never half a character.
+    """Decodes tokens one at a time, in whole characters.
 
-    Wide characters and emoji come as several tokens. All pieces together are what decoding all
-    tokens at once gives; what one token costs does not grow with the text.
+    Some characters, such as emoji, take several tokens. The pieces together equal the text of all
+    tokens decoded at once; the cost of a token does not grow with the text.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
-        """Begin with no text.
+        """Start with no text.
 
         Args:
-            decode: the text of tokens, bytes that are no character replaced by U+FFFD.
+            decode: returns the text of tokens, with U+FFFD for bytes that are not a character.
         """
         self._decode = decode
-        self._ids: list[int] = []  # of the text behind the last settled character
-        self._shown = 0  # characters of their text that were given out
+        self._ids: list[int] = []  # tokens after the last complete character
+        self._shown = 0  # number of characters of their text that were returned
 
     def add(self, token: int) -> str:
-        """The characters that this token completes."""
+        """Return the characters that this token completes."""
         if not self._decode([token]):
-            return ""  # a control token, which has no text
+            return ""  # a control token has no text
         self._ids.append(token)
         text = self._decode(self._ids)
         settled = text.removesuffix(HALF)
@@ -39,38 +39,38 @@ class TextStream:
         self._shown = len(settled)
         if settled == text:
             self._ids, self._shown = [], 0
-        elif len(self._ids) > LONGEST:  # the half character begins among the last of them
+        elif len(self._ids) > LONGEST:  # the incomplete character starts in the last ones
             self._ids = self._ids[-LONGEST:]
             self._shown = len(self._decode(self._ids)) - 1
         return piece
 
     def end(self) -> str:
-        """What is left: a character that was never completed."""
+        """Return the rest: a character that was never completed."""
         return self._decode(self._ids)[self._shown :]
 
 
 class Thoughts:
-    """Tells a leading `<think> ... </think>`, its marks included, from the answer behind it."""
+    """Separates a leading `<think> ... </think>`, with its tags, from the answer after it."""
 
     def __init__(self, *, thinking: bool) -> None:
-        """Begin.
+        """Start with no text.
 
         Args:
-            thinking: whether the prompt has opened the block already.
+            thinking: True if the prompt ends within the block.
         """
-        self._mark: str | None = CLOSE if thinking else OPEN  # what would come next; None: nothing
+        self._mark: str | None = CLOSE if thinking else OPEN  # the tag to look for; None for none
         self._rest = ""
 
     def add(self, text: str) -> list[tuple[bool, str]]:
-        """(whether it is thought, text) for each part of the text so far that is told apart."""
+        """Return (True for reasoning, text) for each part that is certain so far."""
         self._rest += text
         parts: list[tuple[bool, str]] = []
         if self._mark == OPEN:
-            begun = self._rest.lstrip()
-            if begun.startswith(OPEN):
+            start = self._rest.lstrip()
+            if start.startswith(OPEN):
                 self._mark = CLOSE
-            elif OPEN.startswith(begun):
-                return []  # it may become one
+            elif OPEN.startswith(start):
+                return []  # it may become the tag
             else:
                 self._mark = None
         if self._mark == CLOSE:
@@ -79,7 +79,7 @@ class Thoughts:
                 self._mark, self._rest = None, after
                 parts.append((True, before + mark))
             else:
-                held = _begun(self._rest, CLOSE)
+                held = _partial(self._rest, CLOSE)
                 self._rest = before[len(before) - held :]
                 parts.append((True, before[: len(before) - held]))
         if self._mark is None:
@@ -88,10 +88,10 @@ class Thoughts:
         return [part for part in parts if part[1]]
 
     def end(self) -> list[tuple[bool, str]]:
-        """What was held back."""
+        """Return the text that was held back."""
         return [(self._mark == CLOSE, self._rest)] if self._rest else []
 
 
-def _begun(text: str, mark: str) -> int:
-    """How many characters at the end of a text may be the beginning of the mark."""
+def _partial(text: str, mark: str) -> int:
+    """Return the number of characters at the end of a text that may start the tag."""
     return next((n for n in range(len(mark) - 1, 0, -1) if text.endswith(mark[:n])), 0)

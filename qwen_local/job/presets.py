@@ -27,7 +27,7 @@ from typing import Literal, TypeAlias, get_args
 
 PresetName: TypeAlias = Literal["auto", "tiny", "small", "medium", "large", "none"]
 PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
-"""Values of `--preset`: chosen by model size, a preset by name, or only the defaults of the job."""
+"""Names of presets: chosen by model size, a preset by name, or only the defaults of the job."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""Read the job file, `--set` and flags into settings, each with its place for error messages.
+"""Read the job file, `key=value` texts and flags into settings, each with its place in messages.
 
 This module knows the syntax and which keys exist; `job/schema.py` checks the values. YAML 1.2 is
 only composed into nodes, never constructed, so a tag cannot create an object: a value is text, a
@@ -24,7 +24,7 @@ Schema: TypeAlias = Mapping[str, tuple[str, ...]]
 
 
 class Order(NamedTuple):
-    """Sort key of a fault: the file first, then `--set`, then flags, each in input order."""
+    """Sort key of a fault: the file first, then `set`, then flags, each in input order."""
 
     source: int
     position: int
@@ -39,7 +39,7 @@ class Setting:
 
     value: object
     where: str
-    """`job.yaml:3: train.learning_rate`, `--set train.learning_rate=fast`, `--learning-rate`."""
+    """`job.yaml:3: train.learning_rate`, `set train.learning_rate=fast`, `learning_rate`."""
     order: Order
 
 
@@ -114,14 +114,14 @@ def file_layer(path: Path, schema: Schema) -> Layer:
 
 
 def set_layer(sets: Sequence[str], schema: Schema) -> Layer:
-    """Read the settings of `--set key=value`; if a key is set twice, the last one wins."""
+    """Read the settings of `key=value` texts; if a key is set twice, the last one wins."""
     layer = Layer()
     for position, text in enumerate(sets):
-        order, where = Order(SETS, position), f"--set {text}"
+        order, where = Order(SETS, position), f"set {text}"
         key, equals, value = text.partition("=")
         section, _, name = key.rpartition(".")
         if not equals:
-            layer.fault(order, where, "expected KEY=VALUE", "for example --set train.epochs=3")
+            layer.fault(order, where, "expected KEY=VALUE", "for example `set=train.epochs=3`")
         elif schema.get(key):
             hint = f"set one of its keys: {_join(schema[key])}"
             layer.fault(order, where, f"{key} is a section", hint)
@@ -141,7 +141,7 @@ def set_layer(sets: Sequence[str], schema: Schema) -> Layer:
 
 
 def flag_layer(flags: Mapping[str, object], keys: Mapping[str, str]) -> Layer:
-    """Convert flag values, keyed by flag (`--epochs`), to settings; None means not given."""
+    """Convert values by flag (`epochs`) to settings; None means not given."""
     given = [(flag, value) for flag, value in flags.items() if value is not None]
     return Layer(
         {

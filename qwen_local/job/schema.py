@@ -6,7 +6,7 @@ only after the first step:
     draft = read_job(Path("job.yaml"), sets=["train.epochs=1"])   # reports every fault at once
     job = draft.complete(parameters)                              # fills the rest from the preset
 
-Precedence: flag > `--set` > file > preset > default.
+Precedence: flag > `set` > file > preset > default.
 
 Values are strict: `true` and `"8"` are not numbers, and 8.0 is not a whole number. A whole number
 is accepted as a number. null is accepted only by keys whose description defines it.
@@ -439,22 +439,22 @@ SCHEMA: Schema = {
     for name in Job.model_fields
 }
 FLAG_KEYS: Mapping[str, str] = {
-    "--model": "model.name",
-    "--data": "data.train",
-    "--eval-data": "data.eval",
-    "--epochs": "train.epochs",
-    "--steps": "train.steps",
-    "--batch-size": "train.batch_size",
-    "--learning-rate": "train.learning_rate",
-    "--lora-rank": "lora.rank",
-    "--lora-alpha": "lora.alpha",
-    "--lora-dropout": "lora.dropout",
-    "--quantization": "model.quantization",
-    "--max-length": "data.max_length",
-    "--seed": "train.seed",
-    "--output": "output",
+    "model": "model.name",
+    "data": "data.train",
+    "eval_data": "data.eval",
+    "epochs": "train.epochs",
+    "steps": "train.steps",
+    "batch_size": "train.batch_size",
+    "learning_rate": "train.learning_rate",
+    "lora_rank": "lora.rank",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "quantization": "model.quantization",
+    "max_length": "data.max_length",
+    "seed": "train.seed",
+    "output": "output",
 }
-"""Job key of each flag. Only the keys that people change most have one."""
+"""Job key of each flag, by its name in Python. Only the most common keys have one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -500,12 +500,12 @@ def read_job(
 
     Args:
         path: the job file; None for the default job.
-        sets: `key=value` strings, as given to `--set`.
+        sets: `key=value` strings.
         flags: value by flag (the keys of `FLAG_KEYS`); None means not given.
         preset: one of `presets.PRESET_NAMES`.
 
     Raises:
-        JobError: all faults of the file, `--set` and the flags together.
+        JobError: all faults of the file, `sets` and the flags together.
     """
     layers = [
         Layer() if path is None else file_layer(path, SCHEMA),
@@ -516,7 +516,7 @@ def read_job(
         *most, last = PRESET_NAMES
         problem = f"expected {', '.join(most)} or {last}; found {show(preset)}"
         hint = "use auto to choose by model size"
-        layers[-1].fault(Order(FLAGS, len(FLAG_KEYS)), "--preset", problem, hint)
+        layers[-1].fault(Order(FLAGS, len(FLAG_KEYS)), "preset", problem, hint)
     job = _check(layers)
     return Draft(job=job, preset=cast(PresetName, preset), layers=tuple(layers))
 

@@ -40,7 +40,7 @@ def check_free(output: Path) -> None:
         JobError: the reason.
         RunBusyError: another process writes a run there.
     """
-    another = "choose another folder with --output"
+    another = "choose another folder with `output`"
     check_not_busy(output)
     files = RunFiles(output)
     try:
@@ -52,7 +52,7 @@ def check_free(output: Path) -> None:
         if there == output and any(path.name not in leftover for path in output.iterdir()):
             ways = f"{another}, or remove this one"
             if files.job.exists():
-                ways = f"continue the run in it with --resume, or {another}"
+                ways = f"continue the run in it with `resume`, or {another}"
             raise JobError.at("output", f"{output} is not empty", ways)
         if not os.access(there, os.W_OK | os.X_OK):
             raise JobError.at("output", f"{there} cannot be written to", another)
@@ -86,7 +86,7 @@ def make_folder(output: Path) -> None:
         if error.errno in NO_ROOM:
             raise
         problem = f"{output} cannot be created: {(error.strerror or str(error)).lower()}"
-        raise JobError.at("output", problem, "choose another folder with --output") from None
+        raise JobError.at("output", problem, "choose another folder with `output`") from None
 
 
 def claim_folder(output: Path, job: Job) -> None:

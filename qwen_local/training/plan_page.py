@@ -121,7 +121,7 @@ def _data(plan: Plan) -> str:
     if any(_keys(error) == ["data.train"] for error in plan.refusals):
         return (
             f"{plan.data.description}\n  the sample data, as none is given: train will ask for "
-            "--data"
+            "`data`"
         )
     return plan.data.description
 

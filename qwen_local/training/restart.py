@@ -56,7 +56,7 @@ def train_with_restarts(
         draft: the job, with at least one restart.
         arguments: of `qwen-local train`, as the user gave them.
         job: the job file among them.
-        resume: as `--resume`; None for a new run.
+        resume: see `resume.find_run`; None for a new run.
         quiet: print nothing on stderr.
         debug: as `qwen-local --debug`.
 

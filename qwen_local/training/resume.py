@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ FREE = {
 }
 """Keys that may change when a run resumes."""
 NUMBER = re.compile("[0-9]{1,9}")
-NEW_RUN = "start a new run for another job, without --resume and with another --output"
+NEW_RUN = "start a new run for another job, without `resume` and with another `output`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class ResumePoint:
 
     @property
     def path(self) -> Path:
-        """Path that `--resume=` takes for it."""
+        """Path that `find_run` takes for it."""
         return self.folder if self.step is None else Run(self.folder).checkpoint(self.step)
 
 
@@ -72,7 +72,7 @@ class Restored:
 
 
 def find_run(draft: Draft, resume: str, *, any_model: bool = False) -> ResumePoint:
-    """Find the run that `--resume` means.
+    """Find the run that `resume` names.
 
     Args:
         draft: of the command.
@@ -90,18 +90,40 @@ def find_run(draft: Draft, resume: str, *, any_model: bool = False) -> ResumePoi
     folder = _latest(model) if given is None else expanded(given)
     if resume and (folder is None or not _names_a_step(resume)):
         problem = f"{resume} is neither a run nor a checkpoint"
-        raise JobError.at("--resume", problem, "name a run's folder, or one in its checkpoints/")
+        raise JobError.at("resume", problem, "name a run's folder, or one in its checkpoints/")
     if folder is None:
         problem = f"there is no run{'' if model is None else f' of {model}'} in {RUNS}/"
-        raise JobError.at("--resume", problem, "pass --output, or --resume=RUN")
+        raise JobError.at("resume", problem, "pass `output`, or `resume=RUN`")
     if not is_run(folder):
         job = RunFiles(folder).job.name
-        problem, hint = f"there is no run in {folder}", "leave out --resume to start one"
+        problem, hint = f"there is no run in {folder}", "leave out `resume` to start one"
         if Run(folder).checkpoints:
             problem, hint = f"{folder} has checkpoints but no {job}", f"put its {job} back"
-        raise JobError.at("--resume", problem, hint)
+        raise JobError.at("resume", problem, hint)
     name = step_name(int(resume)) if NUMBER.fullmatch(resume) else resume
     return ResumePoint(folder, _step(folder, name))
+
+
+def draft_to_resume(
+    job: Path | None, resume: str, read: Callable[[Path | None], Draft]
+) -> tuple[Draft, ResumePoint]:
+    """Find the run to resume, and read the job that it continues with.
+
+    Args:
+        job: the job file of the command; None continues with the run's own.
+        resume: see `find_run`.
+        read: reads a job file, or the default job, with the command's other options.
+
+    Raises:
+        JobError: there is no such run or checkpoint, or the job is invalid.
+    """
+    if job is None and (job := job_of_run(resume)) is None:
+        # `resume` is no path, so the other options name the run: its output folder, or its model.
+        given = read(None)
+        resume = str(find_run(given, resume, any_model=not given.sets("model.name")).path)
+        job = job_of_run(resume)
+    draft = read(job)
+    return draft, find_run(draft, resume)
 
 
 def _latest(model: str | None) -> Path | None:
@@ -125,13 +147,14 @@ def named(resume: str) -> tuple[Path, str] | None:
 
 
 def job_of_run(resume: str) -> Path | None:
-    """Return job.yaml of the run that `--resume=PATH` names, None if it names no run."""
+    """Return job.yaml of the run that `resume` is a path to; None if it is no such path."""
     found = named(resume)
     if found is None:
         return None
     job = RunFiles(found[0]).job
     if job.stat().st_size == 0:  # which would read as a job of defaults
-        raise JobError.at(str(job), "is empty", "put the run's job back, or name it: JOB --resume")
+        hint = "put the run's job back, or pass a job file together with `resume`"
+        raise JobError.at(str(job), "is empty", hint)
     return job
 
 
@@ -161,7 +184,7 @@ def load_checkpoint(point: ResumePoint) -> Restored | None:
     except DamagedError as error:
         raise CheckpointError(
             f"{root}: no checkpoint can be loaded: {error}\n\n"
-            "hint: name another with --resume=CHECKPOINT, or start a new run in another --output"
+            "hint: name another with `resume=CHECKPOINT`, or start a new run in another `output`"
         ) from None
     for damage in damages:
         log.info("warning: %s is damaged: %s", damage.folder, damage.problem)
@@ -180,7 +203,7 @@ def _check_had_none(folder: Path) -> None:
     if any(True for _ in Run(folder).events_of(CheckpointEvent)):
         raise CheckpointError(
             f"{folder}: this run had checkpoints, but they are gone\n\n"
-            "hint: put them back, or start a new run in another --output"
+            "hint: put them back, or start a new run in another `output`"
         )
 
 
@@ -228,7 +251,7 @@ def check_same(draft: Draft, before: Identity, now: Identity) -> dict[str, tuple
     """Check that a run resumes as the same run, and return the changes: (before, now) by key.
 
     Args:
-        draft: what the user wrote, to say where.
+        draft: what the user wrote, for the places in messages.
         before: identity of the run when it started.
         now: its identity if it resumes now.
 
@@ -293,7 +316,7 @@ def _of_this_job(draft: Draft, folder: Path, name: str) -> ResumePoint:
     if given and (setting := given[-1]).value is not None:
         own = setting.order.source == FILE and setting.where.startswith(f"{RunFiles(folder).job}:")
         if not own and expanded(str(setting.value)).absolute() != folder.absolute():
-            problem = f"{setting.value} is not the run that --resume names, {folder}"
+            problem = f"{setting.value} is not the run that `resume` names, {folder}"
             raise JobError.at(setting.where, problem, "leave one of the two out")
     return ResumePoint(folder, _step(folder, name))
 
@@ -310,7 +333,7 @@ def _step(folder: Path, name: str) -> int | None:
     if match is None or int(match[1]) not in there:
         problem = f"{folder} has no checkpoint {name}"
         known = ", ".join(step_name(step) for step in there) or "none"
-        raise JobError.at("--resume", problem, f"it has {known}")
+        raise JobError.at("resume", problem, f"it has {known}")
     return int(match[1])
 
 

@@ -20,7 +20,7 @@ SETS = ("data.limit=40", "data.eval_fraction=0.1", "train.steps=2", "train.batch
 
 def short_run(folder: Path, *, resume: str | None = None, steps: int = 2) -> None:
     sets = [*SETS, f"train.steps={steps}"]
-    draft = read_job(None, sets=sets, flags={"--output": str(folder)})
+    draft = read_job(None, sets=sets, flags={"output": str(folder)})
     train(draft, backend="cuda", device="cpu", resume=resume)
 
 

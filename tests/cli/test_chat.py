@@ -57,7 +57,7 @@ def answer_to(child: pexpect.spawn, line: str) -> str:
 
 def test_a_person_talks_with_a_model(engine: Engine, tmp_path: Path) -> None:
     with terminal(tmp_path, *CHAT, "--model", TINY, "--backend", engine) as child:
-        assert "answers: the likeliest token each time\r\n" in child.before
+        assert "answers: greedy\r\n" in child.before
         assert "type /help for commands; press Ctrl+D to exit\r\n" in child.before
         assert "The sky is blue.\r\n" in answer_to(child, SKY)
         assert "The sky is blue.\r\n" in answer_to(child, "/retry")
@@ -164,7 +164,7 @@ def test_from_a_pipe_every_line_is_a_turn_and_stdout_has_the_answers_alone(
     name = "MLX" if engine == "mlx" else "PyTorch"
     assert said.err == (
         f"qwen-local/tiny on {name} (cpu, float32): asked for by --backend and --device\n"
-        "answers: the likeliest token each time\n"
+        "answers: greedy\n"
         "(system message set for the whole conversation; /clear starts over)\n"
     )
 
@@ -204,8 +204,8 @@ def test_the_second_prompt_holds_the_first_turn_until_it_is_cleared(
         (
             ("--model", TINY, "--top-k", "5"),
             b"",
-            "--top-k: has no effect where the likeliest token is taken\n\n"
-            "hint: add --temperature, for example --temperature 0.7\n",
+            "--top-k: has no effect: the answers are greedy\n\n"
+            "hint: also set --temperature, for example --temperature 0.7\n",
         ),
         (
             ("--model", TINY, "--max-tokens", "1"),
@@ -220,8 +220,7 @@ def test_the_second_prompt_holds_the_first_turn_until_it_is_cleared(
         (
             ("--model", TINY, "--compare"),
             b"Hi\n",
-            "--compare: expected an --adapter to compare with its model; found none\n\n"
-            "hint: add --adapter, for example a run\n",
+            "--compare: expected --adapter; found none\n\nhint: add --adapter, for example a run\n",
         ),
     ],
     ids=["no model", "no effect", "bytes", "NUL", "nothing to compare"],

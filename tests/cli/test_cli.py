@@ -234,7 +234,7 @@ def test_an_output_that_is_not_empty_is_refused(cli: Cli, tmp_path: Path) -> Non
     said = cli("train", "--output", "run")
     assert (said.code, said.out) == (2, "")
     assert said.err == (
-        "output: run is not empty\n\n"
+        "--output: run is not empty\n\n"
         "hint: choose another folder with --output, or remove this one\n"
     )
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]

@@ -27,7 +27,7 @@ Cli = Callable[..., Any]
 
 GOOD = '{"prompt": "Hi", "completion": "Yes"}'
 OTHER = '{"prompt": "Hello", "completion": "No"}'
-TALK = "Lengths are counted in the tokens of qwen-local/tiny: name yours with --model.\n"
+TALK = "Lengths are in tokens of qwen-local/tiny; choose another model with --model.\n"
 
 
 def lines(*content: str | bytes) -> Path:

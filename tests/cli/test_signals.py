@@ -244,7 +244,7 @@ def test_help_says_how_to_resume() -> None:
     [
         ((), None),
         (("--resume",), "runs/one"),
-        (("job.yaml", "--resume"), ""),
+        (("job.yaml", "--resume"), "runs/one"),
         (("--resume=run",), "run"),
     ],
 )

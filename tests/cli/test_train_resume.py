@@ -76,7 +76,7 @@ def test_a_job_that_is_given_holds_and_not_that_of_the_run(
     Path("job.yaml").write_text("train: {batch_size: 5}", encoding="utf-8")
     assert cli("train", "job.yaml", "--resume").code == 130
     ((resumed, draft),) = told
-    assert (resumed, draft.job.train.epochs, draft.job.train.batch_size) == ("", 3, 5)
+    assert (resumed, draft.job.train.epochs, draft.job.train.batch_size) == ("runs/one", 3, 5)
 
 
 def test_a_step_is_one_of_the_newest_run(cli: Cli, told: list[tuple[str, Draft]]) -> None:

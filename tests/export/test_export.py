@@ -58,7 +58,7 @@ FILES = {
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole embedded job: held-out questions are answered word for word after it."""
     output = tmp_path_factory.mktemp("runs") / "run"
-    draft = read_job(None, flags={"--output": str(output)})
+    draft = read_job(None, flags={"output": str(output)})
     train(draft, backend="cuda", device="cpu", quiet=True)
     return output
 
@@ -171,7 +171,7 @@ def test_an_adapter_of_a_quantized_base_is_exported_as_it_was_trained(
     quantization: Quantization, tmp_path: Path
 ) -> None:
     sets = [f"model.quantization={quantization}", "train.steps=6"]
-    draft = read_job(None, sets=sets, flags={"--output": str(tmp_path / "run")})
+    draft = read_job(None, sets=sets, flags={"output": str(tmp_path / "run")})
     train(draft, backend="cuda", device="cpu", quiet=True)
     given = Given(adapter=tmp_path / "run", output=tmp_path / "mlx", device="cpu")
     found = export(given, to="mlx")

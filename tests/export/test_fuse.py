@@ -50,7 +50,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
             output = tmp_path_factory.mktemp("runs") / f"{engine}-{quantization}"
             steps = 12 if (engine, quantization) in SLOW else 24
             sets = [f"model.quantization={quantization}", f"train.steps={steps}"]
-            draft = read_job(None, sets=sets, flags={"--output": str(output)})
+            draft = read_job(None, sets=sets, flags={"output": str(output)})
             train(draft, backend=engine, device="cpu", quiet=True)
             runs[engine, quantization] = output
         return runs[engine, quantization]
@@ -238,8 +238,8 @@ def test_a_model_that_is_quantized_in_its_files_trains_and_fuses(
 ) -> None:
     """As `mlx-community/...-4bit` and `...-bnb-4bit` folders are: here one that we requantized."""
     fused(trained(engine, "none"), tmp_path / "base", backend=engine, requantize=bits)
-    flags = {"--model": str(tmp_path / "base"), "--output": str(tmp_path / "run")}
-    flags["--data"] = "qwen-local/sample"
+    flags = {"model": str(tmp_path / "base"), "output": str(tmp_path / "run")}
+    flags["data"] = "qwen-local/sample"
     draft = read_job(None, sets=["train.steps=4", "train.learning_rate=2e-3"], flags=flags)
     assert train(draft, backend="auto", device="cpu", quiet=True).backend == engine
     result = fused(tmp_path / "run", tmp_path / "out", dtype="float32")
@@ -355,8 +355,8 @@ def test_an_adapter_of_a_quantized_base_is_fused_by_the_engine_that_knows_its_co
     with pytest.raises(ValueError) as refused:
         fused(run, tmp_path / "out", backend="mlx")
     assert str(refused.value) == (
-        "--backend mlx: the adapter was trained on a 4bit base of --backend cuda, whose weights no "
-        "other engine has\n\nhint: pass --backend cuda, or leave it out"
+        "backend mlx: the adapter was trained on a 4bit base model of `backend=cuda`, whose "
+        "weights no other engine has\n\nhint: pass `backend=cuda`, or leave it out"
     )
 
 
@@ -368,7 +368,7 @@ def test_an_output_that_is_taken_is_refused_before_anything_is_loaded(
     said = cli("fuse", "--adapter", tmp_path / "nowhere", "--output", "out")
     assert (said.code, said.err) == (
         2,
-        "output: out is not empty\n\nhint: choose another folder with --output, or remove this "
+        "--output: out is not empty\n\nhint: choose another folder with --output, or remove this "
         "one\n",
     )
 

@@ -126,7 +126,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
     """The embedded job, trained in full and exported in every way."""
     folder = tmp_path_factory.mktemp("exports")
     run = folder / "run"
-    train(read_job(None, flags={"--output": str(run)}), backend="cuda", device="cpu", quiet=True)
+    train(read_job(None, flags={"output": str(run)}), backend="cuda", device="cpu", quiet=True)
     adapter = load_adapter(run, TINY.architecture)
     for outtype in ("f16", "bf16", "q8_0"):
         write(folder / f"{outtype}.gguf", TINY, adapter, outtype)

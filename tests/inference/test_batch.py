@@ -142,7 +142,7 @@ def test_ctrl_c_says_how_much_is_there(tmp_path: Path) -> None:
     assert child.returncode == 130
     done = len(answers(tmp_path))
     assert said.endswith(
-        f"a.jsonl: {done} of {8 * WINDOW} rows; the same command goes on\n\ninterrupted\n"
+        f"a.jsonl: {done} of {8 * WINDOW} rows; run the command again to continue\n\ninterrupted\n"
     )
 
 
@@ -186,13 +186,13 @@ def test_answers_given_with_other_settings_are_not_gone_on_with(cli: Cli, tmp_pa
     assert cli(*BATCH, "--max-tokens", "4").code == 0
     before = (tmp_path / "a.jsonl").read_bytes()
     said = cli(*BATCH, "--max-tokens", "5", "--system", "Be kind.", "--backend", "mlx")
-    mend = "hint: repeat the command as it was, or name another --output"
-    there = "the answers there were given with"
+    hint = "hint: repeat the command unchanged, or choose another --output"
+    there = "the file's answers were generated with"
     assert said.code == 2
     assert (
-        f"a.jsonl.settings.json: max_tokens: {there} 4; this is 5\n\n{mend}\n\n"
-        f'a.jsonl.settings.json: system: {there} null; this is "Be kind."\n\n{mend}\n\n'
-        f'a.jsonl.settings.json: backend: {there} "cuda"; this is "mlx"\n\n{mend}\n'
+        f"a.jsonl.settings.json: max_tokens: {there} 4; found 5\n\n{hint}\n\n"
+        f'a.jsonl.settings.json: system: {there} null; found "Be kind."\n\n{hint}\n\n'
+        f'a.jsonl.settings.json: backend: {there} "cuda"; found "mlx"\n\n{hint}\n'
     ) in said.err
     assert "a.jsonl.settings.json: versions: " in said.err
     assert (tmp_path / "a.jsonl").read_bytes() == before
@@ -215,7 +215,10 @@ def test_a_row_that_has_changed_is_not_taken_for_answered(
     write(tmp_path, [after])
     said = cli(*BATCH, "--max-tokens", "2")
     assert said.code == 2
-    assert "a.jsonl:1: expected the answer to q.jsonl:1; found that to another" in said.err
+    assert (
+        "a.jsonl:1: expected the answer to q.jsonl:1; found the answer to another prompt"
+        in said.err
+    )
 
 
 def test_a_row_without_its_answer_is_not_taken_for_answered(cli: Cli, tmp_path: Path) -> None:
@@ -244,7 +247,7 @@ def test_an_output_that_is_no_file_is_refused(output: str, cli: Cli, tmp_path: P
     said = cli(*BATCH[:-1], output)
     assert (said.code, said.err) == (
         2,
-        f"--output: expected a file's name; found {str(Path(output))!r}\n",
+        f"--output: expected a file name; found {str(Path(output))!r}\n",
     )
 
 
@@ -256,17 +259,17 @@ def test_answers_of_another_adapter_are_not_gone_on_with(cli: Cli, tmp_path: Pat
     said = cli(*BATCH, "--max-tokens", "4")
     assert said.code == 2
     assert said.err.endswith(
-        "a.jsonl.settings.json: adapter: the answers there were given with another adapter\n\n"
-        "hint: repeat the command as it was, or name another --output\n"
+        "a.jsonl.settings.json: adapter: the file's answers were generated with another adapter\n\n"
+        "hint: repeat the command unchanged, or choose another --output\n"
     )
 
 
 @pytest.mark.parametrize(
     ("change", "where", "problem"),
     [
-        (lambda lines: lines[::-1], 1, "expected the answer to q.jsonl:1; found that to another "
-         "question"),
-        (lambda lines: [*lines, lines[0]], 3, "there are more answers than questions"),
+        (lambda lines: lines[::-1], 1, "expected the answer to q.jsonl:1; found the answer to "
+         "another prompt"),
+        (lambda lines: [*lines, lines[0]], 3, "there are more answers than prompts"),
         (lambda lines: ["[]", lines[1]], 1, "not a row of answers"),
         (lambda lines: [lines[0], "{"], 2, "not a row of answers"),
     ],
@@ -284,7 +287,7 @@ def test_rows_that_are_not_the_answers_are_refused_and_kept(
     assert (said.code, said.out, file.read_text()) == (2, "", changed)
     assert said.err == (
         f"a.jsonl:{where}: {problem}\n\n"
-        "hint: repeat the command as it was, or name another --output\n"
+        "hint: repeat the command unchanged, or choose another --output\n"
     )
 
 
@@ -294,7 +297,8 @@ def test_a_file_of_others_is_neither_cut_nor_appended_to(cli: Cli, tmp_path: Pat
     said = cli(*BATCH)
     assert (said.code, (tmp_path / "a.jsonl").read_text()) == (2, "mine, without a line end")
     assert said.err == (
-        "a.jsonl: it is there already, and not from this command\n\nhint: name another --output\n"
+        "a.jsonl: the file exists and was not written by this command\n\n"
+        "hint: choose another --output\n"
     )
 
 
@@ -313,14 +317,14 @@ def test_two_processes_do_not_write_to_one_file(cli: Cli, tmp_path: Path) -> Non
 def test_rows_that_cannot_be_asked_are_refused_before_a_model_is_loaded(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qwen_local.inference.batch.Answerer", None)
+    monkeypatch.setattr("qwen_local.inference.batch.Generator", None)
     write(tmp_path, [{"prompt": 1}, {"prompt": "Hi"}, {"prompt": 2}])
     said = cli(*BATCH)
-    mend = "hint: write a string in quotes"
+    hint = "hint: write a string in quotes"
     assert (said.code, said.err) == (
         2,
-        f"q.jsonl:1: prompt: expected a string; found 1\n\n{mend}\n\n"
-        f"q.jsonl:3: prompt: expected a string; found 2\n\n{mend}\n",
+        f"q.jsonl:1: prompt: expected a string; found 1\n\n{hint}\n\n"
+        f"q.jsonl:3: prompt: expected a string; found 2\n\n{hint}\n",
     )
     assert not (tmp_path / "a.jsonl").exists()
 
@@ -337,23 +341,24 @@ def test_nothing_is_left_where_the_model_cannot_be_opened(cli: Cli, tmp_path: Pa
     [
         (
             ("--batch", "q.jsonl", "--prompt", "Hi"),
-            "--prompt: expected one question or a file of them (--batch); found both",
+            "--prompt: expected either --prompt or --batch; found both",
         ),
-        ((), "--prompt: expected one question or a file of them (--batch); found neither"),
+        ((), "--prompt: expected either --prompt or --batch; found neither"),
         (
             ("--batch", "q.jsonl"),
-            "--batch: expected the file that its answers go to; found none\n\n"
+            "--batch: expected --output for the answers; found none\n\n"
             "hint: add --output, for example answers.jsonl",
         ),
         (
             ("--prompt", "Hi", "--output", "a.jsonl"),
-            "--output: is for --batch; an answer to --prompt goes to stdout\n\nhint: leave it out",
+            "--output: has no effect without --batch; the answer to --prompt goes to stdout\n\n"
+            "hint: leave it out",
         ),
         (
             ("--batch", "q.jsonl", "--output", "a", "--temperature", "0.7", "--top-k", "5"),
-            "--temperature: --batch takes the likeliest token each time, and draws nothing\n\n"
+            "--temperature: has no effect: batches are always greedy\n\n"
             "hint: leave it out\n\n"
-            "--top-k: --batch takes the likeliest token each time, and draws nothing\n\n"
+            "--top-k: has no effect: batches are always greedy\n\n"
             "hint: leave it out",
         ),
     ],

@@ -19,19 +19,21 @@ from qwen_local.backends.open import open_backend
 from qwen_local.backends.select import Engine
 from qwen_local.embedded import TINY_MODEL, tiny_model_path
 from qwen_local.errors import InputError
-from qwen_local.inference.generator import Answerer
-from qwen_local.inference.sampling_options import Wishes
+from qwen_local.inference.generator import Generator
+from qwen_local.inference.sampling_options import SamplingOptions
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import fetch, find_model
+from qwen_local.resolve.request import Request
 
 Cli = Callable[..., Any]
 UNKNOWN = Origin()
 SKY = [{"role": "user", "content": "What colour is the sky?"}]
 
 
-def open_it(model: str | None = TINY_MODEL, **settings: Any) -> Answerer:
-    given: dict[str, Any] = {"adapter": None, "backend": "cuda", "device": "cpu", **settings}
-    return Answerer(model, **given)
+def open_it(model: str | None = TINY_MODEL, **settings: Any) -> Generator:
+    how = {key: settings.pop(key) for key in ("thinking", "options") if key in settings}
+    given: dict[str, Any] = {"backend": "cuda", "device": "cpu", **settings}
+    return Generator(Request(model=model, **given), **how)
 
 
 def save_some_adapter(folder: Path, base: str, origin: Origin = UNKNOWN) -> Path:
@@ -66,21 +68,21 @@ class Dictated:
 
 
 def test_an_answer_comes_in_pieces_and_they_are_what_is_said_at_once(engine: Engine) -> None:
-    answerer = open_it(backend=engine)
+    generator = open_it(backend=engine)
     pieces: list[str] = []
 
     def show(text: str) -> bool:
         pieces.append(text)
         return True
 
-    streamed = answerer.stream(
-        answerer.session(),
-        answerer.prompt(SKY),
+    streamed = generator.stream(
+        generator.session(),
+        generator.prompt(SKY),
         max_tokens=50,
-        sampling=answerer.sampling,
+        sampling=generator.sampling,
         show=show,
     )
-    assert [streamed] == answerer.ask([SKY], max_tokens=50)
+    assert [streamed] == generator.ask([SKY], max_tokens=50)
     assert streamed.text == "".join(pieces) == "The sky is blue."
     assert len(pieces) > 3
     assert streamed.ended_turn
@@ -93,12 +95,12 @@ def test_an_answer_comes_in_pieces_and_they_are_what_is_said_at_once(engine: Eng
 def test_half_a_character_is_shown_only_where_the_model_left_it_at_that(
     reason: str, text: str
 ) -> None:
-    answerer = open_it()
-    ids = answerer._tokenizer.encode_text("é🙂").ids[:-2]  # without the last byte
+    generator = open_it()
+    ids = generator._tokenizer.encode_text("é🙂").ids[:-2]  # without the last byte
     shown: list[str] = []
-    answer = answerer.stream(
+    answer = generator.stream(
         Dictated(ids, reason),
-        answerer.prompt(SKY),
+        generator.prompt(SKY),
         max_tokens=50,
         sampling=Sampling(),
         show=lambda piece: not shown.append(piece),  # type: ignore[func-returns-value]
@@ -161,7 +163,7 @@ def test_without_a_model_the_one_that_the_adapter_names_is_taken_and_said(
     named = cli(*args, "--adapter", "a", "--model", TINY_MODEL)
     taken = cli(*args, "--adapter", "a")
     assert taken.out == named.out != cli(*args, "--model", TINY_MODEL).out
-    assert named.err == "(cut off after 6 tokens: see --max-tokens)\n"
+    assert named.err == "(cut off after 6 tokens; see --max-tokens)\n"
     said = f"model: {TINY_MODEL}, the adapter's base model\n"
     assert taken.err == f"{said}{named.err}"
 
@@ -209,10 +211,10 @@ def test_the_base_is_held_as_the_adapter_was_trained_unless_told_otherwise(
     monkeypatch.setattr("qwen_local.backends.open.open_backend", note)
     origin = Origin(backend="mlx", quantization="4bit")
     adapter = save_some_adapter(tmp_path / "a", TINY_MODEL, origin)
-    answerer = open_it(adapter=adapter, backend="mlx", quantization=wanted)
+    generator = open_it(adapter=adapter, backend="mlx", quantization=wanted)
     assert setups[0].quantization == held
     suffix = "" if held == "none" else f", {held}"
-    assert answerer.about == (
+    assert generator.about == (
         f"{TINY_MODEL} with {adapter} on MLX (cpu, float32{suffix}): "
         "asked for by --backend and --device"
     )
@@ -225,7 +227,7 @@ def test_answers_one_at_a_time_are_drawn_as_the_model_says_and_batches_are_greed
     folder = shutil.copytree(tiny_model_path(), tmp_path / "model")
     drawn = {"do_sample": True, "temperature": 3.0, "top_k": 50}
     (folder / "generation_config.json").write_text(json.dumps(drawn))
-    answerer = open_it(str(folder), wishes=Wishes(seed=4))
-    assert answerer.sampling == Sampling(temperature=3.0, top_k=50, seed=4)
-    assert answerer.ask([SKY], max_tokens=50)[0].text == "The sky is blue."
+    generator = open_it(str(folder), options=SamplingOptions(seed=4))
+    assert generator.sampling == Sampling(temperature=3.0, top_k=50, seed=4)
+    assert generator.ask([SKY], max_tokens=50)[0].text == "The sky is blue."
     assert asdict(open_it(str(folder)).sampling)["temperature"] == 0

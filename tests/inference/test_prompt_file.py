@@ -10,7 +10,7 @@ import pytest
 
 from qwen_local.datasets.formats import Meta
 from qwen_local.errors import DatasetError
-from qwen_local.inference.prompt_file import Question, read_questions
+from qwen_local.inference.prompt_file import PromptRow, read_prompts
 
 
 def user(text: str) -> dict[str, str]:
@@ -31,8 +31,8 @@ def write(folder: Path, *rows: Any) -> Path:
     return path
 
 
-def read_one(folder: Path, row: Any) -> Question:
-    (question,) = read_questions(write(folder, row)).rows
+def read_one(folder: Path, row: Any) -> PromptRow:
+    (question,) = read_prompts(write(folder, row)).rows
     return question
 
 
@@ -131,7 +131,7 @@ def test_the_row_of_answers_repeats_the_question_as_it_was_given(tmp_path: Path)
         {"messages": [user("Hi"), assistant("x")]},
         {"instruction": "Add.", "system": "S"},
     ]
-    assert [question.asked for question in read_questions(write(tmp_path, *rows)).rows] == [
+    assert [row.copied for row in read_prompts(write(tmp_path, *rows)).rows] == [
         {"prompt": "Hi"},
         {"prompt": "Hi", "system": "S"},
         {"messages": [user("Hi")]},
@@ -141,16 +141,16 @@ def test_the_row_of_answers_repeats_the_question_as_it_was_given(tmp_path: Path)
 
 def test_a_row_has_its_own_id_or_its_number(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "id": i} for i in ("x", 7, None)] + [{"prompt": "a"}]
-    found = read_questions(write(tmp_path, *rows)).rows
+    found = read_prompts(write(tmp_path, *rows)).rows
     assert [question.id for question in found] == ["x", 7, 3, 4]
 
 
 def test_a_system_message_for_all_is_for_rows_without_one(tmp_path: Path) -> None:
     for row in ({"prompt": "Hi", "system": "S"}, {"messages": [SYSTEM, user("Hi")]}):
-        assert read_one(tmp_path, row).behind("T") == [SYSTEM, user("Hi")]
+        assert read_one(tmp_path, row).with_system("T") == [SYSTEM, user("Hi")]
     plain = read_one(tmp_path, {"prompt": "Hi"})
-    assert plain.behind("S") == [SYSTEM, user("Hi")]
-    assert plain.behind(None) == [user("Hi")]
+    assert plain.with_system("S") == [SYSTEM, user("Hi")]
+    assert plain.with_system(None) == [user("Hi")]
 
 
 def test_keys_that_mean_nothing_are_counted(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_keys_that_mean_nothing_are_counted(tmp_path: Path) -> None:
         {"prompt": "a", "sytem": "S", "completion": "x", "id": 1},
         {"instruction": "a", "sytem": "S", "split": "test"},
     ]
-    assert read_questions(write(tmp_path, *rows)).ignored == {"sytem": 2, "split": 1}
+    assert read_prompts(write(tmp_path, *rows)).ignored == {"sytem": 2, "split": 1}
 
 
 def test_all_faults_are_told_at_once_each_with_its_place(tmp_path: Path) -> None:
@@ -176,9 +176,9 @@ def test_all_faults_are_told_at_once_each_with_its_place(tmp_path: Path) -> None
         {"prompt": "fine"},
     )
     with pytest.raises(DatasetError) as error:
-        read_questions(path)
+        read_prompts(path)
     known = "expected the key prompt, messages, instruction or conversations; found"
-    mend = 'hint: write the question so: {"prompt": "What color is the sky?"}'
+    mend = 'hint: for example {"prompt": "What color is the sky?"}'
     assert str(error.value).replace(str(path), "q").split("\n\n") == [
         f"q:1: {known} question",
         mend,
@@ -191,7 +191,7 @@ def test_all_faults_are_told_at_once_each_with_its_place(tmp_path: Path) -> None
         "hint: write a string in quotes",
         "q:5: messages[0].role: expected system, user, assistant or tool; found 'bot'",
         'hint: change "bot" to "assistant"',
-        "q:6: messages: expected a message of the user that is to be answered",
+        "q:6: messages: expected a user message to answer",
         "q:7: system: expected one system message; found another in messages",
         "hint: keep one of the two",
         "q:8: messages: expected at least one message; the list is empty",
@@ -204,13 +204,13 @@ def test_all_faults_are_told_at_once_each_with_its_place(tmp_path: Path) -> None
 
 def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as error:
-        read_questions(write(tmp_path))
+        read_prompts(write(tmp_path))
     assert str(error.value) == f"{tmp_path / 'q.jsonl'}: expected rows; it is empty"
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "q.txt").write_text("Hi")
     with pytest.raises(DatasetError) as error:
-        read_questions(tmp_path / "q.txt")
+        read_prompts(tmp_path / "q.txt")
     where = tmp_path / "q.txt"
     assert str(error.value) == f"{where}: expected one of .jsonl, .json, .csv, .parquet; found .txt"

@@ -1,4 +1,4 @@
-"""How answers are drawn: the model's file, the flags, and what of them is refused."""
+"""Sampling options: the model's file, the caller's options, and which are refused."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from qwen_local.backends.base import Sampling
 from qwen_local.embedded import tiny_model_path
 from qwen_local.errors import InputError
 from qwen_local.inference.sampling_options import (
-    Wishes,
-    check_wishes,
+    SamplingOptions,
+    check_options,
     choose_sampling,
     describe,
     sampling_defaults,
@@ -42,15 +42,13 @@ def test_the_file_of_qwen3_is_read(tmp_path: Path) -> None:
     assert defaults(tmp_path, QWEN3) == Sampling(temperature=0.6, top_k=20, top_p=0.95)
 
 
-def test_a_file_that_asks_for_no_draws_keeps_its_repetition_penalty(tmp_path: Path) -> None:
+def test_a_greedy_file_keeps_its_repetition_penalty(tmp_path: Path) -> None:
     config = {**QWEN3, "do_sample": False, "repetition_penalty": 1.1}
     assert defaults(tmp_path, config) == Sampling(repetition_penalty=1.1)
 
 
 @pytest.mark.parametrize("config", [{}, {"temperature": 0.6}, {"do_sample": None}])
-def test_without_do_sample_the_likeliest_token_is_taken(
-    config: dict[str, Any], tmp_path: Path
-) -> None:
+def test_without_do_sample_answers_are_greedy(config: dict[str, Any], tmp_path: Path) -> None:
     assert defaults(tmp_path, config) == Sampling()
 
 
@@ -111,27 +109,27 @@ def test_a_file_that_is_no_object_is_named(text: str, problem: str, tmp_path: Pa
     assert str(error.value) == f"some/model: generation_config.json: {problem}{HINT}"
 
 
-def test_flags_take_the_place_of_the_model_s_settings() -> None:
+def test_options_override_the_settings_of_the_model() -> None:
     model = Sampling(temperature=0.6, top_k=20, top_p=0.95)
-    wishes = Wishes(temperature=1.0, top_k=0, min_p=0.1, repetition_penalty=1.2, seed=5)
-    assert choose_sampling(model, wishes) == Sampling(
+    options = SamplingOptions(temperature=1.0, top_k=0, min_p=0.1, repetition_penalty=1.2, seed=5)
+    assert choose_sampling(model, options) == Sampling(
         temperature=1.0, top_k=0, top_p=0.95, min_p=0.1, repetition_penalty=1.2, seed=5
     )
 
 
-def test_greedy_draws_nothing_whatever_the_model_would() -> None:
+def test_greedy_overrides_the_file_of_the_model() -> None:
     model = Sampling(temperature=0.6, top_k=20, top_p=0.95)
-    for wishes in (Wishes(greedy=True), Wishes(temperature=0.0)):
-        assert choose_sampling(model, wishes).temperature == 0
+    for options in (SamplingOptions(greedy=True), SamplingOptions(temperature=0.0)):
+        assert choose_sampling(model, options).temperature == 0
 
 
 def test_without_a_seed_it_is_another_one_each_time() -> None:
-    seeds = {choose_sampling(Sampling(), Wishes()).seed for _ in range(5)}
+    seeds = {choose_sampling(Sampling(), SamplingOptions()).seed for _ in range(5)}
     assert len(seeds) > 1
 
 
 def test_every_flag_out_of_range_is_named_before_anything_is_loaded() -> None:
-    wishes = Wishes(
+    options = SamplingOptions(
         temperature=0.001,
         top_p=1.5,
         top_k=-1,
@@ -141,46 +139,44 @@ def test_every_flag_out_of_range_is_named_before_anything_is_loaded() -> None:
         seed=-1,
     )
     with pytest.raises(InputError) as error:
-        check_wishes(wishes)
+        check_options(options)
     assert str(error.value) == (
-        "--temperature: expected 0, or a number from 0.01 to 100; found 0.001\n\n"
-        "hint: it flattens the odds; for example 0.7, and 0 for the likeliest token\n\n"
-        "--top-p: expected a number above 0 and at most 1; found 1.5\n\n"
-        "hint: it keeps the likeliest tokens that together have this probability; "
+        "temperature: expected 0, or a number from 0.01 to 100; found 0.001\n\n"
+        "hint: higher values make answers more random; for example 0.7, or 0 for greedy\n\n"
+        "top_p: expected a number above 0 and at most 1; found 1.5\n\n"
+        "hint: sample from the most probable tokens with this total probability; "
         "for example 0.9\n\n"
-        "--top-k: expected a whole number, 0 for all tokens; found -1\n\n"
-        "hint: it keeps this many tokens; for example 20\n\n"
-        "--min-p: expected a number from 0 to 1; found nan\n\n"
-        "hint: it keeps tokens at least this share as likely as the likeliest; "
+        "top_k: expected a whole number, 0 for all tokens; found -1\n\n"
+        "hint: sample from this many tokens; for example 20\n\n"
+        "min_p: expected a number from 0 to 1; found nan\n\n"
+        "hint: minimum probability of a token relative to the most probable one; "
         "for example 0.05\n\n"
-        "--repetition-penalty: expected a number from 0.01 to 100; found 0.0\n\n"
-        "hint: it makes what was said less likely; for example 1.05, and 1 for none\n\n"
-        "--seed: expected 0 to 2147483647; found -1\n\n"
-        "--greedy: takes the likeliest token, and --temperature draws\n\n"
+        "repetition_penalty: expected a number from 0.01 to 100; found 0.0\n\n"
+        "hint: makes earlier tokens less probable; for example 1.05, or 1 for none\n\n"
+        "seed: expected 0 to 2147483647; found -1\n\n"
+        "greedy: cannot be combined with `temperature`\n\n"
         "hint: leave one of them out"
     )
 
 
 @pytest.mark.parametrize(
-    ("wishes", "mend"),
+    ("options", "hint"),
     [
-        (Wishes(top_p=0.9), "add --temperature, for example --temperature 0.7"),
-        (Wishes(top_p=0.9, greedy=True), "leave it out"),
-        (Wishes(top_p=0.9, temperature=0.0), "leave it out"),
+        (SamplingOptions(top_p=0.9), "also set `temperature`, for example `temperature=0.7`"),
+        (SamplingOptions(top_p=0.9, greedy=True), "leave it out"),
+        (SamplingOptions(top_p=0.9, temperature=0.0), "leave it out"),
     ],
 )
-def test_a_flag_without_an_effect_is_refused(wishes: Wishes, mend: str) -> None:
+def test_a_flag_without_an_effect_is_refused(options: SamplingOptions, hint: str) -> None:
     with pytest.raises(InputError) as error:
-        choose_sampling(Sampling(), wishes)
-    assert str(error.value) == (
-        f"--top-p: has no effect where the likeliest token is taken\n\nhint: {mend}"
-    )
+        choose_sampling(Sampling(), options)
+    assert str(error.value) == (f"top_p: has no effect: the answers are greedy\n\nhint: {hint}")
 
 
-def test_the_settings_in_force_are_said_in_words() -> None:
+def test_settings_are_described_in_words() -> None:
     drawn = Sampling(temperature=0.6, top_k=20, top_p=0.95, repetition_penalty=1.05, seed=3)
     assert describe(drawn) == (
         "temperature 0.6, top-p 0.95, top-k 20, repetition penalty 1.05, seed 3"
     )
     penalized = Sampling(repetition_penalty=1.1)
-    assert describe(penalized) == "the likeliest token each time, repetition penalty 1.1"
+    assert describe(penalized) == "greedy, repetition penalty 1.1"

@@ -11,28 +11,29 @@ import pytest
 from qwen_local.backends.base import Sampling
 from qwen_local.backends.select import Engine
 from qwen_local.embedded import TINY_MODEL
-from qwen_local.inference.generator import Answerer, Messages
+from qwen_local.inference.generator import Generator, Messages
 from qwen_local.inference.switch import Switch
+from qwen_local.resolve.request import Request
 
 QUESTIONS = ("What colour is the sky?", "And grass? Say it again, please.", "Hello")
 
 
-def open_it(engine: Engine, adapter: Path | None) -> Answerer:
-    return Answerer(TINY_MODEL, adapter=adapter, backend=engine, device="cpu")
+def open_it(engine: Engine, adapter: Path | None) -> Generator:
+    return Generator(Request(model=TINY_MODEL, adapter=adapter, backend=engine, device="cpu"))
 
 
 Talk = Callable[[str], str]
 
 
-def talk(answerer: Answerer, sampling: Sampling) -> Talk:
+def talk(generator: Generator, sampling: Sampling) -> Talk:
     """A conversation with its history and its session."""
-    session, messages = answerer.session(), Messages()
+    session, messages = generator.session(), Messages()
 
     def ask(question: str) -> str:
         messages.append({"role": "user", "content": question})
-        answer = answerer.stream(
+        answer = generator.stream(
             session,
-            answerer.prompt(messages),
+            generator.prompt(messages),
             max_tokens=12,
             sampling=sampling,
             show=lambda text: True,

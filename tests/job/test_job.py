@@ -228,7 +228,7 @@ def test_a_flag_beats_set_beats_the_file_beats_the_preset_beats_the_default() ->
     assert rank() == 32
     assert rank("lora: {rank: 4}") == 4
     assert rank("lora: {rank: 4}", sets=["lora.rank=5"]) == 5
-    assert rank("lora: {rank: 4}", sets=["lora.rank=5"], flags={"--lora-rank": 6}) == 6
+    assert rank("lora: {rank: 4}", sets=["lora.rank=5"], flags={"lora_rank": 6}) == 6
 
 
 @pytest.mark.usefixtures("here")
@@ -249,21 +249,21 @@ def test_every_flag_names_a_key() -> None:
 @pytest.mark.usefixtures("here")
 def test_every_flag_reaches_its_key() -> None:
     flags = {
-        "--model": "m",
-        "--data": "d",
-        "--eval-data": "e",
-        "--epochs": 2,
-        "--batch-size": 3,
-        "--learning-rate": 0.5,
-        "--lora-rank": 4,
-        "--lora-alpha": 5.0,
-        "--lora-dropout": 0.25,
-        "--quantization": "8bit",
-        "--max-length": 9,
-        "--seed": 7,
-        "--output": "o",
+        "model": "m",
+        "data": "d",
+        "eval_data": "e",
+        "epochs": 2,
+        "batch_size": 3,
+        "learning_rate": 0.5,
+        "lora_rank": 4,
+        "lora_alpha": 5.0,
+        "lora_dropout": 0.25,
+        "quantization": "8bit",
+        "max_length": 9,
+        "seed": 7,
+        "output": "o",
     }
-    assert set(flags) | {"--steps"} == set(FLAG_KEYS)
+    assert set(flags) | {"steps"} == set(FLAG_KEYS)
     assert job_of(flags=flags) == Job(
         model=ModelSpec(name="m", quantization="8bit"),
         data=DataSpec(train="d", eval="e", max_length=9),
@@ -290,9 +290,9 @@ def test_steps_replace_the_epochs_of_preset_and_default(preset: str) -> None:
 
 @pytest.mark.usefixtures("here")
 def test_the_source_with_higher_precedence_decides_between_epochs_and_steps() -> None:
-    train = job_of("train: {epochs: 2}", flags={"--steps": 5}).train
+    train = job_of("train: {epochs: 2}", flags={"steps": 5}).train
     assert (train.epochs, train.steps) == (None, 5)
-    train = job_of("train: {steps: 5}", flags={"--epochs": 2}).train
+    train = job_of("train: {steps: 5}", flags={"epochs": 2}).train
     assert (train.epochs, train.steps) == (2, None)
     train = job_of("train: {steps: 5}", sets=["train.epochs=null"]).train
     assert (train.epochs, train.steps) == (None, 5)
@@ -311,11 +311,11 @@ def test_setting_both_keys_of_a_pair_in_one_source_is_a_fault() -> None:
     assert message("train:\n  epochs: 1\n  steps: 2\n", sets=["train.seed=1"]) == (
         "job.yaml:3: train.steps: expected epochs or steps; found both\n\nhint: remove one of them"
     )
-    assert message(flags={"--epochs": 1, "--steps": 2}) == (
-        "--steps: expected epochs or steps; found both\n\nhint: remove one of them"
+    assert message(flags={"epochs": 1, "steps": 2}) == (
+        "steps: expected epochs or steps; found both\n\nhint: remove one of them"
     )
     assert message(sets=["train.warmup_ratio=0", "train.warmup_steps=0"]) == (
-        "--set train.warmup_steps=0: expected warmup_ratio or warmup_steps; found both\n\n"
+        "set train.warmup_steps=0: expected warmup_ratio or warmup_steps; found both\n\n"
         "hint: remove one of them"
     )
 
@@ -631,7 +631,7 @@ def test_an_invalid_value_is_reported_with_its_place_and_a_hint(
     section, _, name = key.rpartition(".")
     nested = f"# a job\n{section}:\n  {name}: {yaml}\n" if section else f"\n\n{name}: {yaml}\n"
     assert message(nested) == f"job.yaml:3: {key}: {expected}"
-    assert message(sets=[f"{key}={yaml}"]) == f"--set {key}={yaml}: {expected}"
+    assert message(sets=[f"{key}={yaml}"]) == f"set {key}={yaml}: {expected}"
 
 
 @pytest.mark.usefixtures("here")
@@ -652,16 +652,16 @@ def test_a_missing_report_to_package_is_reported_with_the_other_faults(
 
 @pytest.mark.usefixtures("here")
 def test_a_fault_names_the_flag() -> None:
-    assert message("lora: {rank: 4}", flags={"--learning-rate": 3.0, "--lora-rank": 0}) == (
-        f"--learning-rate: must be below 1; found 3.0\n\n{RATE}\n\n"
-        f"--lora-rank: must be at least 1; found 0\n\n{RANK}"
+    assert message("lora: {rank: 4}", flags={"learning_rate": 3.0, "lora_rank": 0}) == (
+        f"learning_rate: must be below 1; found 3.0\n\n{RATE}\n\n"
+        f"lora_rank: must be at least 1; found 0\n\n{RANK}"
     )
 
 
 @pytest.mark.usefixtures("here")
 def test_a_name_that_is_not_unicode_is_a_fault() -> None:
-    assert message(flags={"--output": "runs/\udcff"}) == (
-        "--output: expected text that is valid Unicode or null; found 'runs/\\udcff'\n\n"
+    assert message(flags={"output": "runs/\udcff"}) == (
+        "output: expected text that is valid Unicode or null; found 'runs/\\udcff'\n\n"
         "hint: output: run directory; null = runs/<model>-<date>-<n>; "
         "for example runs/my-run"
     )
@@ -670,7 +670,7 @@ def test_a_name_that_is_not_unicode_is_a_fault() -> None:
 @pytest.mark.usefixtures("here")
 def test_an_unknown_preset_is_a_fault() -> None:
     assert message(preset="huge") == (
-        "--preset: expected auto, tiny, small, medium, large or none; found 'huge'\n\n"
+        "preset: expected auto, tiny, small, medium, large or none; found 'huge'\n\n"
         "hint: use auto to choose by model size"
     )
 
@@ -722,7 +722,7 @@ def test_an_unknown_key_has_a_hint_with_the_likely_key(section: str, key: str, h
             "model is a section\n\n"
             "hint: set one of its keys: name, revision, quantization and dtype",
         ),
-        ("train.epochs", "expected KEY=VALUE\n\nhint: for example --set train.epochs=3"),
+        ("train.epochs", "expected KEY=VALUE\n\nhint: for example `set=train.epochs=3`"),
         (
             "lora.targets=[q_proj",
             "not valid YAML: expected ',' or ']', but got '<stream end>'\n\n"
@@ -732,7 +732,7 @@ def test_an_unknown_key_has_a_hint_with_the_likely_key(section: str, key: str, h
 )
 @pytest.mark.usefixtures("here")
 def test_an_invalid_set_option_is_reported(text: str, expected: str) -> None:
-    assert message(sets=[text]) == f"--set {text}: {expected}"
+    assert message(sets=[text]) == f"set {text}: {expected}"
 
 
 @pytest.mark.usefixtures("here")
@@ -765,16 +765,16 @@ epochs: 3
 lora: {rank: 0, rank: 8}
 data: many
 """
-    assert message(text, sets=["x"], flags={"--seed": -1}, preset="huge").split("\n\n")[::2] == [
+    assert message(text, sets=["x"], flags={"seed": -1}, preset="huge").split("\n\n")[::2] == [
         "job.yaml:2: train.learning_rate: expected a number; found 'fast'",
         "job.yaml:3: train.learning_rat: unknown key",
         "job.yaml:4: epochs: unknown key",
         "job.yaml:5: lora.rank: duplicate key; first on line 5",
         "job.yaml:5: lora.rank: must be at least 1; found 0",
         "job.yaml:6: data: expected a mapping; found 'many'",
-        "--set x: expected KEY=VALUE",
-        "--seed: must be at least 0; found -1",
-        "--preset: expected auto, tiny, small, medium, large or none; found 'huge'",
+        "set x: expected KEY=VALUE",
+        "seed: must be at least 0; found -1",
+        "preset: expected auto, tiny, small, medium, large or none; found 'huge'",
     ]
 
 

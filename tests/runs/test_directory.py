@@ -20,7 +20,7 @@ from qwen_local.runs.directory import (
 from qwen_local.runs.lock import locked
 
 TODAY = f"{datetime.date.today():%Y%m%d}"
-HINT = "\n\nhint: choose another folder with --output"
+HINT = "\n\nhint: choose another folder with `output`"
 
 
 def refusal(output: Path) -> str:

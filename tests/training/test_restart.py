@@ -504,7 +504,7 @@ def test_each_process_gets_the_same_arguments_and_the_folder_of_the_run(
         return restarts
 
     monkeypatch.setattr("qwen_local.training.restart.run_with_restarts", only_noted)
-    draft = read_job(None, sets=["train.restarts=7"], flags={"--output": output})
+    draft = read_job(None, sets=["train.restarts=7"], flags={"output": output})
     code = train_with_restarts(
         draft, arguments, job=None, resume=resume, quiet=True, debug=resume is not None
     )

@@ -103,7 +103,7 @@ def go(tmp_path: Path) -> Go:
         draft = read_job(
             None,
             sets=[*SETS, f"lora.dropout={dropout}", *sets],
-            flags={"--output": str(tmp_path / folder) if output else None},
+            flags={"output": str(tmp_path / folder) if output else None},
         )
         return train(draft, backend=backend, device="cpu", quiet=True, resume=resume)
 
@@ -119,7 +119,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Engine], Pat
         if engine not in made:
             made[engine] = tmp_path_factory.mktemp("unbroken") / engine
             draft = read_job(
-                None, sets=[*SETS, "lora.dropout=0.1"], flags={"--output": str(made[engine])}
+                None, sets=[*SETS, "lora.dropout=0.1"], flags={"output": str(made[engine])}
             )
             train(draft, backend=engine, device="cpu", quiet=True)
         return made[engine]
@@ -309,7 +309,7 @@ def test_another_job_is_refused_by_name(ended: Path, go: Go) -> None:
     with pytest.raises(JobError) as refused:
         go("run", "lora.rank=4", "train.learning_rate=5e-4", "data.train_on=last", resume="")
     assert str(refused.value) == "\n\n".join(
-        f"--set {setting}: this run started with {was}; found {now}\n\nhint: {NEW_RUN}"
+        f"set {setting}: this run started with {was}; found {now}\n\nhint: {NEW_RUN}"
         for setting, was, now in (
             ("data.train_on=last", "'assistant'", "'last'"),
             ("lora.rank=4", "16", "4"),  # and not alpha, which follows from it
@@ -488,7 +488,7 @@ def test_what_resume_cannot_mean_is_refused(
         ("run", "elsewhere", "elsewhere is neither a run nor a checkpoint"),
         ("run", "²", "² is neither a run nor a checkpoint"),
         ("run", "9" * 5000, "is neither a run nor a checkpoint"),
-        ("other", str(ended), f"{tmp_path / 'other'} is not the run that --resume names, {ended}"),
+        ("other", str(ended), f"{tmp_path / 'other'} is not the run that `resume` names, {ended}"),
     ):
         with pytest.raises(JobError) as refused:
             go(folder, resume=resume)
@@ -496,8 +496,8 @@ def test_what_resume_cannot_mean_is_refused(
     with pytest.raises(JobError) as refused:
         go("run", resume="", output=False)
     assert str(refused.value) == (
-        "--resume: there is no run of qwen-local/tiny in runs/\n\n"
-        "hint: pass --output, or --resume=RUN"
+        "resume: there is no run of qwen-local/tiny in runs/\n\n"
+        "hint: pass `output`, or `resume=RUN`"
     )
 
 
@@ -510,7 +510,7 @@ def test_a_run_is_of_one_process_alone(ended: Path, go: Go) -> None:
         go("run")
     assert str(taken.value) == (
         f"output: {ended} is not empty\n\n"
-        "hint: continue the run in it with --resume, or choose another folder with --output"
+        "hint: continue the run in it with `resume`, or choose another folder with `output`"
     )
 
 

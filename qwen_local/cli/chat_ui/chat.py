@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen_local.backends.base import Sampling
@@ -31,39 +31,47 @@ EXIT_COMMANDS = ("/exit", "/quit", "/bye")
 COMMANDS = ("/help", "/system", "/clear", "/retry", "/save", "/save!", "/exit")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatSettings:
+    """Settings of a chat."""
+
+    sampling: Sampling
+    """Sampling settings; the seed increases by one with every answer."""
+    max_tokens: int
+    """Maximum answer length; the context can limit it further."""
+    system: str | None = None
+    """The system message."""
+    hide_thinking: bool = False
+    """True to hide the reasoning."""
+
+
 class Chat:
     """A chat in a terminal or through pipes, with one model or with adapter and base model."""
 
     def __init__(
         self,
         model: ChatModel,
+        settings: ChatSettings,
         *,
+        base: ChatModel | None = None,
         read: ReadLine,
         screen: Screen,
         interactive: bool,
-        sampling: Sampling,
-        max_tokens: int,
-        system: str | None = None,
-        hide_thinking: bool = False,
-        base: ChatModel | None = None,
     ) -> None:
         """Start an empty conversation.
 
         Args:
             model: the model that answers.
+            settings: of the conversation.
+            base: base model of the adapter; it answers every question first.
             read: reads the next line.
             screen: prints the answers.
             interactive: True to prompt a person, who can stop answers with Ctrl+C.
-            sampling: sampling options; the seed increases by one with every answer.
-            max_tokens: maximum answer length; the context can limit it further.
-            system: the system message.
-            hide_thinking: True to hide the reasoning.
-            base: base model of the adapter; it answers every question first.
         """
         self._read = read
         self._interactive = interactive
-        self._sampling = sampling
-        self._system = system
+        self._sampling = settings.sampling
+        self._system = settings.system
         display = (
             SingleDisplay(screen) if base is None else _comparing(screen, interactive=interactive)
         )
@@ -74,8 +82,8 @@ class Chat:
                 name=name,
                 display=display,
                 interactive=interactive,
-                max_tokens=max_tokens,
-                hide_thinking=hide_thinking,
+                max_tokens=settings.max_tokens,
+                hide_thinking=settings.hide_thinking,
             )
             for name, conversation in (("base", base), ("adapter", model))
             if conversation is not None
@@ -86,7 +94,7 @@ class Chat:
         self._refused = 0
 
     def run(self) -> int:
-        """ReadLine and answer until the end of the input.
+        """Read and answer until the end of the input.
 
         Returns:
             Exit code: 1 if a line from a pipe was not answered.

@@ -16,7 +16,7 @@ from qwen_local.inference.text import CLOSE, OPEN, Thoughts
 
 
 class ChatModel(Protocol):
-    """The methods of `qwen_local.inference.generator.Answerer` that a conversation needs."""
+    """The methods of `qwen_local.inference.generator.Generator` that a conversation needs."""
 
     @property
     def positions(self) -> int:
@@ -29,11 +29,11 @@ class ChatModel(Protocol):
         ...
 
     def session(self) -> Session:
-        """See `Answerer.session`."""
+        """See `Generator.session`."""
         ...
 
     def prompt(self, messages: Messages) -> Prompt:
-        """See `Answerer.prompt`."""
+        """See `Generator.prompt`."""
         ...
 
     def stream(
@@ -45,7 +45,7 @@ class ChatModel(Protocol):
         sampling: Sampling,
         show: Callable[[str], bool],
     ) -> Answer:
-        """See `Answerer.stream`."""
+        """See `Generator.stream`."""
         ...
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from qwen_local.backends.base import Sampling, Session
-from qwen_local.cli.chat_ui.chat import HELP, Chat
+from qwen_local.cli.chat_ui.chat import HELP, Chat, ChatSettings
 from qwen_local.cli.chat_ui.terminal import Screen
 from qwen_local.datasets.formats import Example, examples
 from qwen_local.datasets.record_files import read
@@ -96,12 +96,15 @@ def talk(
         return line
 
     out = io.BytesIO()
+    base = settings.pop("base", None)
+    screen = settings.pop("screen", None) or Screen(out, terminal=False, color=False)
     chat = Chat(
         model,
+        ChatSettings(**{"sampling": Sampling(), "max_tokens": 50, **settings}),
+        base=base,
         read=next_line,
-        screen=settings.pop("screen", Screen(out, terminal=False, color=False)),
+        screen=screen,
         interactive=interactive,
-        **{"sampling": Sampling(), "max_tokens": 50, **settings},
     )
     return chat.run(), out.getvalue().decode()
 
