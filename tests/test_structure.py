@@ -22,10 +22,8 @@ from scripts.structure import FLOOR, engine_comparisons, measure, room_of, table
 ROOT = Path(__file__).parents[1]
 
 COMMAND = "a click command has a parameter for each option"
-SOON = "to be split"
 WIDE = {
     "train qwen_local/cli/train.py": COMMAND,
-    "prepare qwen_local/datasets/prepare.py": SOON,
     "export qwen_local/cli/export.py": COMMAND,
     "AdaptedLinear.forward qwen_local/backends/cuda/fused.py": (
         "torch.autograd.Function takes every tensor by itself"

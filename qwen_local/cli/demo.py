@@ -17,7 +17,7 @@ from qwen_local.cli.options import json_option, print_json
 )
 @json_option
 def demo(output: Path | None, as_json: bool) -> None:
-    """Train, fuse and test the embedded model on every engine of this machine.
+    """Train, merge and test the embedded model on every engine here.
 
     Compares the loss curves of the engines, and answers held-out questions before and after
     training.

@@ -11,7 +11,7 @@ from qwen_local.cli.options import json_option, print_json
 @click.option("--hub", is_flag=True, help="Also check that the hub can be reached.")
 @json_option
 def doctor(hub: bool, as_json: bool) -> None:
-    """Show what is installed, which engine auto chooses, and what is missing."""
+    """Show what is installed, what auto chooses and what is missing."""
     from qwen_local.backends.doctor import diagnose
     from qwen_local.backends.hub import ask_hub
     from qwen_local.backends.probe import probe

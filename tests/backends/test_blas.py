@@ -137,7 +137,7 @@ def test_the_users_own_setting_stays(given: str | None, found: str) -> None:
         [
             sys.executable,
             "-c",
-            "import os, qwen_local.backends.mlx; print(os.environ['MKL_CBWR'])",
+            "import os, qwen_local.backends.mlx.before_import; print(os.environ['MKL_CBWR'])",
         ],
         env=environment if given is None else environment | {"MKL_CBWR": given},
         cwd=Path(__file__).parents[2],

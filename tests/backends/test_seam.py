@@ -13,7 +13,6 @@ ENGINES = {"mlx", "cuda"}
 ENGINE_MODULES = ("qwen_local.backends.mlx", "qwen_local.backends.cuda")
 ABOUT_LAYOUTS = {
     "cards/card.py": "a card describes files: their layout, and the library that reads them",
-    "cards/facts.py": "finds the adapter in a folder by the names of its layouts",
     "cli/export.py": "--to mlx is a layout",
     "export/export.py": "--to mlx is a layout",
 }

@@ -83,17 +83,17 @@ def test_importing_the_package_loads_no_framework(tmp_path: Path) -> None:
     assert done.stdout == b"set()\n"
 
 
-def test_every_command_is_told_in_one_line_that_is_not_cut(cli: Cli) -> None:
+def test_the_help_has_one_line_per_command_that_is_not_cut(cli: Cli) -> None:
     commands = cli("--help").out.partition("Commands:\n")[2]
     assert commands == (
-        "  chat      Talk with a model, turn by turn.\n"
-        "  data      Look at data, and make them, before anything is trained.\n"
-        "  demo      The whole story on the embedded model, on every engine here.\n"
-        "  doctor    Say what is here, which engine auto takes, and what is missing.\n"
-        "  export    Take an adapter to PEFT, mlx-lm, llama.cpp or Ollama.\n"
-        "  fuse      Merge an adapter into its base model, and prove the result.\n"
+        "  chat      Chat with a model.\n"
+        "  data      Check, show and build training data.\n"
+        "  demo      Train, merge and test the embedded model on every engine here.\n"
+        "  doctor    Show what is installed, what auto chooses and what is missing.\n"
+        "  export    Convert an adapter for PEFT, mlx-lm, llama.cpp or Ollama.\n"
+        "  fuse      Merge an adapter into its base model, and test the result.\n"
         "  generate  Answer one prompt, or every row of a file.\n"
-        "  plan      Say what JOB would do: counts, steps, data, memory.\n"
+        "  plan      Show what JOB would do: counts, steps, data, memory.\n"
         "  train     Train the adapter that JOB describes.\n"
     )
 
