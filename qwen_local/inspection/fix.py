@@ -92,11 +92,11 @@ def check_free(output: Path) -> None:
         DatasetError: the file exists, is not a .jsonl file, or its folder does not exist.
     """
     if output.exists() or output.is_symlink():
-        raise DatasetError.at("--fix", f"expected the name of a new file; {output} exists")
+        raise DatasetError.at("output", f"expected the name of a new file; {output} exists")
     if output.suffix != ".jsonl":
-        raise DatasetError.at("--fix", f"expected a .jsonl file; found {output}")
+        raise DatasetError.at("output", f"expected a .jsonl file; found {output}")
     if not output.parent.is_dir():
-        raise DatasetError.at("--fix", f"no such folder: {output.parent}")
+        raise DatasetError.at("output", f"no such folder: {output.parent}")
 
 
 def fix(
@@ -123,7 +123,7 @@ def fix(
                 file.write(json.dumps(value, ensure_ascii=False, default=str).encode() + b"\n")
                 written += 1
         if written == 0:
-            raise DatasetError.at("--fix", "no usable record is left; nothing is written")
+            raise DatasetError.at("output", "no usable record is left; nothing is written")
         sync_folder(new)  # syncs the content of the file
         new.replace(output)
     finally:

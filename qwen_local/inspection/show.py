@@ -106,7 +106,10 @@ class ShownRecord:
         if row.dropped is not None:
             yield f"dropped: {dropped_reason(row.dropped, self.max_length)}"
         if row.literals:
-            yield f"control tokens written as plain text in the data: {row.literals:,} (see --ids)"
+            yield (
+                f"control tokens written as plain text in the data: {row.literals:,} "
+                "(see `qwen-local data show --ids`)"
+            )
         if ids:
             yield from _listed(row, canvas)
         else:
@@ -165,11 +168,11 @@ def pick(
         if line is not None and at is not None and at > line:
             break
     if number == 0:
-        raise DatasetError.at("--row", "the source has no records")
+        raise DatasetError.at("row", "the source has no records")
     if line is not None:
         problem = f"no record starts at line {line}"
-        raise DatasetError.at("--line", problem, f"try --line {at}")
-    raise DatasetError.at("--row", f"expected at most {number}, the last record; found {row}")
+        raise DatasetError.at("line", problem, f"try `line={at}`")
+    raise DatasetError.at("row", f"expected at most {number}, the last record; found {row}")
 
 
 def _number(where: str) -> int | None:

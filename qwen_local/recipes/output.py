@@ -77,22 +77,22 @@ def check_output(folder: Path, *, overwrite: bool, sources: Iterable[Path]) -> N
     Raises:
         JobError: the folder is a file, is not empty, or contains a source.
     """
-    another = "choose another folder with --output"
+    another = "choose another folder with `output`"
     try:
         there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
         if not there.is_dir():
-            raise JobError.at("--output", f"{there} is not a folder", another)
+            raise JobError.at("output", f"{there} is not a folder", another)
         if not os.access(there, os.W_OK):
-            raise JobError.at("--output", f"{there} is not writable", another)
+            raise JobError.at("output", f"{there} is not writable", another)
         if folder.exists() and any(folder.iterdir()) and not overwrite:
-            hint = f"{another}, or replace its {TRAIN} and {VALID} with --overwrite"
-            raise JobError.at("--output", f"{folder} is not empty", hint)
+            hint = f"{another}, or replace its {TRAIN} and {VALID} with `overwrite`"
+            raise JobError.at("output", f"{folder} is not empty", hint)
         for source in sources:
             for old in (folder / TRAIN, folder / VALID):
                 if old.exists() and source.exists() and old.samefile(source):
-                    raise JobError.at("--output", f"{old} is an input file", another)
+                    raise JobError.at("output", f"{old} is an input file", another)
     except OSError as error:
-        raise JobError.at("--output", f"{folder}: {error.strerror}", another) from None
+        raise JobError.at("output", f"{folder}: {error.strerror}", another) from None
 
 
 def write_rows(folder: Path, train: Iterable[Row], valid: Iterable[Row]) -> None:

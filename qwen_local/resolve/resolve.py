@@ -209,10 +209,10 @@ def _choose(
     strict = request.other_engine == "refuse"
     if strict and trained_on is not None and backend not in ("auto", trained_on):
         raise BackendError.at(
-            f"--backend {backend}",
-            f"the adapter was trained on a {origin.quantization} base of --backend "
-            f"{origin.backend}, whose weights no other engine has",
-            f"pass --backend {origin.backend}, or leave it out",
+            f"backend {backend}",
+            f"the adapter was trained on a {origin.quantization} base model of "
+            f"`backend={origin.backend}`, whose weights no other engine has",
+            f"pass `backend={origin.backend}`, or leave it out",
         )
     try:
         choice = choose_for(machine, backend, device, architecture, origin)
@@ -222,7 +222,8 @@ def _choose(
         choice = choose(machine, backend, device)
     if trained_on is not None and trained_on != choice.backend:
         log.warning(
-            "the adapter was trained on a %s base of --backend %s; that of %s differs a little",
+            "the adapter was trained on the %s base model of the engine %s; "
+            "that of %s differs slightly",
             origin.quantization,
             trained_on,
             choice.backend,

@@ -43,9 +43,9 @@ SHORTEST = 256
 
 
 def memory_hint(job: Job, setup: Setup, workload: Workload) -> str:
-    """What would make a run fit that does not, in the words of the command line.
+    """Return the smallest change that would make a run fit into memory.
 
-    As little is changed as possible: 4 bits come before shorter rows.
+    4-bit quantization comes before shorter rows.
 
     Args:
         job: complete.
@@ -59,9 +59,9 @@ def memory_hint(job: Job, setup: Setup, workload: Workload) -> str:
         best = fit(tried, shorter, budget="auto", checkpointing="auto").setup
         return estimate_memory(best, shorter).fits
 
-    said = []
+    changes = []
     if (job.train.micro_batch_tokens, job.train.gradient_checkpointing) != ("auto", "auto"):
-        said = ["train.micro_batch_tokens and train.gradient_checkpointing at auto"]
+        changes = ["train.micro_batch_tokens and train.gradient_checkpointing at auto"]
     own, longest = setup.quantization, job.data.max_length
     plain = own == "none" and setup.model.architecture.stored is None
     lengths = [longest]
@@ -70,9 +70,9 @@ def memory_hint(job: Job, setup: Setup, workload: Workload) -> str:
     for length in lengths:
         for quantization in (own, "4bit") if plain else (own,):
             if fits(quantization, length):
-                said += ["--quantization 4bit"] if quantization != own else []
-                said += [f"--max-length {length}"] if length != longest else []
-                return f"it fits with {', '.join(said)}"
+                changes += ["`quantization=4bit`"] if quantization != own else []
+                changes += [f"`max_length={length}`"] if length != longest else []
+                return f"it fits with {', '.join(changes)}"
     return "take a smaller model, or a machine with more memory"
 
 

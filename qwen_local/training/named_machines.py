@@ -74,21 +74,21 @@ def engine_there(name: str) -> Engine:
 
 
 def named_machine(name: str, *, backend: str, device: str) -> Machine:
-    """The machine, where `--backend` and `--device` agree with it.
+    """Return a machine by its name, if backend and device agree with it.
 
     Args:
         name: out of `NAMED`.
-        backend: as `--backend`.
-        device: as `--device`.
+        backend: `auto`, `mlx` or `cuda`.
+        device: `auto`, `gpu` or `cpu`.
 
     Raises:
         BackendError: it has no such engine, or was asked for its CPU.
     """
     engine = engine_there(name)
-    given_there = (("--backend", backend, engine), ("--device", device, "gpu"))
+    given_there = (("backend", backend, engine), ("device", device, "gpu"))
     faults = [
-        Fault(f"{flag} {given}", f"{name} is planned for {flag} {there}", f"leave {flag} out")
-        for flag, given, there in given_there
+        Fault(f"{key} {given}", f"{name} is planned for `{key}={there}`", f"leave `{key}` out")
+        for key, given, there in given_there
         if given not in ("auto", there)
     ]
     if faults:

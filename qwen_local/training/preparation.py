@@ -145,7 +145,7 @@ def check_data_given(draft: Draft, job: Job) -> None:
         raise JobError.at(
             "data.train",
             f"expected the data to train {job.model.name} on; it is not given",
-            "pass --data, or write data: {train: ...} into the job; "
+            "pass `data`, or write data: {train: ...} into the job; "
             f"{SAMPLE_DATA} is the sample data",
         )
 

@@ -77,8 +77,8 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
     check_output(folder, overwrite=False, sources=[])
     (folder / "notes.txt").touch()
     assert refused(folder) == (
-        "--output: here/out is not empty\n\nhint: choose another folder with --output, "
-        "or replace its train.jsonl and valid.jsonl with --overwrite"
+        "output: here/out is not empty\n\nhint: choose another folder with `output`, "
+        "or replace its train.jsonl and valid.jsonl with `overwrite`"
     )
     check_output(folder, overwrite=True, sources=[])
 
@@ -89,8 +89,7 @@ def test_a_source_is_never_overwritten(tmp_path: Path) -> None:
     (folder / "valid.jsonl").touch()
     (tmp_path / "link").symlink_to(folder / "valid.jsonl")
     assert refused(folder, overwrite=True, sources=[tmp_path / "link"]) == (
-        "--output: here/out/valid.jsonl is an input file\n\n"
-        "hint: choose another folder with --output"
+        "output: here/out/valid.jsonl is an input file\n\nhint: choose another folder with `output`"
     )
     check_output(folder, overwrite=True, sources=[Path("owner/name[train]")])
 
@@ -102,12 +101,12 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
         with pytest.raises(JobError) as error:
             check_output(folder, overwrite=True, sources=[])
         assert str(error.value) == (
-            f"--output: {file} is not a folder\n\nhint: choose another folder with --output"
+            f"output: {file} is not a folder\n\nhint: choose another folder with `output`"
         )
 
 
 def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
-    assert refused(tmp_path / ("n" * 300)).startswith(f"--output: here/{'n' * 300}: File name too")
+    assert refused(tmp_path / ("n" * 300)).startswith(f"output: here/{'n' * 300}: File name too")
 
 
 def test_a_summary_counts_labels_one_by_one_where_they_are_few() -> None:

@@ -40,8 +40,8 @@ def test_flags_that_contradict_are_refused_together() -> None:
     with pytest.raises(BackendError) as refused:
         named_machine("m4-pro-24", backend="cuda", device="cpu")
     assert str(refused.value) == (
-        "--backend cuda: m4-pro-24 is planned for --backend mlx\n\n"
-        "hint: leave --backend out\n\n"
-        "--device cpu: m4-pro-24 is planned for --device gpu\n\n"
-        "hint: leave --device out"
+        "backend cuda: m4-pro-24 is planned for `backend=mlx`\n\n"
+        "hint: leave `backend` out\n\n"
+        "device cpu: m4-pro-24 is planned for `device=gpu`\n\n"
+        "hint: leave `device` out"
     )
