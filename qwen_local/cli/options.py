@@ -121,7 +121,7 @@ def answer_options(command: Command) -> Command:
 
 
 def export_options(command: Command) -> Command:
-    """What is exported to where: the fields of `qwen_local.export.opening.Given`."""
+    """Add the options of an export: the fields of `qwen_local.export.opening.ExportRequest`."""
     decorators = [
         click.option(
             "--adapter",

@@ -104,7 +104,7 @@ ROSETTA = replace(BARE_MAC, processor="x86_64", rosetta=True)
 INTEL_MAC = replace(BARE_MAC, processor="x86_64")
 OLD_MACOS = replace(BARE_MAC, macos=(13, 6))
 
-ASKED_ON_CPU = "asked for by --backend and --device"
+ASKED_ON_CPU = "requested"
 METAL = "there is an Apple GPU, which MLX uses through Metal"
 CUDA = "there is an NVIDIA GPU, which PyTorch uses through CUDA"
 GET_MLX = "pip install mlx mlx-lm"
@@ -129,13 +129,13 @@ GET_TORCH = "pip install torch peft"
             NVIDIA,
             "auto",
             "cpu",
-            Choice("cuda", "cpu", "asked for by --device; PyTorch runs on the CPU"),
+            Choice("cuda", "cpu", "requested; PyTorch runs on the CPU"),
         ),
         (
             OLD_DRIVER,
             "auto",
             "cpu",
-            Choice("cuda", "cpu", "asked for by --device; PyTorch runs on the CPU"),
+            Choice("cuda", "cpu", "requested; PyTorch runs on the CPU"),
         ),
         (
             MAC,
@@ -144,7 +144,7 @@ GET_TORCH = "pip install torch peft"
             Choice(
                 "mlx",
                 "cpu",
-                "asked for by --device; MLX runs on the CPU, and there is no PyTorch",
+                "requested; MLX runs on the CPU, and there is no PyTorch",
             ),
         ),
         (
@@ -168,33 +168,33 @@ GET_TORCH = "pip install torch peft"
             MAC,
             "mlx",
             "auto",
-            Choice("mlx", "gpu", "asked for by --backend; there is an Apple GPU"),
+            Choice("mlx", "gpu", "requested; there is an Apple GPU"),
         ),
-        (MAC, "mlx", "gpu", Choice("mlx", "gpu", "asked for by --backend; there is an Apple GPU")),
+        (MAC, "mlx", "gpu", Choice("mlx", "gpu", "requested; there is an Apple GPU")),
         (MAC, "mlx", "cpu", Choice("mlx", "cpu", ASKED_ON_CPU)),
         (
             MAC_WITHOUT_METAL,
             "mlx",
             "auto",
-            Choice("mlx", "cpu", "asked for by --backend; there is no Apple GPU"),
+            Choice("mlx", "cpu", "requested; there is no Apple GPU"),
         ),
         (
             MAC_WITH_BOTH,
             "cuda",
             "auto",
-            Choice("cuda", "cpu", "asked for by --backend; there is no NVIDIA GPU"),
+            Choice("cuda", "cpu", "requested; there is no NVIDIA GPU"),
         ),
         (
             NVIDIA,
             "cuda",
             "auto",
-            Choice("cuda", "gpu", "asked for by --backend; there is an NVIDIA GPU"),
+            Choice("cuda", "gpu", "requested; there is an NVIDIA GPU"),
         ),
         (
             LINUX,
             "cuda",
             "auto",
-            Choice("cuda", "cpu", "asked for by --backend; there is no NVIDIA GPU"),
+            Choice("cuda", "cpu", "requested; there is no NVIDIA GPU"),
         ),
         (LINUX_WITH_BOTH, "mlx", "cpu", Choice("mlx", "cpu", ASKED_ON_CPU)),
         (LINUX_WITH_BOTH, "cuda", "cpu", Choice("cuda", "cpu", ASKED_ON_CPU)),
@@ -203,7 +203,7 @@ GET_TORCH = "pip install torch peft"
             replace(NVIDIA, mlx="0.32.4"),
             "mlx",
             "auto",
-            Choice("mlx", "cpu", "asked for by --backend; there is no Apple GPU"),
+            Choice("mlx", "cpu", "requested; there is no Apple GPU"),
         ),
     ],
 )
@@ -523,8 +523,8 @@ def test_what_cannot_run_is_refused_with_the_mend(
             ("float32", "this GPU has no bfloat16, and float16 overflows"),
         ),
         (NVIDIA, "cpu", "auto", ("float32", "the CPU is fastest and exact in it")),
-        (MAC, "gpu", "float32", ("float32", "asked for by model.dtype")),
-        (LINUX, "cpu", "bfloat16", ("bfloat16", "asked for by model.dtype")),
+        (MAC, "gpu", "float32", ("float32", "set by model.dtype")),
+        (LINUX, "cpu", "bfloat16", ("bfloat16", "set by model.dtype")),
     ],
 )
 def test_the_dtype_comes_with_its_reason(

@@ -12,7 +12,7 @@ import pytest
 
 from qwen_local.datasets.dataset_info import read_entry
 from qwen_local.datasets.formats import Example
-from qwen_local.datasets.sources import Source, Wanted, locate
+from qwen_local.datasets.sources import Source, SourceSpec, locate
 from qwen_local.errors import DatasetError
 
 hugging_face: Any = importlib.import_module("datasets")
@@ -34,7 +34,7 @@ def put(entry: object, *records: object) -> None:
 
 
 def find(name: str = "data#poems", **how: Any) -> Source:
-    [source], evaluation = locate([Wanted(name=name, **how)])
+    [source], evaluation = locate([SourceSpec(name=name, **how)])
     assert evaluation == []
     return source
 

@@ -23,7 +23,7 @@ from qwen_local.export import fuse as fusing
 from qwen_local.export import merge
 from qwen_local.export.fuse import Fused, fuse, with_stops
 from qwen_local.export.merge import ExportError, merged, write_shards
-from qwen_local.export.opening import Given
+from qwen_local.export.opening import ExportRequest
 from qwen_local.export.samples import CONVERSATIONS
 from qwen_local.job.schema import Quantization, read_job
 from qwen_local.models.architecture import NORM
@@ -60,7 +60,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 def fused(run: Path, output: Path, **options: Any) -> Fused:
     ours = {name: options.pop(name) for name in ("requantize", "dtype") if name in options}
-    return fuse(Given(adapter=run, output=output, device="cpu", **options), **ours)
+    return fuse(ExportRequest(adapter=run, output=output, device="cpu", **options), **ours)
 
 
 def config(folder: Path, name: str = "config.json") -> dict[str, Any]:
