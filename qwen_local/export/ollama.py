@@ -150,7 +150,7 @@ def describe_template(tokenizer: ChatTokenizer, *, thinking: bool | None) -> Cha
         InputError: a `ChatML` cannot describe it, or it depends on the date.
     """
     if tokenizer.depends_on_date:
-        problem = "this model's chat template uses the date, which a template of Ollama cannot"
+        problem = "this model's chat template uses the date, which Ollama's templates cannot"
         raise InputError.at(WHERE, problem, HINT)
     asked = _render(tokenizer, [SHORT_PROMPT], thinking)
     turn = f"{START}user\n{SHORT_PROMPT['content']}{END}\n"

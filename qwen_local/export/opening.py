@@ -122,7 +122,7 @@ def check_disk(output: Path, need: int, architecture: Architecture) -> None:
     if (free := free_bytes(output)) < need:
         raise ExportError(
             f"{output}: the export needs {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
-            "\n\nhint: free some space, or choose another disk with `output`"
+            "\n\nhint: make room, or choose another disk with `output`"
         )
 
 
@@ -158,7 +158,7 @@ def new_folder(output: Path) -> Iterator[Path]:
             reason = getattr(error, "strerror", None) or error
             raise ExportError(
                 f"{output.parent}: cannot be written: {reason}"
-                "\n\nhint: free some space, or choose another disk with `output`"
+                "\n\nhint: make room, or choose another disk with `output`"
             ) from error
         finally:
             shutil.rmtree(new, ignore_errors=True)

@@ -61,7 +61,7 @@ def fit(
     if budget != "auto":
         because = "as the job sets it"
     elif size == favorite:
-        because = f"the most that speeds up a {_chip(setup)}"
+        because = f"the most that a {_chip(setup)} gains from"
     else:
         because = f"as {2 * size:,} would not fit"
     tokens = "1 token" if size == 1 else f"{size:,} tokens"

@@ -271,7 +271,7 @@ CARDS = {
     "a broken PyTorch": (
         BROKEN,
         "driver 580.65.06, torch cannot be imported: OSError: libcudart.so.13: cannot open it",
-        f"{GET_CUDA_13} --force-reinstall{BESIDE_IT}",
+        GET_CUDA_13.replace("pip install", "pip install --force-reinstall") + BESIDE_IT,
     ),
     "a card older than the build": (
         OLD_CARD,
@@ -330,8 +330,8 @@ def test_a_card_that_pytorch_cannot_use_is_an_error_with_driver_wheel_and_mend(
         choose(machine, backend, device)
     pause = "\n" if "\n" in fix else "; "
     assert str(raised.value) == (
-        f"--backend {backend} --device {device}: {CARD}{problem}\n\n"
-        f"hint: {fix}{pause}or pass --device cpu"
+        f"`backend={backend}` `device={device}`: {CARD}{problem}\n\n"
+        f"hint: {fix}{pause}or pass `device=cpu`"
     )
 
 
@@ -342,7 +342,7 @@ def test_a_card_that_pytorch_cannot_use_is_an_error_with_driver_wheel_and_mend(
             BARE,
             "mlx",
             "auto",
-            "--backend mlx",
+            "backend mlx",
             "mlx and mlx-lm are not installed",
             "pip install 'mlx[cpu]' mlx-lm",
         ),
@@ -350,7 +350,7 @@ def test_a_card_that_pytorch_cannot_use_is_an_error_with_driver_wheel_and_mend(
             replace(BARE, packages={"mlx": "0.32.4"}),
             "mlx",
             "cpu",
-            "--backend mlx",
+            "backend mlx",
             "mlx-lm is not installed",
             "pip install 'mlx[cpu]' mlx-lm",
         ),
@@ -358,23 +358,23 @@ def test_a_card_that_pytorch_cannot_use_is_an_error_with_driver_wheel_and_mend(
             replace(BARE, packages=MLX, mlx_fault="mlx.core cannot be imported: ImportError: x"),
             "mlx",
             "cpu",
-            "--backend mlx",
+            "backend mlx",
             "mlx.core cannot be imported: ImportError: x",
-            "pip install 'mlx[cpu]' mlx-lm --force-reinstall",
+            "pip install --force-reinstall 'mlx[cpu]' mlx-lm",
         ),
         (
             replace(BARE, packages=PYTORCH, torch_fault="torch cannot be imported: OSError: x"),
             "auto",
             "auto",
-            "--backend auto --device auto",
+            "`backend=auto` `device=auto`",
             "neither MLX nor PyTorch can be imported here; torch cannot be imported: OSError: x",
-            "pip install torch peft --force-reinstall",
+            "pip install --force-reinstall torch peft",
         ),
         (
             BARE,
             "cuda",
             "cpu",
-            "--backend cuda",
+            "backend cuda",
             "torch and peft are not installed",
             GET_TORCH,
         ),
@@ -382,7 +382,7 @@ def test_a_card_that_pytorch_cannot_use_is_an_error_with_driver_wheel_and_mend(
             BARE,
             "auto",
             "auto",
-            "--backend auto --device auto",
+            "`backend=auto` `device=auto`",
             "neither MLX nor PyTorch can be imported here",
             GET_TORCH,
         ),
@@ -390,7 +390,7 @@ def test_a_card_that_pytorch_cannot_use_is_an_error_with_driver_wheel_and_mend(
             BARE_MAC,
             "auto",
             "cpu",
-            "--backend auto --device cpu",
+            "`backend=auto` `device=cpu`",
             "neither MLX nor PyTorch can be imported here",
             GET_MLX,
         ),
@@ -398,15 +398,15 @@ def test_a_card_that_pytorch_cannot_use_is_an_error_with_driver_wheel_and_mend(
             LINUX,
             "auto",
             "gpu",
-            "--backend auto --device gpu",
+            "`backend=auto` `device=gpu`",
             "expected a GPU that an engine can use; found none",
-            "pass --device cpu",
+            "pass `device=cpu`",
         ),
         (
             MAC_WITHOUT_MLX,
             "auto",
             "gpu",
-            "--backend auto --device gpu",
+            "`backend=auto` `device=gpu`",
             "expected a GPU that an engine can use; found none",
             GET_MLX,
         ),
@@ -414,40 +414,40 @@ def test_a_card_that_pytorch_cannot_use_is_an_error_with_driver_wheel_and_mend(
             LINUX_WITH_BOTH,
             "mlx",
             "gpu",
-            "--backend mlx --device gpu",
+            "`backend=mlx` `device=gpu`",
             "expected an Apple GPU; found none",
-            "pass --device cpu",
+            "pass `device=cpu`",
         ),
         (
             replace(NVIDIA, mlx="0.32.4"),  # the card is fine; MLX does not use it
             "mlx",
             "gpu",
-            "--backend mlx --device gpu",
+            "`backend=mlx` `device=gpu`",
             "expected an Apple GPU; found none",
-            "pass --device cpu",
+            "pass `device=cpu`",
         ),
         (
             MAC_WITH_BOTH,
             "cuda",
             "gpu",
-            "--backend cuda --device gpu",
+            "`backend=cuda` `device=gpu`",
             "expected an NVIDIA GPU; found none",
-            "pass --device cpu",
+            "pass `device=cpu`",
         ),
         (
             OLD_DRIVER,
             "cuda",
             "auto",
-            "--backend cuda --device auto",
+            "`backend=cuda` `device=auto`",
             f"{CARD}driver 535.183.01, {WHEEL}, which needs driver 580",
-            f"{NEW_DRIVER};\nor {GET_CUDA_12}\nor pass --device cpu",
+            f"{NEW_DRIVER};\nor {GET_CUDA_12}\nor pass `device=cpu`",
         ),
         *(
             (
                 WINDOWS,
                 backend,
                 device,
-                f"--backend {backend} --device {device}",
+                f"`backend={backend}` `device={device}`",
                 "native Windows is not supported",
                 "use WSL2: run `wsl --install` in PowerShell, restart, and install qwen-local "
                 "in there",
@@ -459,7 +459,7 @@ def test_a_card_that_pytorch_cannot_use_is_an_error_with_driver_wheel_and_mend(
             WSL1,
             "auto",
             "cpu",
-            "--backend auto --device cpu",
+            "`backend=auto` `device=cpu`",
             "WSL1 is not supported: it has no GPU and no Linux kernel",
             "turn this distribution into WSL2: run `wsl --set-version NAME 2` in PowerShell; "
             "`wsl --list` shows its name",
@@ -468,7 +468,7 @@ def test_a_card_that_pytorch_cannot_use_is_an_error_with_driver_wheel_and_mend(
             ROSETTA,
             "mlx",
             "auto",
-            "--backend mlx",
+            "backend mlx",
             "mlx and mlx-lm are not installed",
             "this Python is one for Intel, under Rosetta: install one for Apple silicon (from "
             "python.org, or `uv python install`), and make a new environment with it",
@@ -486,18 +486,18 @@ def test_a_card_that_pytorch_cannot_use_is_an_error_with_driver_wheel_and_mend(
             for backend, where, problem in (
                 (
                     "auto",
-                    "--backend auto --device auto",
+                    "`backend=auto` `device=auto`",
                     "neither MLX nor PyTorch can be imported here",
                 ),
-                ("mlx", "--backend mlx", "mlx and mlx-lm are not installed"),
-                ("cuda", "--backend cuda", "torch and peft are not installed"),
+                ("mlx", "backend mlx", "mlx and mlx-lm are not installed"),
+                ("cuda", "backend cuda", "torch and peft are not installed"),
             )
         ),
         (
             OLD_MACOS,
             "auto",
             "auto",
-            "--backend auto --device auto",
+            "`backend=auto` `device=auto`",
             "neither MLX nor PyTorch can be imported here",
             "MLX needs macOS 14: update macOS, then pip install mlx mlx-lm",
         ),

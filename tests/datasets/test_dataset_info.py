@@ -267,10 +267,12 @@ def test_only_the_entry_decides_the_format() -> None:
     put({"file_name": "poems.json"})
     hint = "\n\nhint: give this source `format: auto`"
     assert message_of(format="alpaca") == (
-        "data#poems: the entry says how its records are written; found data.format as well" + hint
+        "data#poems: expected no data.format, because the entry defines the format of its records"
+        + hint
     )
     assert message_of(format="prompt", columns={"prompt": "x"}) == (
-        "data#poems: the entry says how its records are written; found data.columns as well" + hint
+        "data#poems: expected no data.columns, because the entry defines the format of its records"
+        + hint
     )
 
 

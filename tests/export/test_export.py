@@ -228,8 +228,8 @@ def test_a_dora_is_no_lora_for_llama_cpp(dora: Path, cli: Cli) -> None:
     said = cli("export", "--adapter", dora, "--to", "gguf-lora", "--output", "out", "--quiet")
     assert (said.code, said.err) == (
         2,
-        "--adapter: has the magnitudes of DoRA, which llama.cpp has no place for\n\nhint: merge it:"
-        " export --to gguf\n",
+        "--adapter: has DoRA magnitudes, which llama.cpp does not support\n\nhint: merge it: "
+        "`qwen-local export --to gguf`\n",
     )
     assert not Path("out").exists()
 
@@ -312,8 +312,8 @@ def test_a_gguf_of_a_faulty_merge_is_an_error(
         ),
         (
             ("--to", "mlx", "--private"),
-            "--private: goes with --push-to-hub OWNER/NAME, which is missing\n\nhint: nothing is "
-            "uploaded without it\n",
+            "--private: expected --push-to-hub, without which nothing is uploaded; it is missing\n\n"
+            "hint: add --push-to-hub OWNER/NAME\n",
         ),
     ],
 )
@@ -384,7 +384,7 @@ def test_what_a_killed_export_left_is_cleared_away_and_one_that_runs_is_not(
 
 
 def test_a_name_that_is_not_utf_8_is_refused_at_once(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^--output: its name is not UTF-8: "):
+    with pytest.raises(ValueError, match=r"^output: its name is not UTF-8: "):
         export(ExportRequest(adapter=run, output=tmp_path / "\udcff", device="cpu"), to="peft")
 
 

@@ -248,7 +248,7 @@ def test_a_model_that_is_quantized_in_its_files_trains_and_fuses(
     assert result.proof.max_logit_difference <= near
     assert "quantization_config" not in config(tmp_path / "out")
     other = {"mlx": "cuda", "cuda": "mlx"}[engine]
-    with pytest.raises(ValueError, match=f"which only --backend {engine} reads"):
+    with pytest.raises(ValueError, match=f"which only `backend={engine}` reads"):
         fused(tmp_path / "run", tmp_path / "other", backend=other)
 
 
@@ -344,7 +344,7 @@ def test_an_adapter_smaller_than_bfloat16_is_not_rounded_away_in_silence(
     with pytest.raises(ExportError) as refused:
         fused(small, tmp_path / "out")
     assert "rounding loses the adapter" in str(refused.value)
-    assert str(refused.value).endswith("\n\nhint: pass --dtype float32")
+    assert str(refused.value).endswith("\n\nhint: pass `dtype=float32`")
     assert fused(small, tmp_path / "out", dtype="float32").proof.top1_agreement == 1.0
 
 
@@ -355,8 +355,8 @@ def test_an_adapter_of_a_quantized_base_is_fused_by_the_engine_that_knows_its_co
     with pytest.raises(ValueError) as refused:
         fused(run, tmp_path / "out", backend="mlx")
     assert str(refused.value) == (
-        "--backend mlx: the adapter was trained on a 4bit base of --backend cuda, whose weights no "
-        "other engine has\n\nhint: pass --backend cuda, or leave it out"
+        "backend mlx: the adapter was trained on a 4bit base model of `backend=cuda`, whose "
+        "weights no other engine has\n\nhint: pass `backend=cuda`, or leave it out"
     )
 
 
@@ -402,7 +402,7 @@ def test_a_disk_without_room_is_told_before_anything_is_computed(
         fused(run, tmp_path / "out")
     assert str(refused.value) == (
         f"{tmp_path / 'out'}: the export needs 0.01 GB, and 0.00 GB are free\n\nhint: make room, "
-        "or choose another disk with --output"
+        "or choose another disk with `output`"
     )
 
 
