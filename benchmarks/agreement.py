@@ -78,7 +78,7 @@ def sample_rows() -> Rows:
     """The embedded sample data, tokenized, in the order of its file."""
     from qwen_local.datasets.prepare import prepare
     from qwen_local.datasets.row_builder import TokenizeConfig
-    from qwen_local.datasets.sources import Wanted
+    from qwen_local.datasets.sources import SourceSpec
     from qwen_local.datasets.tokenizer import ChatTokenizer
 
     config = TokenizeConfig(
@@ -89,7 +89,7 @@ def sample_rows() -> Rows:
     )
     prepared = prepare(
         config,
-        train=[Wanted(name=str(sample_data_path() / "train.jsonl"))],
+        train=[SourceSpec(name=str(sample_data_path() / "train.jsonl"))],
         eval=[],
         eval_fraction=0.0,
         seed=0,

@@ -160,7 +160,7 @@ def ours(file: Path) -> dict[str, Any]:
     """`qwen_local.datasets.prepare`, as `train` calls it."""
     from qwen_local.datasets.prepare import prepare
     from qwen_local.datasets.row_builder import TokenizeConfig
-    from qwen_local.datasets.sources import Wanted
+    from qwen_local.datasets.sources import SourceSpec
     from qwen_local.datasets.tokenizer import ChatTokenizer
 
     tokenizer = ChatTokenizer.load(file.with_name("model"))
@@ -171,7 +171,9 @@ def ours(file: Path) -> dict[str, Any]:
         overlong="drop",
         train_on="assistant",
     )
-    prepared = prepare(config, train=[Wanted(name=str(file))], eval=[], eval_fraction=0.0, seed=0)
+    prepared = prepare(
+        config, train=[SourceSpec(name=str(file))], eval=[], eval_fraction=0.0, seed=0
+    )
     assert prepared.train.sha256
     took = time.monotonic() - began
     return {"seconds": round(took, 3), "rows": len(prepared.train), "tokens": prepared.train.tokens}

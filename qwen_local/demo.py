@@ -13,7 +13,7 @@ from typing import Any, Literal
 from qwen_local.backends.select import Engine, Machine, choose, probe
 from qwen_local.embedded import TINY_MODEL, sample_data_path
 from qwen_local.export.fuse import fuse
-from qwen_local.export.opening import Given
+from qwen_local.export.opening import ExportRequest
 from qwen_local.inference.generator import Answer, Generator
 from qwen_local.job.schema import read_job
 from qwen_local.resolve.request import Request
@@ -151,7 +151,7 @@ def _result(engine: Engine, output: Path, questions: list[list[dict[str, Any]]])
     after = _ask(engine, TINY_MODEL, run, questions)
     _print(f"exact match {_exact(after, questions):.0%}")
     merged = run / "fused"
-    proof = fuse(Given(adapter=run, output=merged, backend=engine)).proof
+    proof = fuse(ExportRequest(adapter=run, output=merged, backend=engine)).proof
     _print(f"merged into the model: {proof.describe()}")
     fused = _ask(engine, str(merged), None, questions)
     _print(f"exact match {_exact(fused, questions):.0%}")

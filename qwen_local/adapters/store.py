@@ -94,26 +94,26 @@ def base_of(model: str | None, revision: str | None, adapter: Path | None) -> Mo
     """
     if adapter is None:
         if model is None:
-            problem = "expected a model, or an --adapter that names one; found neither"
-            raise ModelError.at("--model", problem, "for example --model Qwen/Qwen3-0.6B")
+            problem = "expected a model, or an `adapter` that names one; found neither"
+            raise ModelError.at("model", problem, "for example `model=Qwen/Qwen3-0.6B`")
         return find_model(model, revision)
     base, origin = named_base(adapter)
     if not (model or base):
         problem = f"{adapter} does not name its base model"
-        raise ModelError.at("--model", problem, "pass --model")
+        raise ModelError.at("model", problem, "pass `model`")
     if model not in (None, base):
         return find_model(str(model), revision)
     try:
         source = find_model(base, revision)
     except ModelError as error:
-        named = f"--adapter {adapter}: its base model {base}"
-        hint = "pass --model with its current location"
+        named = f"adapter {adapter}: its base model {base}"
+        hint = "pass `model` with its current location"
         raise ModelError([Fault(named, f.problem, hint) for f in error.faults]) from None
     ours = origin != Origin()
     if source.kind == "hub" and ours and origin.commit is None:  # else it could be anyone's model
         problem = "was a local folder in training, which does not exist here"
-        hint = "pass --model with its current location"
-        raise ModelError.at(f"--adapter {adapter}: its base model {base}", problem, hint)
+        hint = "pass `model` with its current location"
+        raise ModelError.at(f"adapter {adapter}: its base model {base}", problem, hint)
     if source.kind == "hub" and revision is None:
         source = replace(source, revision=origin.commit)
     if model is None:
@@ -197,7 +197,7 @@ def _check_shapes(
     if faults:
         made_for = f"made for {base}" if base else "it does not name its base model"
         problem = f"{made_for}; its matrices do not fit this model"
-        raise ModelError([Fault(f"--adapter {path}", problem), *faults])
+        raise ModelError([Fault(f"adapter {path}", problem), *faults])
 
 
 def _check_orientation(shapes: Mapping[str, Shape], weights: Path) -> None:
@@ -225,7 +225,7 @@ def folder_of(path: Path) -> Path:
     path = expanded(path)
     if not os.path.isdir(path):  # noqa: PTH112 - Path raises for a name that is too long
         raise ModelError.at(
-            f"--adapter {path}", "no such folder", "pass a run folder or an adapter folder"
+            f"adapter {path}", "no such folder", "pass a run folder or an adapter folder"
         )
     for folder in (path, path / "peft", path / "adapter" / "peft", path / "mlx"):
         found = [name for name in (PEFT_WEIGHTS, MLX_WEIGHTS) if (folder / name).exists()]
@@ -243,11 +243,11 @@ def folder_of(path: Path) -> Path:
         )
     if (path / "config.json").exists():
         problem = "expected an adapter; found a model"
-        hint = "pass it as --model, or pass the run or adapter that it was made from"
-        raise ModelError.at(f"--adapter {path}", problem, hint)
+        hint = "pass it as `model`, or pass the run or adapter that it was made from"
+        raise ModelError.at(f"adapter {path}", problem, hint)
     inner = [file.parent for name in (PEFT_WEIGHTS, MLX_WEIGHTS) for file in path.glob(f"*/{name}")]
     raise ModelError.at(
-        f"--adapter {path}",
+        f"adapter {path}",
         f"found neither {PEFT_WEIGHTS} (PEFT) nor {MLX_WEIGHTS} (mlx-lm)",
         f"there is one in {inner[0]}"
         if inner

@@ -322,4 +322,4 @@ def _verdict(machine: Machine, choice: Choice | None, lines: tuple[Line, ...]) -
         choose(machine, device="cpu")
     except BackendError:
         return f"not ready; {see}"
-    return f"not ready; {see}, or train on the CPU with --device cpu"
+    return f"not ready; {see}, or train on the CPU: qwen-local train --device cpu"

@@ -121,10 +121,11 @@ def install_torch(machine: Machine) -> str:
     missing = machine.missing("cuda")
     if missing == ("peft",):
         return "pip install peft"
-    again = "" if missing else " --force-reinstall"
+    install = "pip install" if missing else "pip install --force-reinstall"
     if machine.nvidia and _build_for(machine) is not None:
-        return f"{_get_build(machine)}{again}\n  pip install peft bitsandbytes"
-    return f"pip install torch peft{again}"
+        command = _get_build(machine).replace("pip install", install)
+        return f"{command}\n  pip install peft bitsandbytes"
+    return f"{install} torch peft"
 
 
 def _wheel(machine: Machine) -> str:

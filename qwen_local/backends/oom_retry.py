@@ -118,7 +118,7 @@ class TokenBudget:
             except OtherRankRanOutError:
                 pass
             except Exception as error:
-                # After the exchange the other ranks have gone on: nobody would start again with us.
+                # After the exchange the other ranks continue: none of them would retry with us.
                 if not self._ran_out(error) or (batches.joined and self._group.size > 1):
                     raise
                 here = True
@@ -146,7 +146,7 @@ class TokenBudget:
                 raise
             raise OutOfMemoryError(
                 "out of memory in the update itself, after its gradient was computed\n\n"
-                "hint: free memory of the device and continue with --resume; or start another run "
+                "hint: free memory of the device and continue with `resume`; or start another run "
                 "with a lower lora.rank"
             ) from error
 

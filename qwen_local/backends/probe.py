@@ -1,4 +1,4 @@
-"""Looks at this machine. Nothing is decided here: `select` decides from the result."""
+"""Describe this machine. `select` decides from the result."""
 
 from __future__ import annotations
 
@@ -35,33 +35,23 @@ ROOT = Path("/")
 WATCHED = (*PACKAGES["mlx"], *PACKAGES["cuda"], "bitsandbytes", "transformers")
 
 PATIENCE = 10
-"""Seconds for another program to answer, over all calls; a sleeping NVIDIA driver takes several to
-wake."""
+"""Seconds that other programs may take to answer, in total; an idle NVIDIA driver takes several to
+wake up."""
 
 
 def probe(*, thorough: bool = False) -> Machine:
-    """Look at this machine. Imports the engines that are installed: MLX first, see blas.py.
+    """Describe this machine. Imports the installed engines, MLX first (see blas.py).
 
     Args:
         thorough: also import the engines' companions (mlx-lm, transformers, PEFT, bitsandbytes),
-            which shows what is broken and takes some seconds.
+            which finds broken packages and takes some seconds.
 
     Raises:
         InputError: huggingface_hub cannot be imported in this environment.
     """
     check_settings()
-    mlx, mlx_fault = _engine("mlx")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch, torch_fault = _engine("cuda")
-        capability, torch_error = _card_of_torch(torch)
-        torch_error = torch_error or _cuda_warning(caught)
-        broken_bitsandbytes = None
-        if thorough and mlx is not None:
-            mlx, mlx_fault = _with(mlx, "mlx_lm")
-        if thorough and torch is not None:
-            broken_bitsandbytes = bitsandbytes_fault()  # first: PEFT would import it, with warnings
-            torch, torch_fault = _with(torch, "transformers", "peft")
+    engines = _import_engines(thorough=thorough)
+    mlx, torch, capability = engines.mlx, engines.torch, engines.capability
     metal = mlx is not None and mlx.metal.is_available()
     architectures = () if torch is None else tuple(torch.cuda.get_arch_list())
     cuda = torch is not None and capability is not None and covers(architectures, capability)
@@ -81,14 +71,14 @@ def probe(*, thorough: bool = False) -> Machine:
         python=platform.python_version(),
         packages=_versions(),
         mlx=None if mlx is None else metadata.version("mlx"),
-        mlx_fault=mlx_fault,
+        mlx_fault=engines.mlx_fault,
         metal=metal,
         torch=None if torch is None else metadata.version("torch"),
-        torch_fault=torch_fault,
+        torch_fault=engines.torch_fault,
         torch_cuda=None if torch is None else torch.version.cuda,
-        torch_error=torch_error,
+        torch_error=engines.torch_error,
         architectures=architectures,
-        bitsandbytes_fault=broken_bitsandbytes,
+        bitsandbytes_fault=engines.bitsandbytes_fault,
         cuda=cuda,
         bfloat16=metal or (cuda and capability is not None and capability >= BFLOAT16_SINCE),
         nvidia=driver is not None or _nvidia_in_the_machine(),
@@ -106,6 +96,47 @@ def probe(*, thorough: bool = False) -> Machine:
 
 
 # --- packages ---
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Engines:
+    """Imported engines, None for those that cannot be imported, and the faults found."""
+
+    mlx: ModuleType | None
+    mlx_fault: str | None
+    torch: ModuleType | None
+    torch_fault: str | None
+    torch_error: str | None
+    """Error or warning of PyTorch about the NVIDIA card."""
+    capability: Capability | None
+    """Compute capability of the card that PyTorch uses."""
+    bitsandbytes_fault: str | None
+    """Known only after a thorough import."""
+
+
+def _import_engines(*, thorough: bool) -> _Engines:
+    """Import MLX, then PyTorch; if thorough, their companions as well."""
+    mlx, mlx_fault = _engine("mlx")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch, torch_fault = _engine("cuda")
+        capability, torch_error = _card_of_torch(torch)
+        torch_error = torch_error or _cuda_warning(caught)
+        broken_bitsandbytes = None
+        if thorough and mlx is not None:
+            mlx, mlx_fault = _with(mlx, "mlx_lm")
+        if thorough and torch is not None:
+            broken_bitsandbytes = bitsandbytes_fault()  # first: PEFT would import it, with warnings
+            torch, torch_fault = _with(torch, "transformers", "peft")
+    return _Engines(
+        mlx=mlx,
+        mlx_fault=mlx_fault,
+        torch=torch,
+        torch_fault=torch_fault,
+        torch_error=torch_error,
+        capability=capability,
+        bitsandbytes_fault=broken_bitsandbytes,
+    )
 
 
 def _engine(engine: Engine) -> tuple[ModuleType | None, str | None]:

@@ -1,6 +1,6 @@
-"""The choice of engine, device and dtype, with reasons.
+"""Choice of engine, device and dtype, with reasons.
 
-Pure functions of a `Machine`, so that every machine can be tried on any other; `probe` looks at
+Pure functions of a `Machine`, so that any machine can be simulated on another; `probe` describes
 this one.
 """
 
@@ -55,13 +55,18 @@ class Choice:
 
 
 def choose(machine: Machine, backend: str = "auto", device: str = "auto") -> Choice:
-    """Choose the engine and device for `--backend` and `--device`.
+    """Choose the engine and the device.
+
+    Args:
+        machine: where it is to run.
+        backend: `auto`, `mlx` or `cuda`.
+        device: `auto`, `gpu` or `cpu`.
 
     Raises:
-        BackendError: the engine or device asked for cannot run here, or an NVIDIA card is present
-            that PyTorch cannot use (its owner would not want a quiet run on the CPU).
+        BackendError: the requested engine or device cannot be used here, or PyTorch cannot use the
+            NVIDIA card of this machine (a silent fallback to the CPU would be a surprise).
     """
-    where = f"--backend {backend} --device {device}"
+    where = f"`backend={backend}` `device={device}`"
     refused = unsupported_system(machine)
     if refused is not None:
         raise BackendError.at(where, *refused)
@@ -69,22 +74,22 @@ def choose(machine: Machine, backend: str = "auto", device: str = "auto") -> Cho
         return _automatic(machine, device, where)
     engine: Engine = "mlx" if backend == "mlx" else "cuda"
     if (machine.mlx if engine == "mlx" else machine.torch) is None:
-        raise BackendError.at(f"--backend {backend}", *without_engine(machine, engine))
+        raise BackendError.at(f"backend {backend}", *without_engine(machine, engine))
     usable = machine.metal if engine == "mlx" else machine.cuda
     chip = "Apple GPU" if engine == "mlx" else "NVIDIA GPU"
     if device == "cpu":
-        return Choice(engine, "cpu", "asked for by --backend and --device")
+        return Choice(engine, "cpu", "requested")
     if usable:
-        return Choice(engine, "gpu", f"asked for by --backend; there is an {chip}")
+        return Choice(engine, "gpu", f"requested; there is an {chip}")
     if engine == "cuda" and machine.nvidia:
         raise _card_error(machine, where)
     if device == "gpu":
-        raise BackendError.at(where, f"expected an {chip}; found none", "pass --device cpu")
-    return Choice(engine, "cpu", f"asked for by --backend; there is no {chip}")
+        raise BackendError.at(where, f"expected an {chip}; found none", "pass `device=cpu`")
+    return Choice(engine, "cpu", f"requested; there is no {chip}")
 
 
 def _automatic(machine: Machine, device: str, where: str) -> Choice:
-    """`--backend auto`: Metal, then CUDA, then PyTorch on the CPU."""
+    """Choose for `backend=auto`: Metal, then CUDA, then PyTorch on the CPU."""
     if device != "cpu":
         if machine.metal:
             return Choice("mlx", "gpu", "there is an Apple GPU, which MLX uses through Metal")
@@ -93,11 +98,11 @@ def _automatic(machine: Machine, device: str, where: str) -> Choice:
         if machine.nvidia:
             raise _card_error(machine, where)
         if device == "gpu":
-            fix = "pass --device cpu"
+            fix = "pass `device=cpu`"
             if machine.lacks_mlx:
                 _, fix = without_engine(machine, "mlx")
             raise BackendError.at(where, "expected a GPU that an engine can use; found none", fix)
-    why = "asked for by --device" if device == "cpu" else "there is no GPU"
+    why = "requested" if device == "cpu" else "there is no GPU"
     if device != "cpu" and machine.lacks_mlx:
         why = "MLX, which would use the GPU of this Mac, cannot be imported"
     if machine.torch:
@@ -145,15 +150,15 @@ def without_engine(machine: Machine, engine: Engine) -> tuple[str, str]:
         )
     if machine.macos is not None and machine.macos < OLDEST_MACOS:
         return problem, "MLX needs macOS 14: update macOS, then pip install mlx mlx-lm"
-    again = "" if missing else " --force-reinstall"
+    install = "pip install" if missing else "pip install --force-reinstall"
     mlx = "mlx" if machine.system == "Darwin" else "'mlx[cpu]'"
-    return problem, f"pip install {mlx} mlx-lm{again}"
+    return problem, f"{install} {mlx} mlx-lm"
 
 
 def _card_error(machine: Machine, where: str) -> BackendError:
     problem, fix = unusable_card(machine)
     pause = "\n" if "\n" in fix else "; "
-    return BackendError.at(where, problem, f"{fix}{pause}or pass --device cpu")
+    return BackendError.at(where, problem, f"{fix}{pause}or pass `device=cpu`")
 
 
 def resolve_dtype(
@@ -161,7 +166,7 @@ def resolve_dtype(
 ) -> tuple[DType, str]:
     """Return (dtype, reason) for `model.dtype`."""
     if wanted != "auto":
-        return wanted, "asked for by model.dtype"
+        return wanted, "set by model.dtype"
     if choice.device == "cpu":
         return "float32", "the CPU is fastest and exact in it"
     if machine.bfloat16:

@@ -1,7 +1,7 @@
-"""The model card: the README.md of an adapter, a merged model or a GGUF, from facts alone.
+"""The model card: README.md of an adapter, a merged model or a GGUF file.
 
-What is not known is left out. Names come from data and from other people's files: they are shown as
-code, in which Markdown means nothing.
+Unknown facts are left out. Names come from data and from files of others, so they are shown as
+code, where Markdown has no effect.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from qwen_local.embedded import TINY_MODEL
 from qwen_local.models.licenses import License
 
 Form = Literal["adapter", "peft", "mlx", "merged", "gguf", "gguf-lora", "ollama"]
-"""What a folder holds; `adapter` is a run's, with `peft/` and `mlx/` in it."""
+"""Kind of a folder; `adapter` is that of a run, with `peft/` and `mlx/` in it."""
 
 LIBRARIES: Mapping[Form, str] = {
     "adapter": "peft",
@@ -30,15 +30,17 @@ ADAPTERS: tuple[Form, ...] = ("adapter", "peft", "mlx", "gguf-lora")
 
 PROOF_FIGURES = {
     "max_logit_difference": "largest logit difference to the live adapter",
-    "top1_agreement": "share of positions with the same likeliest token",
+    "top1_agreement": "share of positions with the same most probable token",
     "positions": "positions compared",
-    "rows_of_run": "rows of the run's data among them",
-    "loss_live": "loss on these rows with the live adapter",
-    "loss_export": "loss on them with what is here",
-    "loss_base": "loss on them with the bare base model",
+    "rows_of_run": "rows from the data of the run",
+    "loss_live": "loss on these rows: live adapter",
+    "loss_export": "loss on these rows: this export",
+    "loss_base": "loss on these rows: base model alone",
 }
-"""What a card shows of a proof.json; losses on other text would say nothing of the adapter."""
+"""Fields of proof.json that a card shows, with their labels."""
 OF_RUN = ("rows_of_run", "loss_live", "loss_export", "loss_base")
+"""Fields that are shown only if rows of the run were measured: losses on the fixed conversations
+do not measure the adapter."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,11 +48,11 @@ class BaseFacts:
     """The model that the adapter was trained on."""
 
     name: str
-    """Its hub id, `qwen-local/tiny`, the last part of its folder's path, or "" where unknown."""
+    """Hub id, `qwen-local/tiny`, or the last part of a folder's path; "" if unknown."""
     on_hub: bool
-    """Whether the name is a hub id."""
+    """True if the name is a hub id."""
     commit: str | None = None
-    """On the hub."""
+    """Commit on the hub."""
     license: License | None = None
 
 
@@ -59,23 +61,23 @@ class SourceFacts:
     """One source of the data."""
 
     name: str
-    """The name of a file, or a hub id with subset and split."""
+    """Name of a file, or a hub id with subset and split."""
     dataset: str | None
-    """The hub id alone; None for a file."""
+    """Hub id without subset and split; None for a file."""
     version: str | None
-    """The file's SHA-256, or the commit on the hub."""
+    """SHA-256 of the file, or commit on the hub."""
     records: int
     usable: int
-    """Rows made of them."""
+    """Number of rows made from the records."""
     dropped: Mapping[str, int]
-    """Rows left out, by reason."""
+    """Number of rows left out, by reason."""
     cut: int
-    """Rows that were shortened."""
+    """Number of rows cut to the maximum length."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SetFacts:
-    """Rows as they are trained or evaluated on."""
+    """Size of the training or evaluation set."""
 
     rows: int
     tokens: int
@@ -84,7 +86,7 @@ class SetFacts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataFacts:
-    """What was learned."""
+    """Sources and sizes of the data."""
 
     sources: tuple[SourceFacts, ...]
     train: SetFacts
@@ -93,68 +95,68 @@ class DataFacts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Losses:
-    """How the training went; losses in nats per trained token."""
+    """Course of the training; losses in nats per supervised token."""
 
     steps: int
-    """Optimizer steps done."""
+    """Number of optimizer steps."""
     first_train: float
     last_train: float
     first_eval: float | None
-    """Before the first step."""
+    """Evaluation loss before the first step."""
     last_eval: float | None
     saved_step: int | None
-    """The step whose adapter this is."""
+    """Step at which the adapter was saved."""
     saved_eval: float | None
-    """The evaluation loss there."""
+    """Evaluation loss at that step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CardFacts:
-    """All that a card says. Nothing in it names a place on anybody's machine."""
+    """Everything that a card shows. It has no path of any machine."""
 
     form: Form
     base: BaseFacts
     rank: int | None = None
-    """Of the adapter."""
+    """Rank of the adapter."""
     dora: bool = False
-    """Whether it has magnitudes besides."""
+    """True if the adapter has DoRA magnitudes."""
     engine: Literal["mlx", "cuda"] | None = None
-    """Which trained it."""
+    """Engine that trained the adapter."""
     base_quantization: str = "none"
-    """What the base was held in meanwhile."""
+    """Quantization of the base model during training."""
     weights: str | None = None
-    """What the weights here are held in: `bfloat16`, `4bit`, `q8_0`, ..."""
+    """Format of the weights in the folder: `bfloat16`, `4bit`, `q8_0`, ..."""
     weights_engine: Literal["mlx", "cuda"] | None = None
-    """The only one that reads them, where they are quantized in its own format."""
+    """Only engine that reads the weights, if they are quantized in its own format."""
     template_sha256: str | None = None
     enable_thinking: bool | None = None
     file: str = "MODEL.gguf"
-    """Name of the GGUF file, where it is one."""
+    """Name of the GGUF file, if there is one."""
     trained_here: bool = False
-    """Whether qwen-local trained it, so that template and thinking are known."""
+    """True if qwen-local trained it, so that template and thinking are known."""
     job: str | None = None
-    """YAML."""
+    """Job as YAML."""
     data: DataFacts | None = None
     losses: Losses | None = None
     proof: Mapping[str, float] | None = None
-    """Some of `PROOF_FIGURES`."""
+    """Fields of proof.json, all of them in `PROOF_FIGURES`."""
 
     @property
     def relation(self) -> Literal["adapter", "finetune", "quantized"]:
-        """`base_model_relation`."""
+        """`base_model_relation` of the front matter."""
         if self.form in ADAPTERS:
             return "adapter"
         return "quantized" if self.weights in ("4bit", "8bit", "q8_0") else "finetune"
 
     @property
     def library(self) -> str:
-        """`library_name`."""
+        """`library_name` of the front matter."""
         only_mlx = self.form == "merged" and self.weights_engine == "mlx"
         return "mlx" if only_mlx else LIBRARIES[self.form]
 
 
 def card(facts: CardFacts) -> str:
-    """The text of README.md: front matter and Markdown. Nothing is asked of any network."""
+    """Return the text of README.md, front matter and Markdown. Needs no network."""
     from huggingface_hub import ModelCard, ModelCardData
 
     data = ModelCardData(**_metadata(facts))
@@ -163,7 +165,7 @@ def card(facts: CardFacts) -> str:
 
 
 def _metadata(facts: CardFacts) -> dict[str, Any]:
-    """The front matter, by key."""
+    """Return the front matter, by key."""
     base, sources = facts.base, facts.data.sources if facts.data else ()
     tags = ["qwen-local"]
     tags += ["lora"] if facts.relation == "adapter" else []
@@ -188,9 +190,9 @@ def _metadata(facts: CardFacts) -> dict[str, Any]:
 
 def _sections(facts: CardFacts) -> Iterator[str]:
     yield f"# {_title(facts)}"
-    yield _what(facts)
+    yield _summary(facts)
     yield "## How to load it"
-    yield f"`FOLDER` is the folder of this page.{_what_base_is(facts)}"
+    yield f"`FOLDER` is the folder with the files of this page.{_about_base(facts)}"
     yield from _loading(facts)
     if facts.data is not None:
         yield "## Data"
@@ -204,18 +206,17 @@ def _sections(facts: CardFacts) -> Iterator[str]:
     if facts.proof:
         yield "## Proof"
         yield (
-            "The same text went through the live adapter and through what is here. Losses are in "
-            "nats per token."
+            "The live adapter and this export computed the same text. Losses are in nats per token."
         )
         yield "\n".join(["| | |", "|---|---|", *_proof(facts.proof)])
     if facts.job is not None:
         yield "## Job"
-        yield "Every setting of the training; files are named without their folders."
+        yield "All settings of the training, without the folders of files."
         yield block(facts.job, "yaml")
     yield "## Limits"
     yield (
-        "What the data do not show was not learned, the errors of the base model remain, and "
-        "beyond the figures on this page nothing was measured."
+        "The adapter learned only what the data show, and the errors of the base model remain. "
+        "Nothing beyond the figures on this page was measured."
     )
 
 
@@ -234,28 +235,34 @@ def _title(facts: CardFacts) -> str:
             return f"{base}, fine-tuned, for Ollama"
 
 
-def _what(facts: CardFacts) -> str:
+def _summary(facts: CardFacts) -> str:
     base = facts.base
     at = f" at commit {code(base.commit)}" if base.commit else ""
     rank = f" of rank {facts.rank}" if facts.rank else ""
     page = f"(https://huggingface.co/{base.name})"
     model = f"[{_named(base)}]{page}" if base.on_hub else _named(base)
-    said = [
+    sentences = [
         f"A {_kind(facts)} adapter{rank} for {model}{at}."
         if facts.relation == "adapter"
         else f"{model}{at} with a {_kind(facts)} adapter{rank} merged into its weights."
     ]
     if facts.weights is not None:
-        said.append(f"Its weights are held in {facts.weights}.")
+        sentences.append(f"Its weights are stored as {facts.weights}.")
     if facts.trained_here:
-        held = "" if facts.base_quantization == "none" else f" on a {facts.base_quantization} base"
+        base_model = (
+            ""
+            if facts.base_quantization == "none"
+            else f" on a {facts.base_quantization} base model"
+        )
         engines = {"mlx": " and MLX", "cuda": " and PyTorch", None: ""}
-        said.append(f"It was trained with qwen-local{engines[facts.engine]}{held}.")
+        sentences.append(f"It was trained with qwen-local{engines[facts.engine]}{base_model}.")
     if base.name == TINY_MODEL:
-        said.append("The base ships with qwen-local and is no model on the hub.")
+        sentences.append("The base model is part of qwen-local and not on the hub.")
     elif base.name and not base.on_hub:
-        said.append("The base was a local folder of this name; which model it held is not known.")
-    return " ".join([*said, _license(base.license)])
+        sentences.append(
+            "The base model was in a local folder with this name; which model it was is unknown."
+        )
+    return " ".join([*sentences, _license(base.license)])
 
 
 def _kind(facts: CardFacts) -> str:
@@ -263,21 +270,21 @@ def _kind(facts: CardFacts) -> str:
 
 
 def _named(base: BaseFacts) -> str:
-    return code(base.name) if base.name else "a model that it does not name"
+    return code(base.name) if base.name else "an unnamed base model"
 
 
 def _license(license: License | None) -> str:
     match license:
         case None:
-            return "Under which license the base model is, and so this, is not known here."
+            return "The license of the base model, which also applies here, is unknown."
         case License(identifier="other", name=str(name)):
             qwen = " Improved using Qwen." if name.startswith("qwen") else ""
-            return f"The base model is under the license {code(name)}, which binds this, too.{qwen}"
+            return f"The license of the base model, {code(name)}, also applies here.{qwen}"
         case License(identifier=identifier):
-            return f"The base model is under {code(identifier)}."
+            return f"The license of the base model is {code(identifier)}."
 
 
-def _what_base_is(facts: CardFacts) -> str:
+def _about_base(facts: CardFacts) -> str:
     if facts.base.on_hub or facts.form not in ("adapter", "peft", "mlx"):
         return ""
     if facts.base.name == TINY_MODEL:
@@ -286,13 +293,13 @@ def _what_base_is(facts: CardFacts) -> str:
 
 
 def _loading(facts: CardFacts) -> Iterator[str]:
-    """How each program loads it."""
+    """Yield the commands and code that load it, by program."""
     base = facts.base.name if facts.base.on_hub else "BASE"
     sub = facts.form == "adapter"
     match facts.form:
         case "adapter" | "peft" | "mlx":
-            asked = facts.base.on_hub or facts.base.name == TINY_MODEL
-            model = "" if asked else " --model BASE"
+            found = facts.base.on_hub or facts.base.name == TINY_MODEL
+            model = "" if found else " --model BASE"
             yield block(f"qwen-local chat --adapter FOLDER{model}", "sh")
             if facts.form != "mlx":
                 yield "With PEFT:"
@@ -324,20 +331,20 @@ def _loading(facts: CardFacts) -> Iterator[str]:
             yield "With llama.cpp:"
             yield block(f"llama-cli -m FOLDER/{facts.file}", "sh")
             yield (
-                "With Ollama, use `qwen-local export --to ollama`, which writes the Modelfile with "
-                "the template and the stop tokens, too."
+                "For Ollama, use `qwen-local export --to ollama`, which also writes a Modelfile "
+                "with the template and the stop tokens."
             )
         case "gguf-lora":
             yield "With llama.cpp, on a GGUF of the same base model:"
             yield block(f"llama-cli -m BASE.gguf --lora FOLDER/{facts.file}", "sh")
             yield (
-                "Ollama takes no adapter beside a model; `qwen-local export --to ollama` merges it."
+                "Ollama does not load adapters; `qwen-local export --to ollama` merges this one."
             )
         case "ollama":
             yield block("ollama create my-model -f FOLDER/Modelfile\nollama run my-model", "sh")
             yield (
-                "The GGUF file has no chat template of its own, for Ollama would prefer it to the "
-                "Modelfile's: for llama.cpp and others use `qwen-local export --to gguf`."
+                "The GGUF file has no chat template, because Ollama would prefer it to that of the "
+                "Modelfile. For llama.cpp and other programs use `qwen-local export --to gguf`."
             )
 
 
@@ -370,59 +377,59 @@ def _python(facts: CardFacts, model: str, adapter: str | None) -> str:
 def _mlx(facts: CardFacts, model: str, adapter: str | None) -> str:
     on = f" --adapter-path {adapter}" if adapter else ""
     thinking = facts.enable_thinking
-    asked = {True: "true", False: "false"}
-    how = (
+    values = {True: "true", False: "false"}
+    template_options = (
         ""
         if thinking is None
-        else f" \\\n  --chat-template-config '{{\"enable_thinking\": {asked[thinking]}}}'"
+        else f" \\\n  --chat-template-config '{{\"enable_thinking\": {values[thinking]}}}'"
     )
-    return f'mlx_lm.generate --model {model}{on} --prompt "Hello!"{how}'
+    return f'mlx_lm.generate --model {model}{on} --prompt "Hello!"{template_options}'
 
 
 def _data(data: DataFacts) -> Iterator[str]:
     for source in data.sources:
-        said = [f"{code(source.name)}: {source.records:,} records, {source.usable:,} rows of them"]
-        said += [f"{count:,} dropped as {code(why)}" for why, count in source.dropped.items()]
-        said += [f"{source.cut:,} cut"] if source.cut else []
+        parts = [f"{code(source.name)}: {source.records:,} records, {source.usable:,} rows"]
+        parts += [f"{count:,} dropped as {code(why)}" for why, count in source.dropped.items()]
+        parts += [f"{source.cut:,} cut"] if source.cut else []
         kind = "commit" if source.dataset else "SHA-256"
-        said += [f"{kind} {code(source.version)}"] if source.version else []
-        yield ", ".join(said)
-    sets = [("trained on", data.train), ("evaluated on", data.eval)]
-    for what, rows in sets:
+        parts += [f"{kind} {code(source.version)}"] if source.version else []
+        yield ", ".join(parts)
+    sets = [("training set", data.train), ("evaluation set", data.eval)]
+    for label, rows in sets:
         if rows is not None:
             yield (
-                f"{what}: {rows.rows:,} rows, {rows.supervised_tokens:,} of {rows.tokens:,} tokens "
-                "supervised"
+                f"{label}: {rows.rows:,} rows, {rows.supervised_tokens:,} of {rows.tokens:,} "
+                "tokens supervised"
             )
 
 
 def _losses(losses: Losses) -> Iterator[str]:
-    saved = f"; this is the adapter of step {losses.saved_step:,}" if losses.saved_step else ""
+    saved = f"; this adapter was saved at step {losses.saved_step:,}" if losses.saved_step else ""
     yield f"{losses.steps:,} optimizer steps{saved}"
     yield (
         f"training loss: {losses.first_train:.4f} in the first step, {losses.last_train:.4f} in "
         "the last"
     )
-    told = [
+    moments = [
         (losses.first_eval, "before training"),
         (losses.saved_eval, "with this adapter"),
         (losses.last_eval, "at the end"),
     ]
-    if evaluated := [f"{loss:.4f} {when}" for loss, when in told if loss is not None]:
+    if evaluated := [f"{loss:.4f} {when}" for loss, when in moments if loss is not None]:
         yield f"evaluation loss: {', '.join(evaluated)}"
 
 
 def _prompts(facts: CardFacts) -> str:
-    said = []
+    sentences = []
     if facts.template_sha256 is not None:
         sha256 = code(facts.template_sha256)
-        said.append(f"The chat template that it was trained under has the SHA-256 {sha256}.")
+        sentences.append(f"The chat template of the training has the SHA-256 {sha256}.")
     thinking = {
         None: "Prompts are rendered without `enable_thinking`.",
         True: "Prompts are rendered with `enable_thinking=True`.",
         False: "Prompts are rendered with `enable_thinking=False`.",
     }
-    return " ".join([*said, thinking[facts.enable_thinking]])
+    return " ".join([*sentences, thinking[facts.enable_thinking]])
 
 
 def _proof(proof: Mapping[str, float]) -> Iterator[str]:
@@ -432,16 +439,16 @@ def _proof(proof: Mapping[str, float]) -> Iterator[str]:
         figure = proof[key]
         match key:
             case "positions" | "rows_of_run":
-                said = f"{figure:,.0f}"
+                value = f"{figure:,.0f}"
             case "top1_agreement":
-                said = f"{figure:.1%}"
+                value = f"{figure:.1%}"
             case _:
-                said = f"{figure:.4g}"
-        yield f"| {label} | {said} |"
+                value = f"{figure:.4g}"
+        yield f"| {label} | {value} |"
 
 
 def code(text: str) -> str:
-    """Text as Markdown's inline code, whatever is in it.
+    """Return text as inline code of Markdown, whatever it contains.
 
     >>> print(code("a`b"))
     `` a`b ``
@@ -455,7 +462,7 @@ def code(text: str) -> str:
 
 
 def block(text: str, language: str) -> str:
-    """Text as a block of code, whatever is in it."""
+    """Return text as a code block, whatever it contains."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"

@@ -250,7 +250,7 @@ def _losses(run: Run) -> Losses | None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a file; an empty one if there is none, or none that can be read."""
+    """Read the object in a JSON file; an empty one if it is missing or unreadable."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -66,7 +66,7 @@ def export(
     """
     from qwen_local.console.log import talk
     from qwen_local.export.export import export as run
-    from qwen_local.export.opening import Given
+    from qwen_local.export.opening import ExportRequest
     from qwen_local.export.push import check_push, push
 
     faults = []
@@ -85,7 +85,7 @@ def export(
     check_push(push_to_hub, private=private)
     with talk(quiet=quiet):
         exported = run(
-            Given(**options),
+            ExportRequest(**options),
             to=to,
             outtype=outtype or "f16",
             name=name,

@@ -60,12 +60,12 @@ def fuse(
     """
     from qwen_local.console.log import talk
     from qwen_local.export.fuse import fuse as run
-    from qwen_local.export.opening import Given
+    from qwen_local.export.opening import ExportRequest
     from qwen_local.export.push import check_push, push
 
     check_push(push_to_hub, private=private)
     with talk(quiet=quiet):
-        fused = run(Given(**options), requantize=requantize, dtype=dtype)
+        fused = run(ExportRequest(**options), requantize=requantize, dtype=dtype)
         url = push(Path(fused.output), push_to_hub, private=private) if push_to_hub else None
     if as_json:
         print_json(fused.to_json() | ({} if url is None else {"url": url}))

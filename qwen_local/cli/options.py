@@ -138,7 +138,7 @@ def answer_options(command: Command) -> Command:
 
 
 def export_options(command: Command) -> Command:
-    """Add the options for the fields of `qwen_local.export.opening.Given`."""
+    """Add the options for the fields of `qwen_local.export.opening.ExportRequest`."""
     decorators = [
         click.option(
             "--adapter",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwen_local.datasets.row_builder import content_digest
-from qwen_local.datasets.sources import Source, Wanted, locate
+from qwen_local.datasets.sources import Source, SourceSpec, locate
 from qwen_local.datasets.split import evaluation_parts, repeated
 from qwen_local.errors import DatasetError, Fault
 
@@ -23,8 +23,8 @@ class RowCount:
 
 def count_rows(
     *,
-    train: Sequence[Wanted],
-    eval: Sequence[Wanted],
+    train: Sequence[SourceSpec],
+    eval: Sequence[SourceSpec],
     eval_fraction: float,
     seed: int,
 ) -> RowCount:
@@ -60,7 +60,7 @@ def _contents(source: Source, faults: list[Fault]) -> np.ndarray:
     for example in source.examples():
         if isinstance(example, tuple):
             faults += example
-        elif not example.says_nothing:
+        elif not example.empty:
             digests.append(content_digest(example))
     if not digests and len(faults) == before:
         faults.append(Fault(source.name, "expected at least one record; found none"))

@@ -51,7 +51,7 @@ class Example:
     """Tools that the assistant can call, in the form of calls.py."""
     untrained: frozenset[int]
     """Indices into `content` of the assistant messages that the data leave out (`weight: 0`)."""
-    says_nothing: bool
+    empty: bool
     """True if an answer, or the plain text, is empty or white space: trained on, it would teach
     silence. Published data sets have such rows (two of CodeAlpaca's 2k file), so it is no fault."""
     ignored: tuple[str, ...]
@@ -137,7 +137,7 @@ class _Reading:
         self.faults: list[Fault] = []
         self.ignored: list[str] = []
         self.untrained: set[int] = set()
-        self.says_nothing = False
+        self.empty = False
 
     def fault(self, field: str, problem: str, hint: str | None = None) -> None:
         self.faults.append(Fault(f"{self.where}: {field}", problem, hint))
@@ -207,7 +207,7 @@ class _Reading:
         if self.open and self.record.get(self.column(key)) is None:
             return None
         text = self.required(key)
-        self.says_nothing |= not text.strip()
+        self.empty |= not text.strip()
         return text
 
     def optional(self, key: str) -> str:
@@ -276,7 +276,7 @@ def _alpaca(reading: _Reading) -> Content:
     for index, pair in enumerate(history or ()):
         if isinstance(pair, list) and len(pair) == 2 and all(isinstance(p, str) for p in pair):
             question, answer = pair
-            reading.says_nothing |= not answer.strip()
+            reading.empty |= not answer.strip()
             messages += _exchange(question, answer)
         else:
             reading.fault(f"{column}[{index}]", "expected a pair of strings, question and answer")
@@ -435,7 +435,7 @@ def _weigh(
     if weight == 0:
         reading.untrained.add(index)
     elif not message.get("tool_calls"):
-        reading.says_nothing |= not split(message).words.strip()
+        reading.empty |= not split(message).words.strip()
 
 
 def _is_called(messages: list[Message]) -> bool:
@@ -582,7 +582,7 @@ def read_record(
         content=content,
         tools=tools,
         untrained=frozenset(reading.untrained),
-        says_nothing=reading.says_nothing,
+        empty=reading.empty,
         ignored=tuple(dict.fromkeys(reading.ignored)),
         notes=_notes(content, tools),
     )

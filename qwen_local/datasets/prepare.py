@@ -1,4 +1,4 @@
-"""From the data section of a job to the rows of a run, and a report about the data."""
+"""Make the rows of a run from the data section of a job, and report on the data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from qwen_local.datasets.record_files import kind_of_file
 from qwen_local.datasets.report import DataReport, SetReport, SourceReport
 from qwen_local.datasets.row_builder import Outcome, TokenizeConfig, blocks, tokenize_block
 from qwen_local.datasets.row_store import Batch, StoredRows, Table
-from qwen_local.datasets.sources import Source, Wanted, locate
+from qwen_local.datasets.sources import Source, SourceSpec, locate
 from qwen_local.datasets.split import evaluation_parts, repeated
 from qwen_local.errors import DatasetError, DiskFullError, Fault
 
@@ -49,8 +49,8 @@ class Prepared:
 def prepare(
     config: TokenizeConfig,
     *,
-    train: Sequence[Wanted],
-    eval: Sequence[Wanted],
+    train: Sequence[SourceSpec],
+    eval: Sequence[SourceSpec],
     eval_fraction: float,
     seed: int,
     quiet: bool = True,
@@ -81,10 +81,7 @@ def prepare(
     if not eval_parts:
         train_parts, eval_parts = _split(train_parts, eval_fraction, seed)
         split = bool(eval_parts)
-    train_rows = StoredRows.joined(
-        rows.where(repeated(rows.content_R, weight=source.weight, seed=seed))
-        for rows, source in zip(train_parts, train_sources, strict=True)
-    )
+    train_rows = _weighted(train_parts, train_sources, seed)
     eval_rows = StoredRows.joined(eval_parts)
     opening = _commonest_opening(parts)
     report = DataReport(
@@ -106,6 +103,14 @@ def prepare(
         report=report,
         train_places=train_rows.places,
         eval_places=eval_rows.places,
+    )
+
+
+def _weighted(parts: Sequence[StoredRows], sources: Sequence[Source], seed: int) -> StoredRows:
+    """Join the training rows of all sources, repeated by the weight of their source."""
+    return StoredRows.joined(
+        rows.where(repeated(rows.content_R, weight=source.weight, seed=seed))
+        for rows, source in zip(parts, sources, strict=True)
     )
 
 

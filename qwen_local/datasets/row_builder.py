@@ -151,7 +151,7 @@ def tokenize_block(config: TokenizeConfig, block: Block) -> tuple[Outcome, pa.Re
             outcome.format = example.format
         outcome.ignored.update(example.ignored)
         outcome.notes.update(example.notes)
-        if example.says_nothing:
+        if example.empty:
             outcome.dropped["empty_answer"] += 1
             continue
         if not tokenized:
@@ -173,7 +173,7 @@ def tokenize_examples(
     drafts: list[RowDraft] = []
     for example in block:
         before = len(drafts)
-        if not isinstance(example, tuple) and not example.says_nothing:
+        if not isinstance(example, tuple) and not example.empty:
             try:
                 drafts += draft_rows(config, example)
             except DatasetError as error:

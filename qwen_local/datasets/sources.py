@@ -46,8 +46,8 @@ EVAL: Split = ("valid", "validation", "eval")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wanted:
-    """A source as the user names it, with its options."""
+class SourceSpec:
+    """Name and options of a source, as in the job."""
 
     name: str
     """A file, a folder, a hub id or an entry of a list: `data/dataset_info.json#poems`."""
@@ -118,7 +118,7 @@ class Source:
 
 
 def locate(
-    train: Sequence[Wanted], eval: Sequence[Wanted] = ()
+    train: Sequence[SourceSpec], eval: Sequence[SourceSpec] = ()
 ) -> tuple[list[Source], list[Source]]:
     """Find the sources of the training rows and of the evaluation rows.
 
@@ -148,14 +148,14 @@ def locate(
     return found_train, found_eval
 
 
-def _source(wanted: Wanted, name: str, records: Callable[[], Records], **of: Any) -> Source:
+def _source(wanted: SourceSpec, name: str, records: Callable[[], Records], **of: Any) -> Source:
     """Build a source with the options that the user gave it, unless `of` replaces them."""
     how = {"weight": wanted.weight, "format": wanted.format, "columns": wanted.columns}
     return Source(name=name, records=records, **{**how, "limit": wanted.limit, **of})
 
 
 def _find(
-    wanted: Wanted, split: Split, beside: Split | None = None
+    wanted: SourceSpec, split: Split, beside: Split | None = None
 ) -> tuple[Source, Source | None]:
     """Find the source of a split, and of a second split that may be in the same place.
 
@@ -212,7 +212,7 @@ def _missing(name: str, path: Path) -> Fault:
 # --- local ---
 
 
-def _file(wanted: Wanted, path: Path, **how: Any) -> Source:
+def _file(wanted: SourceSpec, path: Path, **how: Any) -> Source:
     if problem := not_regular(path):
         raise DatasetError.at(str(path), problem, "write the data to a file and use its path")
     if path.name == dataset_info.FILE:
@@ -235,7 +235,7 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def _in_folder(
-    wanted: Wanted, folder: Path, split: Split, beside: Split | None
+    wanted: SourceSpec, folder: Path, split: Split, beside: Split | None
 ) -> tuple[Source, Source | None]:
     def files(split: Split) -> list[Path]:
         known = (path for path in folder.iterdir() if kind_of_file(path) is not None)
@@ -253,7 +253,7 @@ def _in_folder(
     return only(split), only(beside, weight=1.0) if beside and files(beside) else None
 
 
-def _in_list(wanted: Wanted, place: Path, name: str) -> Source:
+def _in_list(wanted: SourceSpec, place: Path, name: str) -> Source:
     """Find the source that an entry of a dataset_info.json describes."""
     file = place / dataset_info.FILE if place.is_dir() else place
     if not file.is_file():
@@ -262,7 +262,7 @@ def _in_list(wanted: Wanted, place: Path, name: str) -> Source:
     entry = read_entry(file, name)
     if wanted.format != "auto" or wanted.columns:
         own = "data.columns" if wanted.columns else "data.format"
-        problem = f"the entry says how its records are written; found {own} as well"
+        problem = f"expected no {own}, because the entry defines the format of its records"
         raise DatasetError.at(wanted.name, problem, "give this source `format: auto`")
     how = {"format": entry.format, "columns": entry.columns, "turns": entry.turns}
     if entry.file is not None:
@@ -277,7 +277,7 @@ def _in_list(wanted: Wanted, place: Path, name: str) -> Source:
 
 
 def _on_hub(
-    wanted: Wanted,
+    wanted: SourceSpec,
     hub: str,
     subset: str | None,
     split: Split,
@@ -326,9 +326,9 @@ def _hub_rows(name: str, hub: str, rows: Iterable[Any], *, offline: bool) -> Rec
 
 def _unreachable(name: str, hub: str, error: Exception, *, offline: bool) -> Fault:
     if not isinstance(error, ConnectionError):
-        said = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         hint = "download the data set, and name its file or folder"
-        return Fault(name, f"cannot be loaded from the hub: {said}", hint)
+        return Fault(name, f"cannot be loaded from the hub: {reason}", hint)
     if offline:
         problem = (
             "not here, not in the cache, and HF_HUB_OFFLINE is set, so the Hub was not contacted"

@@ -327,7 +327,7 @@ class ChatTokenizer:
                     "data.thinking is keep, but the chat template omits the reasoning of this turn",
                     "set data.thinking to drop, or use a reasoning model",
                 )
-            # Going backward, a later row that starts with this turn can supervise it too.
+            # In backward order, a later row that starts with this turn can train on it as well.
             row = next((row for row in rows if row.pieces[: len(turn)] == turn), None)
             if row is None:
                 rows.append(row := _Row(turn))

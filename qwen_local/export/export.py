@@ -1,7 +1,7 @@
-"""`export`: an adapter in another layout, or the model with it merged as GGUF; proved.
+"""`export`: convert an adapter, or write the merged model as GGUF, and prove the result.
 
-Everything is planned and checked first, then written beside its place, read back, proved, and only
-then put there.
+Everything is checked first. The files are written beside the output folder, read back and proved,
+and moved to it last.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -36,12 +37,12 @@ from qwen_local.export.gguf_export import (
 from qwen_local.export.live import live_variants
 from qwen_local.export.merge import ExportError
 from qwen_local.export.opening import (
-    Given,
+    ExportRequest,
     check_disk,
+    new_folder,
     open_export,
-    place_of,
-    scratch_in,
-    to_be,
+    output_path,
+    scratch_folder,
 )
 from qwen_local.export.proof import EXPORT, Proof, check, measure
 from qwen_local.export.samples import make_samples
@@ -56,32 +57,34 @@ from qwen_local.runs.names import ADAPTER, MLX, PEFT
 log = logging.getLogger("qwen_local")
 
 To = Literal["peft", "mlx", "gguf", "gguf-lora", "ollama"]
+MERGED: tuple[To, ...] = ("gguf", "ollama")
+"""Targets that hold the merged model; the others hold the adapter alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exported:
-    """What `export --json` prints."""
+    """Result of `export`, as `--json` prints it."""
 
     output: str
     to: To
     files: tuple[str, ...]
     base: str
     quantization: Quantization
-    """What the base was held in while the adapter was trained."""
+    """Quantization of the base model during training."""
     backend: str
     outtype: Outtype | None
-    """What the matrices of a merged GGUF are held in."""
+    """Encoding of a merged GGUF's matrices."""
     proof: Proof
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, the proof's figures among them."""
+        """Return the fields, with those of the proof among them."""
         fields = asdict(self)
         proof: dict[str, Any] = fields.pop("proof")
         return {**fields, "files": list(self.files)} | proof
 
 
 def export(
-    given: Given,
+    request: ExportRequest,
     *,
     to: To,
     outtype: Outtype = "f16",
@@ -89,101 +92,128 @@ def export(
     thinking: bool | None = None,
     for_hub: bool = False,
 ) -> Exported:
-    """Write an adapter for another program, prove it, and only then put it at its place.
+    """Write an adapter for another program, prove the result, then move it to its output folder.
 
     Args:
-        given: see `Given`.
+        request: the adapter and the output folder.
         to: `peft` and `mlx` are adapters; `gguf` is the merged model, `gguf-lora` the adapter for
             llama.cpp; `ollama` is a merged GGUF with its Modelfile.
-        outtype: of a merged GGUF's matrices.
-        name: what a GGUF says that the fine-tune is called; None takes the folder's.
-        thinking: how answers begin in Ollama; None as the adapter was trained, where that is known.
-        for_hub: whether others are to load it, for whom a base on this machine is none.
+        outtype: encoding of a merged GGUF's matrices.
+        name: name of the fine-tune in a GGUF; None for the name of the adapter's folder.
+        thinking: `enable_thinking` of the prompts in Ollama; None for that of training, if known.
+        for_hub: True if others will load it: an adapter then needs a base model from the hub.
 
     Raises:
-        InputError: something cannot be used as given; nothing was written.
-        ExportError: the export is not what was trained; nothing was left behind.
+        InputError: something cannot be used; nothing was written.
+        ExportError: the export differs from the trained model; nothing was left behind.
     """
-    opened = open_export(given, dora=to != "gguf-lora")
-    place, base = place_of(given.output), opened.model
+    opened = open_export(request, dora=to != "gguf-lora")
+    place, architecture = output_path(request.output), opened.model.architecture
     _check_target(opened, to, for_hub=for_hub)
-    merged = to in ("gguf", "ollama")
     size = sum(array.nbytes for array in opened.known_adapter.arrays.values())
-    size = gguf_bytes(base.architecture, outtype) if merged else size
-    check_disk(place, size, base.architecture)
+    size = gguf_bytes(architecture, outtype) if to in MERGED else size
+    check_disk(place, size, architecture)
     weights = open_weights(opened)
-    title = _title(given) if name is None else name
-    about = about_of(opened, title)
+    about = about_of(opened, _title(request) if name is None else name)
     modelfile = modelfile_of(opened, about, outtype, thinking) if to == "ollama" else None
-    with to_be(place) as new:
-        if merged:
+    with new_folder(place) as new:
+        if to in MERGED:
             variants = write_gguf(new, opened, weights, outtype, about, template=modelfile is None)
             if modelfile is not None:
                 (new / "Modelfile").write_text(modelfile, encoding="utf-8")
         else:
             variants = {EXPORT: _write_adapter(new, opened, weights, to, about)}
-        with scratch_in(new) as scratch:
-            samples = make_samples(opened.known_tokenizer, given.adapter)
-            variants = live_variants(opened, weights) | variants
-            proof = measure(variants, samples, opened, scratch)
-        exact = "take --to gguf-lora, or fuse --dtype float32"
-        check(proof, merged=merged, hint=exact if outtype == "f16" else "pass --outtype f16")
-        files = sorted(path.name for path in new.iterdir())
-        result = Exported(
-            output=str(given.output),
-            to=to,
-            files=(*files, "README.md", PROOF),
-            base=base.name,
-            quantization=opened.quantization,
-            backend=opened.choice.backend,
-            outtype=outtype if merged else None,
-            proof=proof,
-        )
-        write_json(new / PROOF, {**result.to_json(), "adapter": str(given.adapter)})
-        facts = card_facts(
-            given.adapter,
-            to,
-            base=base,
-            weights=result.outtype,
-            file=next((name for name in files if name.endswith(".gguf")), None),
-            proof=asdict(proof),
-        )
-        write_card(new, facts)
+        proof = _prove(new, opened, weights, variants, request.adapter)
+        exact = "use `to=gguf-lora`, or run `qwen-local fuse --dtype float32`"
+        hint = exact if outtype == "f16" else "pass `outtype=f16`"
+        check(proof, merged=to in MERGED, hint=hint)
+        result = _describe(new, request, opened, to, outtype, proof)
     log.info("%s", proof.describe())
-    log.info("next: %s", _next(to, given, files))
+    log.info("next: %s", _next(to, request, result.files))
+    return result
+
+
+def _prove(
+    folder: Path,
+    opened: Resolved,
+    weights: Weights,
+    written: Mapping[str, Variant],
+    adapter: Path,
+) -> Proof:
+    """Measure the written variants against the live adapter."""
+    with scratch_folder(folder) as scratch:
+        samples = make_samples(opened.known_tokenizer, adapter)
+        return measure(live_variants(opened, weights) | dict(written), samples, opened, scratch)
+
+
+def _describe(
+    folder: Path,
+    request: ExportRequest,
+    opened: Resolved,
+    to: To,
+    outtype: Outtype,
+    proof: Proof,
+) -> Exported:
+    """Write proof.json and the model card beside the exported files."""
+    files = sorted(path.name for path in folder.iterdir())
+    result = Exported(
+        output=str(request.output),
+        to=to,
+        files=(*files, "README.md", PROOF),
+        base=opened.model.name,
+        quantization=opened.quantization,
+        backend=opened.choice.backend,
+        outtype=outtype if to in MERGED else None,
+        proof=proof,
+    )
+    write_json(folder / PROOF, {**result.to_json(), "adapter": str(request.adapter)})
+    facts = card_facts(
+        request.adapter,
+        to,
+        base=opened.model,
+        weights=result.outtype,
+        file=next((name for name in files if name.endswith(".gguf")), None),
+        proof=asdict(proof),
+    )
+    write_card(folder, facts)
     return result
 
 
 def _check_target(opened: Resolved, to: To, *, for_hub: bool) -> None:
-    """Say where the target will fall short of the live adapter.
+    """Warn if the target will differ from the live adapter.
 
     Raises:
-        InputError: nobody else could use it, and it is for others.
+        InputError: the export is for the hub, but its base model is not there.
     """
     base = opened.model
     if for_hub and to in ("peft", "mlx") and base.commit is None:
         named = without_folders(base.name)
-        problem = f"the base {named} is no model on the hub: nobody else has it"
-        hint = "pass --model with its hub id, or push the merged model (fuse, or --to gguf)"
-        raise InputError.at("--push-to-hub", problem, hint)
-    if opened.quantization != "none" and to not in ("gguf", "ollama"):
+        problem = f"the base model {named} is not on the hub, so others cannot load the adapter"
+        hint = (
+            "set `model` to its hub id, or push the merged model (`qwen-local fuse`, or "
+            "`qwen-local export --to gguf`)"
+        )
+        raise InputError.at("push_to_hub", problem, hint)
+    if opened.quantization != "none" and to not in MERGED:
         log.warning(
-            "the adapter was trained on a %s base, and answers to another a little otherwise; the "
-            "merged model (fuse, --to gguf) has the weights that it was trained on",
+            "the adapter was trained on a %s base model; on another its answers differ slightly. "
+            "`qwen-local fuse` and `qwen-local export --to gguf` merge it into the weights that it "
+            "was trained on",
             opened.quantization,
         )
     reads_rope_parameters = FAMILIES[base.architecture.model_type].mlx_lm_reads_rope_parameters
     if to == "mlx" and not reads_rope_parameters and "rope_theta" not in base.config:
         log.warning(
-            "%s: config.json has rope_theta in rope_parameters alone, where mlx-lm does not look; "
-            "write it beside them, or mlx-lm computes another base than the adapter was trained on",
+            "%s: config.json has rope_theta in rope_parameters only, where mlx-lm does not look; "
+            "copy it to the top level, or mlx-lm computes another base model than the one that the "
+            "adapter was trained on",
             base.name,
         )
 
 
-def _title(given: Given) -> str:
-    """What the fine-tune is called: the run's folder, or the adapter's."""
-    path = Path(os.path.realpath(expanded(given.adapter)))
+def _title(request: ExportRequest) -> str:
+    """Return the name of the fine-tune: that of the run's folder, or of the adapter's."""
+    path = Path(os.path.realpath(expanded(request.adapter)))
     named = [part for part in (path, *path.parents) if part.name not in (PEFT, MLX, ADAPTER)]
     title = without_folders(str(named[0]))
     return "" if title in ("~", "/") else title
@@ -196,7 +226,7 @@ def _write_adapter(new: Path, opened: Resolved, weights: Weights, to: To, about:
     """Write an adapter, read it again, and return the variant with the written arrays.
 
     Raises:
-        ExportError: they do not hold what was to be written.
+        ExportError: the file differs from the adapter.
     """
     origin = replace(opened.known_adapter.origin, commit=opened.model.commit)
     adapter = replace(opened.known_adapter, base=opened.model.name, origin=origin)
@@ -212,24 +242,24 @@ def _write_adapter(new: Path, opened: Resolved, weights: Weights, to: To, about:
 
 
 def _check_same(written: Adapter, found: Adapter) -> None:
-    """Refuse files whose arrays are not, bit by bit, those that were to be written.
+    """Check that the read arrays equal the written ones, bit by bit.
 
-    The scale is one number in another form, which float32 may round.
+    The scale is stored in another form, which float32 may round.
     """
     same = written.arrays.keys() == found.arrays.keys() and all(
         np.array_equal(array, found.arrays[name]) for name, array in written.arrays.items()
     )
     if not same or not np.isclose(written.lora.scale, found.lora.scale, rtol=1e-6, atol=0):
-        raise ExportError("the adapter was not written as it is")
+        raise ExportError("the written adapter differs from the original")
 
 
-def _next(to: To, given: Given, files: list[str]) -> str:
-    """A command that uses what was made."""
-    output = shlex.quote(str(given.output))
+def _next(to: To, request: ExportRequest, files: Sequence[str]) -> str:
+    """Return a command that uses the export."""
+    output = shlex.quote(str(request.output))
     gguf = next((name for name in files if name.endswith(".gguf")), "")
     match to:
         case "ollama":
-            model = re.sub(r"[^a-z0-9]+", "-", _title(given).lower()).strip("-") or "mine"
+            model = re.sub(r"[^a-z0-9]+", "-", _title(request).lower()).strip("-") or "my-model"
             return f"ollama create {model} -f {output}/Modelfile && ollama run {model}"
         case "gguf":
             return f"llama-cli -m {output}/{shlex.quote(gguf)}"

@@ -1,4 +1,4 @@
-"""`fuse`: a model folder with the adapter merged into its weights, and the proof beside it."""
+"""`fuse`: write a model folder with the adapter merged into its weights, and prove it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from qwen_local.export.merge import (
     write_shards,
 )
 from qwen_local.export.opening import (
-    Given,
+    ExportRequest,
     check_disk,
+    new_folder,
     open_export,
-    place_of,
-    scratch_in,
-    to_be,
+    output_path,
+    scratch_folder,
 )
 from qwen_local.export.proof import EXPORT, Proof, check, measure
 from qwen_local.export.rounding import rounding
@@ -47,58 +47,61 @@ log = logging.getLogger("qwen_local")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fused:
-    """What `fuse --json` prints."""
+    """Result of `fuse`, as `--json` prints it."""
 
     output: str
     backend: str
     dtype: str
     base: str
     quantization: Quantization
-    """What the base was held in while the adapter was trained."""
+    """Quantization of the base model during training."""
     requantized: Quantization
     proof: Proof
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, the proof's figures among them."""
+        """Return the fields, with those of the proof among them."""
         fields = asdict(self)
         proof: dict[str, Any] = fields.pop("proof")
         return fields | proof
 
 
 def fuse(
-    given: Given, *, requantize: Quantization = "none", dtype: DType | Literal["auto"] = "auto"
+    request: ExportRequest,
+    *,
+    requantize: Quantization = "none",
+    dtype: DType | Literal["auto"] = "auto",
 ) -> Fused:
-    """Merge an adapter into its base, prove it, and only then put it at its place.
+    """Merge an adapter into its base model, prove the result, then move it to its output folder.
 
     Args:
-        given: see `Given`.
-        requantize: what the merged linear layers are quantized to again.
-        dtype: of the merged weights; `auto` is that of the base's files.
+        request: the adapter and the output folder.
+        requantize: quantization of the merged linear layers.
+        dtype: of the merged weights; `auto` is that of the base model's files.
 
     Raises:
-        InputError: something cannot be used as given; nothing was written.
-        ExportError: the merged model is not what was trained; nothing was left behind.
+        InputError: something cannot be used; nothing was written.
+        ExportError: the merged model differs from the trained one; nothing was left behind.
     """
-    opened = open_export(given)
+    opened = open_export(request)
     base, choice = opened.model, opened.choice
     if requantize != "none":
         plain = replace(base.architecture, stored=None)
         check_quantization(
-            opened.machine, choice, base.name, plain, requantize, asked_by="--requantize"
+            opened.machine, choice, base.name, plain, requantize, asked_by="requantize"
         )
-    place = place_of(given.output)
+    place = output_path(request.output)
     rounded = float_type(base.folder) if dtype == "auto" else dtype
     size = base.architecture.parameters() * (4 if rounded == "float32" else 2)
     check_disk(place, size, base.architecture)
     generation = with_stops(
         generation_config(base.folder, base.name), opened.known_tokenizer.stop_ids
     )
-    with to_be(place) as new:
+    with new_folder(place) as new:
         weights = open_weights(opened)
         _write(new, opened, weights, generation, rounded, requantize)
-        proof = _prove(new, opened, weights, rounded, requantize, given.adapter)
+        proof = _prove(new, opened, weights, rounded, requantize, request.adapter)
         result = Fused(
-            output=str(given.output),
+            output=str(request.output),
             backend=choice.backend,
             dtype=rounded,
             base=base.name,
@@ -106,11 +109,11 @@ def fuse(
             requantized=requantize,
             proof=proof,
         )
-        write_json(new / PROOF, {**result.to_json(), "adapter": str(given.adapter)})
+        write_json(new / PROOF, {**result.to_json(), "adapter": str(request.adapter)})
         write_json(new / ORIGIN, asdict(opened.known_adapter.origin))
         quantized = requantize != "none"
         facts = card_facts(
-            given.adapter,
+            request.adapter,
             "merged",
             base=base,
             weights=requantize if quantized else rounded,
@@ -119,7 +122,7 @@ def fuse(
         )
         write_card(new, facts)
     log.info("%s", proof.describe())
-    log.info("next: qwen-local chat --model %s", shlex.quote(str(given.output)))
+    log.info("next: qwen-local chat --model %s", shlex.quote(str(request.output)))
     return result
 
 
@@ -131,10 +134,10 @@ def _prove(
     requantize: Quantization,
     run: Path,
 ) -> Proof:
-    """What the files say, and what the merge says that they are to hold, rounded.
+    """Check the written tensors against the merge, and measure the model on the samples.
 
     Raises:
-        ExportError: it is not what the live adapter says.
+        ExportError: a tensor differs, or the model computes something else than the live adapter.
     """
     files = fetch(find_model(str(folder)))
     written = open_weights(opened, files)
@@ -146,11 +149,11 @@ def _prove(
             files.architecture, opened.known_adapter, weights, opened.quantization
         )
         verify(tensors, tensor_reader(written), lambda array: rounding(array, dtype))
-    with scratch_in(folder) as scratch:
+    with scratch_folder(folder) as scratch:
         proof = measure(variants, make_samples(opened.known_tokenizer, run), opened, scratch)
-    hint = "pass --dtype float32"
+    hint = "pass `dtype=float32`"
     if requantize != "none":
-        hint = "leave --requantize out, or quantize to more bits"
+        hint = "leave out `requantize`, or quantize to more bits"
     check(proof, merged=True, hint=hint)
     return proof
 
@@ -163,13 +166,13 @@ def _write(
     dtype: DType,
     requantize: Quantization,
 ) -> None:
-    """The merged model's folder, all but the proof."""
+    """Write the merged model: weights, config, tokenizer and generation settings."""
     files = opened.model
     quantized: frozenset[str] = frozenset()
     config = {k: v for k, v in files.config.items() if not k.startswith("quantization")}
-    config.pop("torch_dtype", None)  # its name in transformers 4; two would contradict each other
+    config.pop("torch_dtype", None)  # the key of transformers 4, which could contradict `dtype`
     config["dtype"] = dtype
-    # transformers 5 has it in rope_parameters alone, where mlx-lm's qwen2 does not look.
+    # transformers 5 writes it in rope_parameters only, where mlx-lm's qwen2 does not look.
     config["rope_theta"] = engine_config(files.config)["rope_theta"]
     if requantize != "none":
         quantized = frozenset(files.architecture.linear_weights())
@@ -190,9 +193,9 @@ def _write(
 
 
 def with_stops(settings: Mapping[str, Any], stop_ids: Iterable[int]) -> dict[str, Any]:
-    """A generation_config.json that stops where the adapter was taught to.
+    """Return a generation_config.json that stops where the adapter was trained to stop.
 
-    A base model's own knows the end of text alone, and would go on after the end of the turn.
+    That of a base model has the end of text only, and would continue after the end of a turn.
 
     >>> with_stops({"eos_token_id": 7, "top_p": 0.8}, (5, 7))
     {'eos_token_id': [5, 7], 'top_p': 0.8}

@@ -31,7 +31,7 @@ class About:
     title: str = ""
     """Name of the fine-tune, such as the run's; empty for the base model alone."""
     license: str | None = None
-    """Of the export: an SPDX id or the hub's abbreviation."""
+    """License of the export: an SPDX id or the hub's abbreviation."""
 
     @property
     def base_name(self) -> str:
@@ -84,7 +84,7 @@ def file_name(parts: Labels, encoding: Encoding, *, lora: bool = False) -> str:
     Args:
         parts: of the model's name.
         encoding: of its matrices.
-        lora: whether it is an adapter.
+        lora: True for an adapter.
 
     >>> parts = Labels(name="", basename="Qwen2.5-Coder", size="1.5B", finetune="Instruct-my run")
     >>> file_name(parts, "q8_0")

@@ -59,7 +59,7 @@ def write_adapter(
     """
     if adapter.dora:
         problem = "has DoRA magnitudes, which llama.cpp does not support"
-        raise ModelError.at("--adapter", problem, "merge it: export --to gguf")
+        raise ModelError.at("adapter", problem, "merge it: `qwen-local export --to gguf`")
     names = matrix_names(architecture, adapter.places)
     with new_file(path, gguf_architecture(architecture)) as writer:
         writer.add_type(gguf.GGUFType.ADAPTER)

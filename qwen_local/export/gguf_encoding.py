@@ -80,7 +80,7 @@ def encode(array: np.ndarray, encoding: Encoding, name: str) -> np.ndarray:
     if peak > LARGEST_VALUE[encoding]:
         raise ExportError(
             f"{name} holds {peak:.6g}; the largest {encoding} is {LARGEST_VALUE[encoding]:.6g}"
-            "\n\nhint: pass --outtype bf16"
+            "\n\nhint: pass `outtype=bf16`"
         )
     with np.errstate(all="ignore"):  # blocks of tiny values: scale 0, any codes
         encoded: np.ndarray = gguf.quantize(array, TYPES[encoding])

@@ -1,26 +1,27 @@
 r"""The Modelfile from which `ollama create` makes a model out of a GGUF file.
 
-A Modelfile brings the prompt's template in the language of Go's text/template, and the model brings
-it in Jinja. Programs of the one are not translated into the other. What a model's chat template
-writes is described as a `ChatML`; that it writes nothing else is tried on conversations with a bit
-of everything, and the Go template is written from the description.
+A Modelfile holds the prompt template in the language of Go's text/template; the model has it in
+Jinja. There is no translation from one language to the other. Instead the output of the model's
+chat template is described as a `ChatML`, the description is tested on conversations with a bit of
+everything, and the Go template is written from it.
 
-The GGUF file must come without a chat template. Since 0.30 Ollama takes that one where it can do
-more than the Modelfile's, as Qwen's do, and begins the answer by its own rule then, not as the
+The GGUF file must come without a chat template. Since 0.30 Ollama prefers such a template if it can
+do more than the Modelfile's, as Qwen's do, and then starts the answer by its own rule, not as the
 adapter was trained.
 
-Exact for text: a system message or none, then questions and answers, up to a question or an answer.
-What no such template can do:
+The Go template is exact for text: an optional system message, then questions and answers, up to a
+question or an answer. It cannot express:
 
-- Functions: the template has no `.Tools`, so Ollama refuses a request that brings some.
-- Thoughts inside the text of an answer. Ollama keeps them apart and hands them over as `.Thinking`;
-  where the model thinks, the template shows it between which tags.
-- New lines before the text of an answer at the very end, which Qwen3 takes away.
-- Several messages of one role in a row: Ollama joins them before it renders anything.
-- The text of a control token in a message: Ollama makes the control token of it.
+- Tools: the template has no `.Tools`, so Ollama refuses a request with tools.
+- Reasoning inside the text of an answer. Ollama separates it and passes it as `.Thinking`; the
+  template of a reasoning model shows Ollama the tags around it.
+- New lines at the start of the last answer, which Qwen3's template removes.
+- Several messages of one role in a row: Ollama joins them before rendering.
+- The text of a control token in a message: Ollama turns it into the control token.
 
-Between a Modelfile's triple quotes everything counts, new lines at both ends included; but its
-reader drops what is not printable, and ends the text at a line that ends in triple quotes.
+Between a Modelfile's triple quotes every character counts, even new lines at both ends; but its
+parser drops characters that are not printable, and ends the text at a line that ends in triple
+quotes.
 """
 
 from __future__ import annotations
@@ -34,13 +35,15 @@ from qwen_local.datasets.tokenizer import SHORT_PROMPT, ChatTokenizer
 from qwen_local.datasets.turns import EMPTY_THINK, END, START
 from qwen_local.errors import DatasetError, InputError
 
-WHERE = "--to ollama"
-HINT = "use --to gguf: the file holds the chat template itself, which llama.cpp runs with --jinja"
+WHERE = "to ollama"
+HINT = (
+    "use `to=gguf`, whose file holds the chat template itself, and run it with `llama-cli --jinja`"
+)
 SHOWN, BEFORE = 120, 20
-"""Characters shown of a rendering, and how many of them stand before what differs."""
+"""Number of characters shown of a rendering, and of those before the first difference."""
 
 OPEN, CLOSE = EMPTY_THINK.split("\n\n", 1)
-"""What stands before and after the thoughts of a block, but for one new line each."""
+"""Texts before and after the reasoning in a think block, without one new line each."""
 ODD = (
     "plain",
     "",
@@ -52,45 +55,45 @@ ODD = (
     "a\r\nb\\n %s $1 `x`",
     "user\nassistant\nsystem",
 )
-"""Texts in which templates, Modelfiles and trimming could see more than text."""
+"""Texts that templates, Modelfiles or trimming could misread."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatML:
-    r"""What a chat template writes around the messages of a conversation.
+    r"""Text that a chat template adds around the messages of a conversation.
 
     Each message is a turn, `<|im_start|>ROLE\nTEXT<|im_end|>\n`; this is the rest.
     """
 
     preamble: str
-    """Before a conversation that has no system message: Qwen2.5 writes one of its own."""
+    """Text before a conversation without a system message: Qwen2.5 adds one of its own."""
     prompt: str
-    """At the end, where the assistant goes on: its header, and what it is to begin with."""
+    """Text at the end, before the next answer: the assistant's header, and any think block."""
     block: bool
-    """Whether an answer at the very end stands behind a think block, as in Qwen3."""
+    """True if an answer at the very end has a think block before it, as in Qwen3."""
     thinks: bool
-    """Whether that block holds the thoughts, or is empty because none are asked for."""
+    """True if that block holds the reasoning; False if it is always empty."""
 
     def render(self, messages: Sequence[Message]) -> str:
-        """What `template` means: the conversation, and the prompt of the next answer."""
-        said = "" if messages[0]["role"] == "system" else self.preamble
+        """Render a conversation and the prompt of the next answer, as `template` does."""
+        text = "" if messages[0]["role"] == "system" else self.preamble
         for place, message in enumerate(messages, start=1):
-            said += f"{START}{message['role']}\n"
+            text += f"{START}{message['role']}\n"
             if self.block and message["role"] == "assistant" and place == len(messages):
                 thoughts = message.get("reasoning_content", "") if self.thinks else ""
-                said += f"{OPEN}\n{thoughts}\n{CLOSE}"
-            said += f"{message['content']}{END}\n"
-        return said + self.prompt
+                text += f"{OPEN}\n{thoughts}\n{CLOSE}"
+            text += f"{message['content']}{END}\n"
+        return text + self.prompt
 
     def template(self) -> str:
-        """The same as a template of Go, over the variables that Ollama has."""
+        """Return the Go template, over the variables that Ollama provides."""
         first, block = "", ""
         if self.preamble:
             condition = 'and (eq $i 0) (ne .Role "system")'
             first = f"{{{{ if {condition} }}}}{go_text(self.preamble)}{{{{ end }}}}"
         if self.block:
-            # Ollama takes what stands around .Thinking for the tags of the thoughts; without it,
-            # it refuses to be asked for some.
+            # Ollama finds the think tags around .Thinking; without .Thinking it refuses requests
+            # that ask for reasoning.
             condition = 'and (eq .Role "assistant") (eq (len (slice $.Messages $i)) 1)'
             thoughts = "{{ .Thinking }}" if self.thinks else ""
             block = f"{{{{ if {condition} }}}}{OPEN}\n{thoughts}\n{CLOSE}{{{{ end }}}}"
@@ -109,20 +112,20 @@ def modelfile(
     context: int,
     thinking: bool | None,
 ) -> str:
-    """The text of a Modelfile.
+    """Return the text of a Modelfile.
 
-    Every setting is written, for Ollama's own defaults are others: temperature 0.8, top_k 40.
+    Every setting is written, because Ollama's defaults differ: temperature 0.8, top_k 40.
 
     Args:
         tokenizer: of the model.
         sampling: as `sampling_defaults` reads them from its generation_config.json.
         gguf: name of the merged model's file in the folder of the Modelfile. (Since 0.34.1 Ollama
-            takes no LoRA beside a model.)
-        context: tokens that prompt and answer may have.
+            loads no LoRA adapters.)
+        context: maximum number of tokens of prompt and answer together.
         thinking: the `enable_thinking` of the prompts that the adapter was trained on.
 
     Raises:
-        InputError: the chat template writes something that `ChatML` does not describe.
+        InputError: a `ChatML` cannot describe the chat template.
     """
     template = describe_template(tokenizer, thinking=thinking).template()
     stops = (tokenizer.decode([id], skip_special_tokens=False) for id in tokenizer.stop_ids)
@@ -137,23 +140,23 @@ def modelfile(
 
 
 def describe_template(tokenizer: ChatTokenizer, *, thinking: bool | None) -> ChatML:
-    """What the chat template of a model writes.
+    """Describe the text that a model's chat template adds.
 
     Args:
         tokenizer: of the model.
-        thinking: handed to the template as `enable_thinking`, unless None.
+        thinking: passed to the template as `enable_thinking`, unless None.
 
     Raises:
-        InputError: not what a `ChatML` can say, or not the same every day.
+        InputError: a `ChatML` cannot describe it, or it depends on the date.
     """
     if tokenizer.depends_on_date:
-        problem = "this model's chat template asks for the date, which no template of Ollama knows"
+        problem = "this model's chat template uses the date, which Ollama's templates cannot"
         raise InputError.at(WHERE, problem, HINT)
     asked = _render(tokenizer, [SHORT_PROMPT], thinking)
     turn = f"{START}user\n{SHORT_PROMPT['content']}{END}\n"
     preamble, found, prompt = asked.partition(turn)
     if not found:
-        raise _unlike(turn, asked)
+        raise _different(turn, asked)
     answered = _render(tokenizer, [SHORT_PROMPT, {"role": "assistant", "content": "!"}], thinking)
     block = EMPTY_THINK in answered.removesuffix(prompt)
     shape = ChatML(
@@ -162,15 +165,15 @@ def describe_template(tokenizer: ChatTokenizer, *, thinking: bool | None) -> Cha
     for messages in _probes(thoughts=shape.thinks or not block):
         expected, found = shape.render(messages), _render(tokenizer, messages, thinking)
         if found != expected:
-            raise _unlike(expected, found)
+            raise _different(expected, found)
     return shape
 
 
 def go_text(text: str) -> str:
-    r"""Text as it must stand in a template of Go inside a Modelfile.
+    r"""Escape text for a Go template inside a Modelfile.
 
-    >>> print(go_text("Say {hello}, 世界."))
-    Say {{"\U0000007b"}}hello}, 世界.
+    >>> print(go_text("Call {hello}, 世界."))
+    Call {{"\U0000007b"}}hello}, 世界.
     """
     return "".join(
         f'{{{{"\\U{ord(character):08x}"}}}}'
@@ -181,7 +184,7 @@ def go_text(text: str) -> str:
 
 
 def _settings(sampling: Sampling) -> Iterator[tuple[str, float]]:
-    """Names and values of Ollama's parameters."""
+    """Yield names and values of Ollama's parameters."""
     yield "temperature", sampling.temperature
     if sampling.temperature > 0:
         yield "top_p", sampling.top_p
@@ -193,22 +196,22 @@ def _settings(sampling: Sampling) -> Iterator[tuple[str, float]]:
 
 
 def _probes(*, thoughts: bool) -> Iterator[list[Message]]:
-    """Conversations with a bit of everything.
+    """Yield conversations with a bit of everything.
 
     Args:
-        thoughts: whether one ends in an answer with thoughts.
+        thoughts: True to include one that ends in an answer with reasoning.
     """
     system: Message = {"role": "system", "content": "Be kind."}
     hello: Message = {"role": "assistant", "content": "Hello!"}
     thought: Message = {**hello, "reasoning_content": "Hm."}
     for text in ODD:
         asks: Message = {"role": "user", "content": text}
-        said: Message = {"role": "assistant", "content": text}
-        told: Message = {"role": "system", "content": text}
+        answer: Message = {"role": "assistant", "content": text}
+        instruction: Message = {"role": "system", "content": text}
         yield [asks]
-        yield [told, SHORT_PROMPT]
-        yield [SHORT_PROMPT, said, SHORT_PROMPT]
-        yield [system, asks, said, SHORT_PROMPT, said, asks, hello]
+        yield [instruction, SHORT_PROMPT]
+        yield [SHORT_PROMPT, answer, SHORT_PROMPT]
+        yield [system, asks, answer, SHORT_PROMPT, answer, asks, hello]
     yield [hello, SHORT_PROMPT]
     yield [SHORT_PROMPT, thought, SHORT_PROMPT, hello, SHORT_PROMPT]
     if thoughts:
@@ -216,7 +219,7 @@ def _probes(*, thoughts: bool) -> Iterator[list[Message]]:
 
 
 def _render(tokenizer: ChatTokenizer, messages: Sequence[Message], thinking: bool | None) -> str:
-    """What the chat template writes, refused as `describe_template` does."""
+    """Render with the chat template; raises as `describe_template` does."""
     try:
         return tokenizer.render(messages, add_generation_prompt=True, enable_thinking=thinking)
     except DatasetError as error:
@@ -224,15 +227,15 @@ def _render(tokenizer: ChatTokenizer, messages: Sequence[Message], thinking: boo
         raise InputError.at(WHERE, problem, HINT) from None
 
 
-def _unlike(expected: str, found: str) -> InputError:
-    """The error of a template that writes something else, both shown where they part."""
+def _different(expected: str, found: str) -> InputError:
+    """Return the error for an unexpected rendering; it shows the first difference."""
     pairs = zip(expected, found, strict=False)
     part = next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(found)))
     start = max(0, part - BEFORE)
     end = start + SHOWN
     return InputError.at(
         WHERE,
-        "this model's chat template cannot be written as one of Ollama: expected "
+        "this model's chat template cannot be written as a template of Ollama: expected "
         f"{expected[start:end]!r}; found {found[start:end]!r}",
         HINT,
     )

@@ -1,4 +1,4 @@
-"""What every export begins with: the adapter, its base, the engine, and what to measure on."""
+"""The first steps of every export: open the adapter and its base model, and make a folder."""
 
 from __future__ import annotations
 
@@ -28,142 +28,145 @@ from qwen_local.runs.directory import check_free
 
 log = logging.getLogger("qwen_local")
 
-DISK = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""Errors of a disk; None where a library says it in words alone."""
+DISK_ERRORS = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""`errno` of a disk that is full or fails; None if a library reports no number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Given:
-    """What a command was told of an export."""
+class ExportRequest:
+    """An adapter to export, and the folder to make."""
 
     adapter: Path
-    """A run, or an adapter's folder."""
+    """Folder of a run or of an adapter."""
     output: Path
-    """The folder to make."""
+    """New folder."""
     model: str | None = None
-    """The base; None takes the one that the adapter names."""
+    """Base model; None for the one that the adapter names."""
     revision: str | None = None
-    """Of a hub model; None takes the commit that it was trained on, where known."""
+    """Revision of a hub model; None for the commit that the adapter was trained on, if known."""
     quantization: Quantization | None = None
-    """What the base was held in while the adapter was trained; None as recorded."""
+    """Quantization of the base model during training; None for the recorded one."""
     backend: str = "auto"
-    """`auto` takes the engine that trained on a quantized base, else as `select`."""
+    """`auto` is the engine that trained on a quantized base model, otherwise that of `select`."""
     device: str = "auto"
     """`auto`, `gpu` or `cpu`."""
 
 
-def open_export(given: Given, *, dora: bool = True) -> Resolved:
-    """Find and check all that an export needs.
+def open_export(request: ExportRequest, *, dora: bool = True) -> Resolved:
+    """Open the adapter and its base model, and choose the engine.
 
     Args:
-        given: see `Given`.
-        dora: whether what is made can hold the magnitudes of one.
+        request: the adapter and the options of the export.
+        dora: True if the target can hold DoRA magnitudes.
 
     Raises:
-        InputError: something cannot be used as given; nothing was written.
+        InputError: something cannot be used; nothing was written.
     """
-    _check_names(given)
-    check_free(expanded(given.output))
-    request = Request(
-        model=given.model,
-        revision=given.revision,
-        adapter=given.adapter,
-        backend=given.backend,
-        device=given.device,
-        quantization=given.quantization,
+    _check_names(request)
+    check_free(expanded(request.output))
+    to_resolve = Request(
+        model=request.model,
+        revision=request.revision,
+        adapter=request.adapter,
+        backend=request.backend,
+        device=request.device,
+        quantization=request.quantization,
         other_engine="refuse",
     )
-    resolved = resolve(request, probe())
+    resolved = resolve(to_resolve, probe())
     adapter = resolved.known_adapter
     origin = adapter.origin
     if resolved.quantization != origin.quantization and origin != Origin():
         log.warning(
-            "the adapter was trained on a base held in %s; --quantization takes it as if in %s",
+            "the adapter was trained on a base model with quantization %s; it is exported with %s",
             origin.quantization,
             resolved.quantization,
         )
     if adapter.dora and not dora:
-        problem = "has the magnitudes of DoRA, which llama.cpp has no place for"
-        raise ModelError.at("--adapter", problem, "merge it: export --to gguf")
+        problem = "has DoRA magnitudes, which llama.cpp does not support"
+        raise ModelError.at("adapter", problem, "merge it: `qwen-local export --to gguf`")
     choice = resolved.choice
     log.info("engine: %s on the %s (%s)", ENGINES[choice.backend], choice.device, choice.reason)
     return with_weights(resolved)
 
 
-def _check_names(given: Given) -> None:
-    """Refuse names that could not be written into JSON.
+def _check_names(request: ExportRequest) -> None:
+    """Check that JSON can hold the names of the adapter and of the output.
 
     Raises:
-        InputError: both at once.
+        InputError: a name is not UTF-8; both are reported together.
     """
     faults = []
-    for flag, path in (("--adapter", given.adapter), ("--output", given.output)):
+    for key, path in (("adapter", request.adapter), ("output", request.output)):
         try:
             str(path).encode()
         except UnicodeEncodeError:
             problem = f"its name is not UTF-8: {str(path)!r}"
-            faults.append(Fault(flag, problem, "rename it"))
+            faults.append(Fault(key, problem, "rename it"))
     if faults:
         raise InputError(faults)
 
 
 def check_disk(output: Path, need: int, architecture: Architecture) -> None:
-    """Refuse a disk without room.
+    """Check that the disk has room for an export.
 
     Args:
-        output: what will be made.
-        need: its bytes.
-        architecture: of the base, one block of which is there in float32 for a moment.
+        output: the folder to make.
+        need: bytes of its files.
+        architecture: of the base model, one block of which is on disk in float32 for a moment.
 
     Raises:
-        ExportError: how much is missing.
+        ExportError: the disk has too little free space.
     """
     need += 4 * sum(map(math.prod, architecture.linear_shapes().values()))
     if (free := free_bytes(output)) < need:
         raise ExportError(
             f"{output}: the export needs {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
-            "\n\nhint: make room, or choose another disk with --output"
+            "\n\nhint: make room, or choose another disk with `output`"
         )
 
 
-def place_of(output: Path) -> Path:
-    """Where an output goes: a link to an empty folder stays a link."""
+def output_path(output: Path) -> Path:
+    """Return the real path of an output: a link to an empty folder stays a link."""
     return Path(os.path.realpath(expanded(output)))
 
 
 @contextmanager
-def to_be(output: Path) -> Iterator[Path]:
-    """A new folder beside `output`, which takes its place unless an error ends the `with`.
+def new_folder(output: Path) -> Iterator[Path]:
+    """Create a folder beside `output` and move it there, unless an error ends the `with`.
 
-    What a process that was killed left there is cleared away.
+    Files left there by a process that was killed are removed.
+
+    Yields:
+        The folder to write into.
 
     Raises:
-        RunBusyError: another process makes the same output.
-        ExportError: the disk is full, or will not take it.
+        RunBusyError: another process writes the same output.
+        ExportError: the disk is full or fails.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     new = output.with_name(f".new-{output.name}")
-    with _alone(new, output):
+    with _locked_folder(new, output):
         try:
             yield new
-            check_free(output)  # meanwhile, too
+            check_free(output)  # again: something may have been written there meanwhile
             readable_by_all(new)
-            new.replace(output)  # an empty folder gives way
+            new.replace(output)  # replaces an empty folder
         except (OSError, SafetensorError) as error:
-            if getattr(error, "errno", None) not in DISK:
+            if getattr(error, "errno", None) not in DISK_ERRORS:
                 raise
-            said = getattr(error, "strerror", None) or error
+            reason = getattr(error, "strerror", None) or error
             raise ExportError(
-                f"{output.parent}: cannot be written: {said}"
-                "\n\nhint: make room, or choose another disk with --output"
+                f"{output.parent}: cannot be written: {reason}"
+                "\n\nhint: make room, or choose another disk with `output`"
             ) from error
         finally:
             shutil.rmtree(new, ignore_errors=True)
 
 
 @contextmanager
-def _alone(new: Path, output: Path) -> Iterator[None]:
-    """Hold an empty folder for as long as the `with`; it may move meanwhile."""
+def _locked_folder(new: Path, output: Path) -> Iterator[None]:
+    """Create and lock an empty folder for the duration of the `with`; it may be moved meanwhile."""
     while True:
         new.mkdir(mode=0o700, exist_ok=True)
         handle = os.open(new, os.O_RDONLY)
@@ -171,7 +174,7 @@ def _alone(new: Path, output: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
-            problem = "another process is making it"
+            problem = "another process is writing it"
             raise RunBusyError(
                 f"{output}: {problem}\n\nhint: wait for it, or stop it first"
             ) from None
@@ -181,7 +184,7 @@ def _alone(new: Path, output: Path) -> Iterator[None]:
                 raise
         if new.exists() and os.path.samestat(os.fstat(handle), new.stat()):
             break
-        os.close(handle)  # another finished in between, and it moved to its place
+        os.close(handle)  # another process has moved the folder to its output: make a new one
     try:
         for left in new.iterdir():
             shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -191,8 +194,8 @@ def _alone(new: Path, output: Path) -> Iterator[None]:
 
 
 @contextmanager
-def scratch_in(new: Path) -> Iterator[Path]:
-    """A folder for what is needed for a moment, on the disk of the export."""
+def scratch_folder(new: Path) -> Iterator[Path]:
+    """Create a temporary folder on the disk of the export, and remove it at the end."""
     folder = new / ".scratch"
     folder.mkdir()
     try:

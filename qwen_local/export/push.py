@@ -1,7 +1,7 @@
-"""`export --push-to-hub`: a finished folder goes to the hub, when that is asked for.
+"""`export --push-to-hub`: upload a finished folder to the hub.
 
-Everything is checked before the hub is touched. What goes up are files of known names at the top of
-the folder, and none of them may name a place on this machine.
+Everything is checked before the hub is contacted. Only files with known names at the top of the
+folder are uploaded, and none of them may contain a path of this machine.
 """
 
 from __future__ import annotations
@@ -41,37 +41,37 @@ OTHERS = (
     "model.safetensors.index.json",
     *TOKENIZER_PARTS,
 )
-"""A proof.json is not among them: it names the folders that it was made from, and the model card
-has its figures."""
+"""Other files to upload. proof.json is not among them: it has paths of this machine, and the model
+card shows its figures."""
 
 NO_ID = ("not a valid hub id", "write <owner>/<name>, such as me/my-adapter")
 
-BASES = (
+BASE_KEYS = (
     ("adapter_config.json", "base_model_name_or_path"),
     ("adapter_config.json", "model"),
 )
-"""What is told of otherwise."""
+"""(file, key) of the base model's name, which `_base_faults` checks."""
 
-PLACE = re.compile(r"/|~|\\\\|[A-Za-z]:[\\/]")
-"""How the name of a place on a machine begins."""
+LOCAL_PATH = re.compile(r"/|~|\\\\|[A-Za-z]:[\\/]")
+"""Start of a path on some machine."""
 
 
 def push(folder: Path, repo_id: str, *, private: bool) -> str:
-    """Put a folder that `export` or `fuse` made on the hub.
+    """Upload a folder that `export` or `fuse` made to the hub.
 
-    HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE count. A repository that is there already is added to.
+    HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE apply. Files are added to an existing repository.
 
     Args:
         folder: PEFT's or mlx-lm's layout of an adapter, a merged model, or GGUF files.
         repo_id: `owner/name`.
-        private: make the repository private, and refuse one that is public.
+        private: create a private repository, and refuse an existing public one.
 
     Returns:
-        The address of the repository.
+        URL of the repository.
 
     Raises:
-        InputError: something of this cannot be used; nothing was uploaded.
-        QwenLocalError: the hub could not be reached, or the upload broke off.
+        InputError: the folder, the id or the settings cannot be used; nothing was uploaded.
+        QwenLocalError: the hub cannot be reached, or the upload failed.
     """
     check_settings()
     folder = expanded(folder)
@@ -84,9 +84,9 @@ def push(folder: Path, repo_id: str, *, private: bool) -> str:
     try:
         url = api.create_repo(repo_id, private=True if private else None, exist_ok=True)
         if private and not api.repo_info(repo_id).private:
-            problem = f"{repo_id} is there already, and public"
-            hint = "make it private in its settings on the hub, or name a new one"
-            raise InputError.at("--private", problem, hint)
+            problem = f"{repo_id} exists already and is public"
+            hint = "make it private in its settings on the hub, or choose another name"
+            raise InputError.at("private", problem, hint)
         api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
@@ -95,33 +95,34 @@ def push(folder: Path, repo_id: str, *, private: bool) -> str:
         )
     except QwenLocalError:
         raise
-    except Exception as error:  # each transport has errors of its own
+    except Exception as error:  # each transport raises its own errors
         raise _explained(error, repo_id, folder) from error
     log.info("pushed to %s: %s", url, ", ".join(files))
     return str(url)
 
 
 def check_push(repo_id: str | None, *, private: bool) -> None:
-    """Refuse what no folder could be pushed with, before the folder is made.
+    """Check the options of an upload before the folder is made.
 
     Args:
-        repo_id: `owner/name`; None where nothing is to be pushed.
-        private: whether the repository is to be.
+        repo_id: `owner/name`; None for no upload.
+        private: True for a private repository.
 
     Raises:
-        InputError: a bad id, no token, no network wanted; `private` without an id.
+        InputError: the id is invalid, there is no token, the hub is offline, or `private` comes
+            without an id.
     """
     if repo_id is not None:
         check_settings()
         if faults := [*_hub_faults(repo_id)]:
             raise InputError(faults)
     elif private:
-        problem = "goes with --push-to-hub OWNER/NAME, which is missing"
-        raise InputError.at("--private", problem, "nothing is uploaded without it")
+        problem = "expected `push_to_hub`, without which nothing is uploaded; it is missing"
+        raise InputError.at("private", problem, "add `push_to_hub=OWNER/NAME`")
 
 
 def files_to_push(folder: Path) -> list[str]:
-    """The names of the files that would go up, sorted."""
+    """Return the names of the files to upload, sorted."""
     known = (*WEIGHTS, *CONFIGS, *OTHERS)
     if not folder.is_dir():
         return []
@@ -133,25 +134,25 @@ def files_to_push(folder: Path) -> list[str]:
 
 
 def _folder_faults(folder: Path, files: list[str]) -> Iterator[Fault]:
-    """What keeps the folder from being of use to others, or tells them of this machine."""
+    """Yield the reasons why others could not use the folder, and paths that reveal this machine."""
     if not any(fnmatch(name, pattern) for name in files for pattern in WEIGHTS):
-        problem = "found neither an adapter nor a model nor a GGUF file"
+        problem = "expected an adapter, a model or a GGUF file; found none"
         yield Fault(str(folder), problem, "name a folder that export or fuse made")
     if {PEFT_WEIGHTS, MLX_WEIGHTS} & {*files}:
         yield from _base_faults(folder)
     for name in files:
         for key, text in _texts_in(folder / name):
-            if PLACE.match(text) and (name, key) not in BASES:
+            if LOCAL_PATH.match(text) and (name, key) not in BASE_KEYS:
                 where = f"{folder / name}: {key}"
-                yield Fault(where, f"names a place on this machine: {text!r:.80}", "take it out")
+                yield Fault(where, f"has a path of this machine: {text!r:.80}", "remove it")
     home = os.path.expanduser("~")  # noqa: PTH111 - Path raises where there is none
     for name in ("README.md", "Modelfile"):
         if name in files and len(home) > 1 and home in _text(folder / name):
-            yield Fault(str(folder / name), f"names the folder {home}", "take it out")
+            yield Fault(str(folder / name), f"has the path {home} of this machine", "remove it")
 
 
 def _base_faults(folder: Path) -> Iterator[Fault]:
-    """An adapter is of use only with a base that others can load."""
+    """Yield a fault if others cannot load the base model of an adapter."""
     try:
         name, origin = named_base(folder)
     except InputError as error:
@@ -161,31 +162,35 @@ def _base_faults(folder: Path) -> Iterator[Fault]:
         yield Fault(
             f"{folder / 'adapter_config.json'}: base model",
             f"expected a model on the hub; found {name!r:.80}",
-            "push the merged model, which needs no base (fuse, or export --to gguf); or, if the "
-            "base is on the hub, export again with --model and its id",
+            "push the merged model, which needs no base model (`qwen-local fuse`, or `qwen-local "
+            "export --to gguf`); or, if the base model is on the hub, export again with `model` "
+            "set to its id",
         )
 
 
 def _hub_faults(repo_id: str) -> Iterator[Fault]:
+    """Yield the reasons why nothing can be uploaded to this repository."""
     from huggingface_hub import constants, get_token
 
-    where = f"--push-to-hub {repo_id}"
+    where = f"push_to_hub {repo_id}"
     if not HUB_ID.fullmatch(repo_id):
         yield Fault(where, *NO_ID)
     if constants.HF_HUB_OFFLINE:
-        yield Fault(where, "HF_HUB_OFFLINE forbids to ask the hub", "unset HF_HUB_OFFLINE")
+        yield Fault(
+            where, "HF_HUB_OFFLINE is set, so the hub is not contacted", "unset HF_HUB_OFFLINE"
+        )
     if get_token() is None:
-        problem = "no token of the hub is set"
-        hint = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
+        problem = "there is no token for the hub"
+        hint = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
         yield Fault(where, problem, hint)
 
 
 def _explained(error: Exception, repo_id: str, folder: Path) -> QwenLocalError:
-    """What went wrong between here and the hub."""
+    """Return the error to raise for an error of the hub's client."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    where = f"--push-to-hub {repo_id}"
+    where = f"push_to_hub {repo_id}"
     if isinstance(error, HFValidationError):  # it has rules beyond the pattern: no `--`, ...
         return InputError.at(where, *NO_ID)
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
@@ -197,22 +202,22 @@ def _explained(error: Exception, repo_id: str, folder: Path) -> QwenLocalError:
                 where, problem, "log in again with `hf auth login`, or set HF_TOKEN"
             )
         case 403 | 404:
-            problem = f"the token may not write there (the hub answered {status})"
-            hint = f"take a token with write access to {owner}, or another owner"
+            problem = f"the token has no write access there (the hub answered {status})"
+            hint = f"use a token with write access to {owner}, or another owner"
             return InputError.at(where, problem, hint)
         case int():
-            said = str(error).strip().splitlines()[-1:] or [""]
-            return QwenLocalError(f"{where}: the hub answered {status}: {said[0]}")
-    said = [type(error).__name__, *str(error).strip().splitlines()[:1]]
+            last_line = str(error).strip().splitlines()[-1:] or [""]
+            return QwenLocalError(f"{where}: the hub answered {status}: {last_line[0]}")
+    reason = [type(error).__name__, *str(error).strip().splitlines()[:1]]
     return QwenLocalError(
-        f"{where}: the upload to {constants.ENDPOINT} broke off: {': '.join(said)}\n\n"
-        f"hint: {folder} is whole; check the connection (HTTPS_PROXY, HF_ENDPOINT), and upload it "
-        f"with: hf upload {repo_id} {shlex.quote(str(folder))} . --exclude {PROOF}"
+        f"{where}: the upload to {constants.ENDPOINT} failed: {': '.join(reason)}\n\n"
+        f"hint: {folder} is complete; check the connection (HTTPS_PROXY, HF_ENDPOINT) and upload "
+        f"it with: hf upload {repo_id} {shlex.quote(str(folder))} . --exclude {PROOF}"
     )
 
 
 def _texts_in(file: Path) -> Iterator[tuple[str, str]]:
-    """(key or instruction, text) of everything in a file that may name a place."""
+    """Yield (key or instruction, text) of everything in a file that may be a path."""
     if file.name in CONFIGS:
         yield from _texts(_json(file))
     elif file.name == "tokenizer_config.json":  # its tokens may look like anything
@@ -226,7 +231,7 @@ def _texts_in(file: Path) -> Iterator[tuple[str, str]]:
 
 
 def _texts(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, text) for every text in a JSON value."""
+    """Yield (dotted key, text) for every text in a JSON value."""
     match content:
         case str():
             yield key, content
@@ -239,7 +244,7 @@ def _texts(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _json(file: Path) -> Any:
-    """None where it cannot be read, which its reader will say better."""
+    """Read a JSON file; None if it is unreadable, which other checks report."""
     try:
         return json.loads(_text(file))
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What an export is measured on: fixed conversations, and rows of the run's own data."""
+"""Rows that an export is measured on: fixed conversations, and rows of the run's own data."""
 
 from __future__ import annotations
 
@@ -37,35 +37,35 @@ CONVERSATIONS = (
     ("Give a one-word answer: is water wet?", "Yes."),
     ("请用一句话介绍北京。", "北京是中国的首都。"),
 )
-"""Questions and answers. Nothing hangs on their being good: that they are the same is enough."""
-POSITIONS, LONGEST = 1024, 512
-"""Positions of the run's rows that are looked at, and of the longest of them."""
-READ = 640
-"""Records that are read for them."""
+"""Questions and answers. They need not be good, only the same for every variant."""
+MAX_POSITIONS, MAX_ROW_POSITIONS = 1024, 512
+"""Most positions of the run's rows, in total and per row."""
+RECORDS_READ = 640
+"""Records of the run's data that are read for these rows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples:
-    """What is looked at."""
+    """Rows to measure an export on."""
 
     rows: Rows
-    """The fixed conversations, and rows of the run behind them."""
+    """Fixed conversations, then rows of the run."""
     fixed: int
-    """How many rows are fixed conversations."""
+    """Number of fixed conversations."""
 
     @property
     def of_run(self) -> int:
-        """How many rows are the run's own."""
+        """Number of rows of the run."""
         return len(self.rows) - self.fixed
 
 
 def make_samples(tokenizer: ChatTokenizer, adapter: Path) -> Samples:
-    """The fixed conversations as rows of training data, and some rows of the run behind them.
+    """Return the fixed conversations as rows, then some rows of the adapter's run.
 
     Args:
         tokenizer: of the model.
-        adapter: a folder that lies in no run, or in one whose data are no longer there or no longer
-            the same, adds none.
+        adapter: the folder. Outside a run, or in one whose data are gone or have changed, it adds
+            no rows.
     """
     pairs = []
     for question, answer in CONVERSATIONS:
@@ -82,37 +82,39 @@ def make_samples(tokenizer: ChatTokenizer, adapter: Path) -> Samples:
 
 
 def _few(rows: Rows) -> Iterator[int]:
-    """The first rows that are not too long, up to the positions that are looked at."""
-    left = POSITIONS
+    """Yield the indices of the first rows that fit into `MAX_POSITIONS`, without long ones."""
+    left = MAX_POSITIONS
     for row, length in enumerate(rows.lengths_R):
-        if length <= min(LONGEST, left):
+        if length <= min(MAX_ROW_POSITIONS, left):
             left -= int(length)
             yield row
 
 
 def _rows_of_run(adapter: Path, tokenizer: ChatTokenizer) -> Rows | None:
-    """Rows that the run of an adapter was evaluated on, or else trained on.
+    """Return the evaluation rows of an adapter's run or, without any, its training rows.
 
-    Paths of a job count from the folder that it ran in, which may not be this one.
+    The job's relative paths may not exist here: they count from the folder that it ran in.
     """
     run = Run.of_adapter(adapter)
     if run is None or not run.files.data.is_file():
         return None
     if run.data is None:
-        log.info("proof: on fixed conversations alone; the run's data: its data.json is not ours")
+        log.info("proof: on fixed conversations only; data.json of the run cannot be read")
         return None
     known = run.data.sources
     if any(source.sha256 is None for source in known):
         return None  # on the hub
     try:
         job = run.read_job()
-        few = job.data.model_copy(update={"limit": min(job.data.limit or READ, READ)})
+        few = job.data.model_copy(
+            update={"limit": min(job.data.limit or RECORDS_READ, RECORDS_READ)}
+        )
         prepared = prepare_data(job.model_copy(update={"data": few}), tokenizer)
     except InputError as error:
-        log.info("proof: on fixed conversations alone; the run's data: %s", error.faults[0])
+        log.info("proof: on fixed conversations only; the run's data: %s", error.faults[0])
         return None
     if [s.sha256 for s in prepared.report.sources] != [s.sha256 for s in known]:
-        log.info("proof: on fixed conversations alone; the run's data have changed")
+        log.info("proof: on fixed conversations only; the run's data have changed")
         return None
     chosen = prepared.train if prepared.eval is None else prepared.eval
     return chosen.take(range(len(chosen)))

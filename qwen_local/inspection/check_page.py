@@ -113,7 +113,7 @@ class _Page:
         found = data_set.found
         yield from self._repeats(data_set.duplicates, "records that repeat another")
         for kind, count, secrets in found.secrets.by_count():
-            places = [f"{secret.place} ({secret.begins}...)" for secret in secrets]
+            places = [f"{secret.place} ({secret.prefix}...)" for secret in secrets]
             yield from self._counted(count, f"looks like a secret, {kind}", places)
         for kind, count, first in found.controls.by_count():
             yield from self._counted(count, f"control character {kind}", first)

@@ -42,7 +42,7 @@ class Secret:
     """Place and first characters of a likely secret; never the whole secret."""
 
     place: str
-    begins: str
+    prefix: str
     """First characters of the secret."""
 
 
@@ -116,10 +116,10 @@ class SetFindings:
         self._fault(faults)
 
     def add(self, example: Example, rows: Sequence[Tokenized]) -> None:
-        """Add a record with its rows (none if `example.says_nothing`)."""
+        """Add a record with its rows (none if `example.empty`)."""
         self.records += 1
         self._inspect_text(example)
-        if example.says_nothing:
+        if example.empty:
             self.dropped.add("empty_answer", example.where)
             return
         if not rows:

@@ -70,7 +70,7 @@ class FixResult:
         return {
             "output": str(self.output),
             "rows": self.records,
-            "mended": dict(self.repaired.counts),
+            "repaired": dict(self.repaired.counts),
             "left_out": dict(self.left_out.counts),
         }
 
@@ -203,7 +203,7 @@ class _Repair:
         if isinstance(read, tuple):
             self.left_out.add(kind_of(read[0].problem), record.where)
             return None
-        if read.says_nothing:
+        if read.empty:
             self.left_out.add(EMPTY_ANSWER, record.where)
             return None
         digest = content_digest(read)

@@ -133,9 +133,7 @@ def show(
         max_length: maximum row length in tokens.
         overlong: action for longer rows.
     """
-    shown = tuple(
-        _show_row(row, decode, max_length, overlong, empty=example.says_nothing) for row in rows
-    )
+    shown = tuple(_show_row(row, decode, max_length, overlong, empty=example.empty) for row in rows)
     return ShownRecord(
         place=example.where,
         format=example.format,

@@ -99,7 +99,7 @@ def check_folder(folder: Path, name: str, *, weights: bool = True) -> dict[str, 
 def _no_config(folder: Path, name: str) -> Fault:
     """Describe a folder without config.json by what it holds instead."""
     if (folder / "adapter_config.json").exists():
-        hint = "pass it as --adapter, and its base model as --model"
+        hint = "pass it as `adapter`, and its base model as `model`"
         return Fault(name, "expected a model; found an adapter", hint)
     hint = "pass a model as safetensors with its config.json, for example Qwen/Qwen3-0.6B"
     if any(folder.glob("*.gguf")):
@@ -290,7 +290,7 @@ def weight_faults(folder: Path, name: str) -> Iterator[Fault]:
         problem = "describes a quantization that only mlx-lm reads"
         yield Fault(f"{name}: hf_quant_config.json", problem, "use the unquantized model")
     if (folder / "adapter_config.json").exists():
-        hint = "move adapter_config.json to another folder, or pass this one as --adapter"
+        hint = "move adapter_config.json to another folder, or pass this one as `adapter`"
         yield Fault(name, "expected a model alone; found an adapter beside it", hint)
     if (folder / "model.safetensors").exists():
         return

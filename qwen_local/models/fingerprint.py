@@ -1,8 +1,8 @@
 """A cheap fingerprint of a base model's weights.
 
-Hashing gigabytes would take longer than many a laptop run. The header of a safetensors file says
-every tensor's name, type and place; 4 KiB at each of 256 places spread over the file tell two
-models of one shape apart, since training leaves no matrix as it was.
+Hashing gigabytes would take longer than many a laptop run. The header of a safetensors file has
+every tensor's name, type and offset; 4 KiB at each of 256 places spread over the file distinguish
+two models of one shape, because training changes every matrix.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ PLACES, PIECE = 256, 4096
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over sizes, headers and samples of a folder's `model*.safetensors`, in hex."""
+    """Return the SHA-256 over sizes, headers and samples of `model*.safetensors`, in hex."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("model*.safetensors")):
         size = path.stat().st_size

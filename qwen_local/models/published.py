@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from qwen_local.models.architecture import Architecture
+from qwen_local.models.families.family import Sizes
 from qwen_local.models.families.qwen2 import QWEN2
 from qwen_local.models.families.qwen3 import QWEN3
 
@@ -27,13 +28,16 @@ def _qwen2(
     vocabulary: int = 152_064,
     tied: bool = False,
 ) -> Architecture:
-    return QWEN2.architecture(
+    sizes = Sizes(
         hidden=hidden,
         intermediate=intermediate,
-        layers=layers,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=hidden // heads,
+    )
+    return QWEN2.architecture(
+        sizes,
+        layers=layers,
         vocabulary=vocabulary,
         tied=tied,
         rope_theta=1e6,
@@ -44,13 +48,10 @@ def _qwen2(
 def _qwen3(
     hidden: int, intermediate: int, layers: int, heads: int, *, tied: bool = False
 ) -> Architecture:
+    sizes = Sizes(hidden=hidden, intermediate=intermediate, heads=heads, kv_heads=8, head_dim=128)
     return QWEN3.architecture(
-        hidden=hidden,
-        intermediate=intermediate,
+        sizes,
         layers=layers,
-        heads=heads,
-        kv_heads=8,
-        head_dim=128,
         vocabulary=151_936,
         tied=tied,
         rope_theta=1e6,

@@ -111,7 +111,7 @@ def find_model(name: str, revision: str | None = None) -> ModelSource:
         source = ModelSource(kind="hub", name=name, folder=None, revision=revision)
     else:
         problem = "expected an existing folder or a hub id; found neither"
-        raise ModelError.at(name or "--model", problem, _near(name) or OWNER_AND_MODEL)
+        raise ModelError.at(name or "model", problem, _near(name) or OWNER_AND_MODEL)
     if revision is not None and source.kind != "hub":
         problem = f"only models on the hub have revisions; found {revision!r}"
         raise ModelError.at(name, problem, "remove model.revision")
@@ -241,7 +241,7 @@ def _hub_fault(error: Exception, name: str, revision: str | None, download: bool
             hint = (
                 f"check the connection to {constants.ENDPOINT} (HTTPS_PROXY, HF_ENDPOINT); or, on "
                 f"a machine that is online, hf download {name} --local-dir FOLDER, and pass "
-                "--model FOLDER"
+                "`model=FOLDER`"
             )
         case errors.HfHubHTTPError():
             problem = f"the hub answered with status {error.response.status_code}"

@@ -18,7 +18,7 @@ import numpy as np
 
 from qwen_local.datasets.faults import FAULTS_KEPT, found, quoted
 from qwen_local.datasets.record_files import Record
-from qwen_local.datasets.sources import Source, Wanted, locate
+from qwen_local.datasets.sources import Source, SourceSpec, locate
 from qwen_local.errors import DatasetError, Fault
 from qwen_local.recipes.csv_columns import column_faults
 from qwen_local.recipes.output import (
@@ -72,7 +72,7 @@ def build(
         DatasetError: the source is invalid; the error lists every fault.
         JobError: the output cannot be written.
     """
-    [table], _ = locate([Wanted(name=source)])
+    [table], _ = locate([SourceSpec(name=source)])
     check_output(output, overwrite=overwrite, sources=[Path(table.name)])
     first_pass = _FirstPass(table, options)
     labels = sorted(first_pass.label_ids)

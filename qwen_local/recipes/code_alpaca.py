@@ -13,7 +13,7 @@ from typing import Any
 from qwen_local.datasets.faults import FAULTS_KEPT
 from qwen_local.datasets.formats import Example
 from qwen_local.datasets.record_files import Faults
-from qwen_local.datasets.sources import Wanted, locate
+from qwen_local.datasets.sources import SourceSpec, locate
 from qwen_local.errors import DatasetError, Fault
 from qwen_local.recipes.fences import FencedAnswer, fenced
 from qwen_local.recipes.output import (
@@ -72,7 +72,7 @@ def build(
         DatasetError: the source is invalid; the error lists every fault in the part that was read.
         JobError: the output cannot be written.
     """
-    [found], _ = locate([Wanted(name=source)])
+    [found], _ = locate([SourceSpec(name=source)])
     check_output(output, overwrite=overwrite, sources=[Path(found.name)])
     reader = _Reader(options.seed)
     exercises = reader.exercises(found.examples())
@@ -136,8 +136,8 @@ class _Reader:
         *before, last = example.content
         question = "\n".join(message["content"] for message in before)
         key = draw(self._seed, question, last["content"])
-        if example.says_nothing or key in seen:
-            self.left_out["empty_answer" if example.says_nothing else "repeated"] += 1
+        if example.empty or key in seen:
+            self.left_out["empty_answer" if example.empty else "repeated"] += 1
             return None
         seen.add(key)
         answer = fenced(question, last["content"])

@@ -128,9 +128,10 @@ def _new_file(path: Path, rows: Iterable[Row]) -> Iterator[bool]:
     new = _temporary(path)
     try:
         with new.open("wb") as file:
+            written = False
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-            written = file.tell() > 0
+                written = True
         sync_folder(new)
         yield written
     finally:

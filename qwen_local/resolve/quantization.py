@@ -92,13 +92,12 @@ def _faults(
         if readers != choice.backend:
             yield Fault(
                 name,
-                f"its files hold {SCHEMES[stored.scheme]}, which only --backend {readers} reads",
-                f"pass --backend {readers}, or take the model that this one was quantized from, "
-                "with --quantization 4bit",
+                f"its files hold {SCHEMES[stored.scheme]}, which only `backend={readers}` reads",
+                f"pass `backend={readers}`, or the original model with `quantization=4bit`",
             )
         if quantization != "none":
             problem = f"{name} is quantized already, to {stored.bits} bits"
-            yield Fault(asked_by, problem, "take none, or the model as it was published")
+            yield Fault(asked_by, problem, "set it to none, or use the unquantized model")
             return
         quantization = "8bit" if stored.scheme == "int8" else "4bit"  # needs the same packages
     if quantization == "none":

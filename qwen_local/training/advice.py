@@ -1,5 +1,4 @@
-"""When to quantize the frozen model and when not to, what makes a run fit, and when evaluation is
-too dear."""
+"""Advice on quantization, on runs that do not fit into memory, and on slow evaluation."""
 
 from __future__ import annotations
 
@@ -16,9 +15,9 @@ from qwen_local.training.schedule import Schedule, make_schedule
 
 
 def quantization_advice(setup: Setup, workload: Workload) -> str | None:
-    """What to know of this `model.quantization`, in words; None where it is well chosen.
+    """Return advice on `model.quantization`; None if it is well chosen.
 
-    Another choice is estimated with everything else as it is, `micro_batch_tokens` among it.
+    Other choices are estimated with the same settings, `micro_batch_tokens` among them.
     """
 
     def need(quantization: Quantization) -> Memory:
@@ -39,7 +38,7 @@ def quantization_advice(setup: Setup, workload: Workload) -> str | None:
 
 
 SHORTEST = 256
-"""Tokens of a row; less is no advice."""
+"""Shortest rows that are advised, in tokens."""
 
 
 def memory_hint(job: Job, setup: Setup, workload: Workload) -> str:
@@ -79,13 +78,13 @@ def memory_hint(job: Job, setup: Setup, workload: Workload) -> str:
 def evaluation_advice(
     train: TrainSpec, schedule: Schedule, *, rows: int, eval_rows: int
 ) -> str | None:
-    """What to know of an `eval_every` by which evaluation takes longer than training, or None.
+    """Return advice on an `eval_every` with which evaluation takes longer than training, or None.
 
     Args:
-        train: with the `eval_every` that was asked for.
-        schedule: what it gives.
-        rows: to train on.
-        eval_rows: to evaluate on.
+        train: has the requested `eval_every`.
+        schedule: made from it.
+        rows: number of training rows.
+        eval_rows: number of evaluation rows.
     """
     share = schedule.evaluation_share
     if train.eval_every == "auto" or share <= 0.5:

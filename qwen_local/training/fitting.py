@@ -1,4 +1,4 @@
-"""`train.micro_batch_tokens: auto` and `train.gradient_checkpointing: auto`: what memory allows."""
+"""Choose `train.micro_batch_tokens: auto` and `train.gradient_checkpointing: auto` by memory."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from qwen_local.backends.cost import cost_of, estimate_memory
 from qwen_local.backends.memory import Workload
 
 SMALLEST = 256
-"""Below it nothing is gained by going on."""
+"""Smallest budget to try, in tokens; a smaller one saves nothing."""
 
 TINY = 4
-"""A budget under the favorite by more than this costs more time than recomputing activations."""
+"""Recomputing activations is faster than a budget smaller than the favorite by this factor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What was chosen, and why."""
+    """A setup with the chosen budget and checkpointing, and the reason."""
 
     setup: Setup
     reason: str
@@ -31,16 +31,16 @@ def fit(
     budget: Literal["auto"] | int,
     checkpointing: Literal["auto"] | bool,
 ) -> Fit:
-    """Choose the budget of a micro-batch, and whether activations are recomputed.
+    """Choose the budget of a micro-batch, and whether to recompute activations.
 
-    Activations are kept as long as a fair budget then fits; the budget is what the device likes
-    best, halved until it fits. Where nothing fits, the least need is chosen.
+    The budget is the device's favorite, halved until it fits. Activations are recomputed only if
+    the budget would be too small otherwise. If nothing fits, the smallest need is chosen.
 
     Args:
-        setup: of the engine; what it says of the two is not looked at.
+        setup: of the engine; its own budget and checkpointing are ignored.
         workload: of the run.
-        budget: as the job has it.
-        checkpointing: as the job has it.
+        budget: `train.micro_batch_tokens` of the job.
+        checkpointing: `train.gradient_checkpointing` of the job.
     """
     favorite = cost_of(workload.engine).favorite_tokens(setup.device)
     sizes = [budget] if budget != "auto" else _halved(favorite)
@@ -56,22 +56,21 @@ def fit(
     way = ways[0] if best[ways[0]] * TINY >= favorite else max(ways, key=lambda w: best[w])
     if not any(best.values()):
         way = ways[-1]
-        said = "it still does not fit"
-        return Fit(tried(sizes[-1], way), f"{_kept(way)}; {said}")
+        return Fit(tried(sizes[-1], way), f"{_kept(way)}; it still does not fit")
     size = best[way]
     if budget != "auto":
-        because = "as the job says"
+        because = "as the job sets it"
     elif size == favorite:
         because = f"the most that a {_chip(setup)} gains from"
     else:
         because = f"as {2 * size:,} would not fit"
     tokens = "1 token" if size == 1 else f"{size:,} tokens"
-    said = f"{tokens} computed at once, {because}"
+    chosen = f"{tokens} computed at once, {because}"
     why = ""
     if way and checkpointing == "auto":
         without = f"only {best[False]:,} tokens" if best[False] else "nothing"
         why = f", as {without} would fit otherwise"
-    return Fit(tried(size, way), f"{said}; {_kept(way)}{why}")
+    return Fit(tried(size, way), f"{chosen}; {_kept(way)}{why}")
 
 
 def _halved(size: int) -> list[int]:

@@ -12,7 +12,7 @@ GIB = 1 << 30
 
 
 def _mac(chip: str, gibibytes: int) -> Machine:
-    """A Mac with Apple silicon.
+    """Describe a Mac with Apple silicon.
 
     Metal's `recommendedMaxWorkingSetSize` is two thirds of the memory up to 32 GB and three
     quarters above (17.18 GB of an M4 Pro with 24 GiB, 38.65 GB with 48).
@@ -39,7 +39,7 @@ def _mac(chip: str, gibibytes: int) -> Machine:
 
 
 def _card(name: str, capability: Capability, memory_bytes: int) -> Machine:
-    """A Linux machine with an NVIDIA card. The driver keeps a little of the card's memory."""
+    """Describe a Linux machine with an NVIDIA card. The driver reserves a little of its memory."""
     return Machine(
         here=False,
         system="Linux",
@@ -69,7 +69,7 @@ NAMED: Mapping[str, Machine] = {
 
 
 def engine_there(name: str) -> Engine:
-    """The engine of a named machine."""
+    """Return the engine of a named machine."""
     return "mlx" if NAMED[name].metal else "cuda"
 
 

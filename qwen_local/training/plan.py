@@ -26,12 +26,12 @@ from qwen_local.training.preparation import (
     check_data_given,
     check_length,
     check_report_to,
-    data_faults_too,
     data_sources,
     make_setup,
     make_workload,
     prepare_data,
     trainable_parameters,
+    with_data_faults,
 )
 from qwen_local.training.schedule import Schedule, make_schedule
 
@@ -133,7 +133,7 @@ def plan_run(
     """
     draft = request.draft
     assert draft is not None
-    with data_faults_too(draft):
+    with with_data_faults(draft):
         resolved = resolve(request, machine, download=execute)
         resolved = with_weights(resolved, download=False)
     job = resolved.job

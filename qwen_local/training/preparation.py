@@ -1,4 +1,4 @@
-"""From a job to what an engine is given: checks, setup, rows. `train` and `plan` share them."""
+"""Checks, engine setup and rows of a job, shared by `train` and `plan`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qwen_local.backends.select import Choice, DType, Machine
 from qwen_local.datasets.column_map import resolve_format
 from qwen_local.datasets.prepare import Prepared, prepare
 from qwen_local.datasets.row_builder import TokenizeConfig
-from qwen_local.datasets.sources import Wanted, locate, looks_local
+from qwen_local.datasets.sources import SourceSpec, locate, looks_local
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.embedded import SAMPLE_DATA, TINY_MODEL, sample_data_path
 from qwen_local.errors import DatasetError, JobError, ModelError
@@ -40,16 +40,16 @@ def make_workload(
     trainable: int,
     rows: int,
 ) -> Workload:
-    """What the memory of a run depends on beside its setup.
+    """Return what the memory of a run depends on besides its setup.
 
     Args:
         job: complete.
         machine: where it is to run.
         choice: engine and device there.
-        prepared: the data; None where there is no tokenizer, and every row may be as long as
-            `data.max_length` and trained throughout.
-        trainable: adapter parameters.
-        rows: to train on.
+        prepared: the data; None if there is no tokenizer: then all rows count as
+            `data.max_length` supervised tokens.
+        trainable: number of adapter parameters.
+        rows: number of training rows.
     """
     longest = np.full(min(rows, job.train.batch_size), job.data.max_length)
     evaluation = None if prepared is None else prepared.eval
@@ -71,11 +71,11 @@ def make_workload(
 def make_setup(
     job: Job, model: ModelFiles, choice: Choice, dtype: DType, workload: Workload
 ) -> Fit:
-    """What the engine must know of a job, and why it computes as much at once as it does.
+    """Return the setup of the engine, with the reason for its micro-batch budget.
 
     Args:
         job: complete.
-        model: its files; a plan has none but the architecture.
+        model: the base model; for a plan, its architecture without files.
         choice: engine and device.
         dtype: of the frozen model.
         workload: of the run.
@@ -101,7 +101,7 @@ def make_setup(
 
 
 def trainable_parameters(job: Job, architecture: Architecture) -> int:
-    """Parameters of the job's adapter on this model.
+    """Count the parameters of the job's adapter on this model.
 
     Raises:
         JobError: `lora.layers` asks for more blocks than the model has.
@@ -111,7 +111,11 @@ def trainable_parameters(job: Job, architecture: Architecture) -> int:
 
 
 def check_length(job: Job, architecture: Architecture) -> None:
-    """Refuse rows longer than the model's positions."""
+    """Check that rows are no longer than the model's positions.
+
+    Raises:
+        JobError: they can be longer.
+    """
     if job.data.max_length > architecture.positions:
         raise JobError.at(
             "data.max_length",
@@ -122,10 +126,10 @@ def check_length(job: Job, architecture: Architecture) -> None:
 
 
 def check_report_to(job: Job) -> None:
-    """Refuse a tensorboard that is installed but cannot be imported, as after a clash of versions.
+    """Check that tensorboard can be imported if the job reports to it.
 
     Raises:
-        JobError: with the words of the import.
+        JobError: it cannot, for example because versions conflict.
     """
     if "tensorboard" not in job.train.report_to:
         return
@@ -140,7 +144,11 @@ def check_report_to(job: Job) -> None:
 
 
 def check_data_given(draft: Draft, job: Job) -> None:
-    """Refuse the sample data where nobody asked for it: it is there for the tiny model."""
+    """Check that the job sets its data: the sample data are the default for the tiny model only.
+
+    Raises:
+        JobError: it does not.
+    """
     if job.model.name != TINY_MODEL and not draft.sets("data.train"):
         raise JobError.at(
             "data.train",
@@ -151,17 +159,17 @@ def check_data_given(draft: Draft, job: Job) -> None:
 
 
 @contextmanager
-def data_faults_too(draft: Draft) -> Iterator[None]:
+def with_data_faults(draft: Draft) -> Iterator[None]:
     """Add the faults of the job's data to a ModelError that is raised within the `with`.
 
-    Only data on this machine are looked at: the hub may be why the model is not found.
+    Only local data are checked: an unreachable hub may be the reason for the ModelError.
     """
     try:
         yield
     except ModelError as error:
         train, evaluation = (
-            [wanted for wanted in side if looks_local(Path(wanted.name))]
-            for side in data_sources(draft.job)  # no preset changes the data
+            [source for source in sources if looks_local(Path(source.name))]
+            for sources in data_sources(draft.job)  # no preset changes the data
         )
         try:
             locate(train, evaluation)
@@ -170,24 +178,25 @@ def data_faults_too(draft: Draft) -> Iterator[None]:
         raise
 
 
-def data_sources(job: Job) -> tuple[list[Wanted], list[Wanted]]:
-    """(train, eval) as the reader knows them: the sample data by its file.
+def data_sources(job: Job) -> tuple[list[SourceSpec], list[SourceSpec]]:
+    """Return the (training, evaluation) sources of a job.
 
-    A source that says neither format nor columns has those of the section.
+    The sample data are named by their file. A source without format and columns has those of the
+    data section.
     """
-    return _wanted(job.data, job.data.train), _wanted(job.data, job.data.eval)
+    return _source_specs(job.data, job.data.train), _source_specs(job.data, job.data.eval)
 
 
-def _wanted(data: DataSpec, said: str | Sequence[EvalSource] | None) -> list[Wanted]:
+def _source_specs(data: DataSpec, given: str | Sequence[EvalSource] | None) -> list[SourceSpec]:
     sample = {SAMPLE_DATA: str(sample_data_path() / "train.jsonl")}
-    several = [EvalSource(name=said)] if isinstance(said, str) else said or ()
-    wanted = []
-    for source in several:
+    sources = [EvalSource(name=given)] if isinstance(given, str) else given or ()
+    specs = []
+    for source in sources:
         own = source if source.format is not None or source.columns is not None else data
         columns = own.columns or {}
         limits = [limit for limit in (source.limit, data.limit) if limit is not None]
-        wanted.append(
-            Wanted(
+        specs.append(
+            SourceSpec(
                 name=sample.get(source.name, source.name),
                 weight=source.weight if isinstance(source, TrainSource) else 1.0,
                 format=resolve_format(columns, own.format or "auto"),
@@ -195,7 +204,7 @@ def _wanted(data: DataSpec, said: str | Sequence[EvalSource] | None) -> list[Wan
                 limit=min(limits, default=None),
             )
         )
-    return wanted
+    return specs
 
 
 def tokenize_config(job: Job, tokenizer: ChatTokenizer) -> TokenizeConfig:
@@ -210,12 +219,12 @@ def tokenize_config(job: Job, tokenizer: ChatTokenizer) -> TokenizeConfig:
 
 
 def prepare_data(job: Job, tokenizer: ChatTokenizer, *, quiet: bool = True) -> Prepared:
-    """The rows of a job.
+    """Read and tokenize the rows of a job.
 
     Args:
         job: complete.
         tokenizer: of its model.
-        quiet: show no progress.
+        quiet: True to show no progress.
     """
     train, evaluation = data_sources(job)
     prepared = prepare(
@@ -226,13 +235,13 @@ def prepare_data(job: Job, tokenizer: ChatTokenizer, *, quiet: bool = True) -> P
         seed=job.train.seed,
         quiet=quiet,
     )
-    _give_back()
+    _release_memory()
     return prepared
 
 
-def _give_back() -> None:
-    """Return to the system what making rows has freed; it would lie beside the model for good."""
+def _release_memory() -> None:
+    """Return freed memory to the system; the allocators would keep it during the whole run."""
     pa.default_memory_pool().release_unused()
     if sys.platform == "linux":
-        with suppress(AttributeError):  # a C library that keeps nothing back, or does not say
+        with suppress(AttributeError):  # a C library without malloc_trim
             ctypes.CDLL(None).malloc_trim(0)

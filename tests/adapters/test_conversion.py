@@ -37,6 +37,7 @@ from qwen_local.errors import ModelError
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.architecture import Architecture, Place
 from qwen_local.models.families.dense import PATHS
+from qwen_local.models.families.family import Sizes
 from qwen_local.models.families.qwen3 import QWEN3
 from qwen_local.models.source import ModelFiles
 from tests.conftest import MakeModel
@@ -95,12 +96,8 @@ def adapters(draw: st.DrawFn, architecture: Architecture) -> Adapter:
 
 
 SIZES: dict[str, Any] = {
-    "hidden": 24,
-    "intermediate": 40,
+    "sizes": Sizes(hidden=24, intermediate=40, heads=2, kv_heads=1, head_dim=16),
     "layers": LAYERS,
-    "heads": 2,
-    "kv_heads": 1,
-    "head_dim": 16,
     "vocabulary": 64,
     "tied": True,
     "rope_theta": 1e4,
@@ -389,7 +386,7 @@ def test_a_setting_that_is_not_known_here_is_told(
 def test_a_file_of_square_matrices_alone_does_not_tell_which_way_they_lie(
     layout: str, tmp_path: Path
 ) -> None:
-    square = QWEN3.architecture(**SIZES | {"hidden": 32})
+    square = QWEN3.architecture(**SIZES | {"sizes": replace(SIZES["sizes"], hidden=32)})
     adapter = adapter_on(square, ((0, "self_attn.q_proj"), (1, "self_attn.q_proj")), rank=32)
     write = {"peft": write_peft, "mlx": write_mlx}[layout]
     folder = written(adapter, tmp_path / layout, write)

@@ -23,16 +23,13 @@ from qwen_local.adapters.peft_layout import write_peft
 from qwen_local.adapters.store import load_adapter
 from qwen_local.errors import ModelError
 from qwen_local.job.schema import LoraSpec
+from qwen_local.models.families.family import Sizes
 from qwen_local.models.families.qwen3 import QWEN3
 from tests.conftest import Cli
 
 ARCHITECTURE = QWEN3.architecture(
-    hidden=24,
-    intermediate=40,
+    Sizes(hidden=24, intermediate=40, heads=2, kv_heads=1, head_dim=16),
     layers=2,
-    heads=2,
-    kv_heads=1,
-    head_dim=16,
     vocabulary=64,
     tied=True,
     rope_theta=1e4,

@@ -192,7 +192,7 @@ def test_a_folder_without_an_adapter_says_what_was_looked_for(
     with pytest.raises(ModelError) as error:
         load_adapter(tmp_path, random_model("qwen3", True).architecture)
     assert str(error.value) == (
-        f"--adapter {tmp_path}: found neither adapter_model.safetensors (PEFT) nor "
+        f"adapter {tmp_path}: found neither adapter_model.safetensors (PEFT) nor "
         "adapters.safetensors (mlx-lm)\n\n"
         "hint: pass a run folder, or the folder that holds one of these files"
     )
@@ -308,7 +308,7 @@ def test_arrays_that_do_not_fit_the_model_are_each_named(saved: tuple[Path, Mode
         load_adapter(folder / "peft", model.architecture)
     wanted = lora_shapes(model.architecture, SOME)[second]
     assert str(error.value).split("\n\n") == [
-        f"--adapter {folder / 'peft'}: made for a/base; its matrices do not fit this model",
+        f"adapter {folder / 'peft'}: made for a/base; its matrices do not fit this model",
         f"{path}: another: not an adapter matrix of this model",
         "hint: merge it where it was made (merge_and_unload) and use the merged model",
         f"{path}: {first}: missing",
@@ -397,8 +397,8 @@ def test_a_merged_model_is_no_adapter_and_is_told_so(saved: tuple[Path, ModelFil
     with pytest.raises(ModelError) as error:
         load_adapter(model.folder, model.architecture)
     assert str(error.value) == (
-        f"--adapter {model.folder}: expected an adapter; found a model\n\nhint: pass it as "
-        "--model, or pass the run or adapter that it was made from"
+        f"adapter {model.folder}: expected an adapter; found a model\n\nhint: pass it as "
+        "`model`, or pass the run or adapter that it was made from"
     )
 
 
@@ -434,6 +434,6 @@ def test_a_folder_that_a_base_was_is_never_looked_up_on_the_hub(
         with pytest.raises(ModelError) as error:
             base_of(None, None, file.parent)
         assert str(error.value) == (
-            f"--adapter {file.parent}: its base model models/qwen: was a local folder in training, "
-            "which does not exist here\n\nhint: pass --model with its current location"
+            f"adapter {file.parent}: its base model models/qwen: was a local folder in training, "
+            "which does not exist here\n\nhint: pass `model` with its current location"
         )

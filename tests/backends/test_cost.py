@@ -21,18 +21,15 @@ from qwen_local.backends.mlx import constants as mlx
 from qwen_local.backends.mlx.cost import micro_batch_shapes
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.architecture import Stored
+from qwen_local.models.families.family import Sizes
 from qwen_local.models.families.qwen2 import QWEN2 as QWEN2_FAMILY
 from qwen_local.models.families.qwen3 import QWEN3
 from qwen_local.models.source import ModelFiles
 from qwen_local.rows.planner import PACKED, PADDED, Layout, epoch_order, micro_batches
 
 SIZES: dict[str, Any] = {
-    "hidden": 10,
-    "intermediate": 30,
+    "sizes": Sizes(hidden=10, intermediate=30, heads=4, kv_heads=2, head_dim=5),
     "layers": 3,
-    "heads": 4,
-    "kv_heads": 2,
-    "head_dim": 5,
     "vocabulary": 100,
     "tied": True,
     "rope_theta": 1e6,

@@ -281,7 +281,7 @@ disk          412.0 GiB free in the hub cache (/home/me/.cache/huggingface/hub)
 auto          nothing: an NVIDIA card is present, but PyTorch cannot use it: driver 535.183.01,
               PyTorch 2.13.0 built for CUDA 13.0, which needs driver 580
 
-not ready; see the hint above, or train on the CPU with --device cpu""",
+not ready; see the hint above, or train on the CPU: qwen-local train --device cpu""",
     ),
     "a card without bitsandbytes": (
         NO_BITSANDBYTES,
@@ -401,8 +401,8 @@ mlx           mlx and mlx-lm are not installed; not needed here
 cuda          torch cannot be imported: OSError: libcudart.so.13: cannot open shared object file: No
               such file or directory
               hint: install the build for CUDA 13.0:
-                pip install 'torch==2.13.0+cu130' --index-url \
-https://download.pytorch.org/whl/cu130 --force-reinstall
+                pip install --force-reinstall 'torch==2.13.0+cu130' --index-url \
+https://download.pytorch.org/whl/cu130
                 pip install peft bitsandbytes
 bitsandbytes  0.50.2
 transformers  5.23.0
@@ -433,7 +433,7 @@ disk          412.0 GiB free in the hub cache (/home/me/.cache/huggingface/hub)
 auto          nothing: an NVIDIA card is present, but PyTorch cannot use it: no driver that answers,
               PyTorch 2.13.0 built for CUDA 13.0
 
-not ready; see the hint above, or train on the CPU with --device cpu""",
+not ready; see the hint above, or train on the CPU: qwen-local train --device cpu""",
     ),
     "a Mac": (
         MAC,
@@ -575,7 +575,7 @@ disk          412.0 GiB free in the hub cache (/home/me/.cache/huggingface/hub)
 auto          nothing: an NVIDIA card is present, but PyTorch cannot use it: driver 537.13, PyTorch
               2.13.0 built for CUDA 13.0, which needs driver 580
 
-not ready; see the hint above, or train on the CPU with --device cpu""",
+not ready; see the hint above, or train on the CPU: qwen-local train --device cpu""",
     ),
     "WSL2 without a card": (
         WSL_NO_CARD,
@@ -741,7 +741,9 @@ def test_json_says_the_same() -> None:
     machine = found.pop("machine")
     assert found == {
         "ready": False,
-        "verdict": "not ready; see the hint above, or train on the CPU with --device cpu",
+        "verdict": (
+            "not ready; see the hint above, or train on the CPU: qwen-local train --device cpu"
+        ),
         "backends": {
             "mlx": {
                 "name": "mlx",

@@ -104,7 +104,7 @@ ROSETTA = replace(BARE_MAC, processor="x86_64", rosetta=True)
 INTEL_MAC = replace(BARE_MAC, processor="x86_64")
 OLD_MACOS = replace(BARE_MAC, macos=(13, 6))
 
-ASKED_ON_CPU = "asked for by --backend and --device"
+ASKED_ON_CPU = "requested"
 METAL = "there is an Apple GPU, which MLX uses through Metal"
 CUDA = "there is an NVIDIA GPU, which PyTorch uses through CUDA"
 GET_MLX = "pip install mlx mlx-lm"
@@ -129,13 +129,13 @@ GET_TORCH = "pip install torch peft"
             NVIDIA,
             "auto",
             "cpu",
-            Choice("cuda", "cpu", "asked for by --device; PyTorch runs on the CPU"),
+            Choice("cuda", "cpu", "requested; PyTorch runs on the CPU"),
         ),
         (
             OLD_DRIVER,
             "auto",
             "cpu",
-            Choice("cuda", "cpu", "asked for by --device; PyTorch runs on the CPU"),
+            Choice("cuda", "cpu", "requested; PyTorch runs on the CPU"),
         ),
         (
             MAC,
@@ -144,7 +144,7 @@ GET_TORCH = "pip install torch peft"
             Choice(
                 "mlx",
                 "cpu",
-                "asked for by --device; MLX runs on the CPU, and there is no PyTorch",
+                "requested; MLX runs on the CPU, and there is no PyTorch",
             ),
         ),
         (
@@ -168,33 +168,33 @@ GET_TORCH = "pip install torch peft"
             MAC,
             "mlx",
             "auto",
-            Choice("mlx", "gpu", "asked for by --backend; there is an Apple GPU"),
+            Choice("mlx", "gpu", "requested; there is an Apple GPU"),
         ),
-        (MAC, "mlx", "gpu", Choice("mlx", "gpu", "asked for by --backend; there is an Apple GPU")),
+        (MAC, "mlx", "gpu", Choice("mlx", "gpu", "requested; there is an Apple GPU")),
         (MAC, "mlx", "cpu", Choice("mlx", "cpu", ASKED_ON_CPU)),
         (
             MAC_WITHOUT_METAL,
             "mlx",
             "auto",
-            Choice("mlx", "cpu", "asked for by --backend; there is no Apple GPU"),
+            Choice("mlx", "cpu", "requested; there is no Apple GPU"),
         ),
         (
             MAC_WITH_BOTH,
             "cuda",
             "auto",
-            Choice("cuda", "cpu", "asked for by --backend; there is no NVIDIA GPU"),
+            Choice("cuda", "cpu", "requested; there is no NVIDIA GPU"),
         ),
         (
             NVIDIA,
             "cuda",
             "auto",
-            Choice("cuda", "gpu", "asked for by --backend; there is an NVIDIA GPU"),
+            Choice("cuda", "gpu", "requested; there is an NVIDIA GPU"),
         ),
         (
             LINUX,
             "cuda",
             "auto",
-            Choice("cuda", "cpu", "asked for by --backend; there is no NVIDIA GPU"),
+            Choice("cuda", "cpu", "requested; there is no NVIDIA GPU"),
         ),
         (LINUX_WITH_BOTH, "mlx", "cpu", Choice("mlx", "cpu", ASKED_ON_CPU)),
         (LINUX_WITH_BOTH, "cuda", "cpu", Choice("cuda", "cpu", ASKED_ON_CPU)),
@@ -203,7 +203,7 @@ GET_TORCH = "pip install torch peft"
             replace(NVIDIA, mlx="0.32.4"),
             "mlx",
             "auto",
-            Choice("mlx", "cpu", "asked for by --backend; there is no Apple GPU"),
+            Choice("mlx", "cpu", "requested; there is no Apple GPU"),
         ),
     ],
 )
@@ -271,7 +271,7 @@ CARDS = {
     "a broken PyTorch": (
         BROKEN,
         "driver 580.65.06, torch cannot be imported: OSError: libcudart.so.13: cannot open it",
-        f"{GET_CUDA_13} --force-reinstall{BESIDE_IT}",
+        GET_CUDA_13.replace("pip install", "pip install --force-reinstall") + BESIDE_IT,
     ),
     "a card older than the build": (
         OLD_CARD,
@@ -330,8 +330,8 @@ def test_a_card_that_pytorch_cannot_use_is_an_error_with_driver_wheel_and_mend(
         choose(machine, backend, device)
     pause = "\n" if "\n" in fix else "; "
     assert str(raised.value) == (
-        f"--backend {backend} --device {device}: {CARD}{problem}\n\n"
-        f"hint: {fix}{pause}or pass --device cpu"
+        f"`backend={backend}` `device={device}`: {CARD}{problem}\n\n"
+        f"hint: {fix}{pause}or pass `device=cpu`"
     )
 
 
@@ -342,7 +342,7 @@ def test_a_card_that_pytorch_cannot_use_is_an_error_with_driver_wheel_and_mend(
             BARE,
             "mlx",
             "auto",
-            "--backend mlx",
+            "backend mlx",
             "mlx and mlx-lm are not installed",
             "pip install 'mlx[cpu]' mlx-lm",
         ),
@@ -350,7 +350,7 @@ def test_a_card_that_pytorch_cannot_use_is_an_error_with_driver_wheel_and_mend(
             replace(BARE, packages={"mlx": "0.32.4"}),
             "mlx",
             "cpu",
-            "--backend mlx",
+            "backend mlx",
             "mlx-lm is not installed",
             "pip install 'mlx[cpu]' mlx-lm",
         ),
@@ -358,23 +358,23 @@ def test_a_card_that_pytorch_cannot_use_is_an_error_with_driver_wheel_and_mend(
             replace(BARE, packages=MLX, mlx_fault="mlx.core cannot be imported: ImportError: x"),
             "mlx",
             "cpu",
-            "--backend mlx",
+            "backend mlx",
             "mlx.core cannot be imported: ImportError: x",
-            "pip install 'mlx[cpu]' mlx-lm --force-reinstall",
+            "pip install --force-reinstall 'mlx[cpu]' mlx-lm",
         ),
         (
             replace(BARE, packages=PYTORCH, torch_fault="torch cannot be imported: OSError: x"),
             "auto",
             "auto",
-            "--backend auto --device auto",
+            "`backend=auto` `device=auto`",
             "neither MLX nor PyTorch can be imported here; torch cannot be imported: OSError: x",
-            "pip install torch peft --force-reinstall",
+            "pip install --force-reinstall torch peft",
         ),
         (
             BARE,
             "cuda",
             "cpu",
-            "--backend cuda",
+            "backend cuda",
             "torch and peft are not installed",
             GET_TORCH,
         ),
@@ -382,7 +382,7 @@ def test_a_card_that_pytorch_cannot_use_is_an_error_with_driver_wheel_and_mend(
             BARE,
             "auto",
             "auto",
-            "--backend auto --device auto",
+            "`backend=auto` `device=auto`",
             "neither MLX nor PyTorch can be imported here",
             GET_TORCH,
         ),
@@ -390,7 +390,7 @@ def test_a_card_that_pytorch_cannot_use_is_an_error_with_driver_wheel_and_mend(
             BARE_MAC,
             "auto",
             "cpu",
-            "--backend auto --device cpu",
+            "`backend=auto` `device=cpu`",
             "neither MLX nor PyTorch can be imported here",
             GET_MLX,
         ),
@@ -398,15 +398,15 @@ def test_a_card_that_pytorch_cannot_use_is_an_error_with_driver_wheel_and_mend(
             LINUX,
             "auto",
             "gpu",
-            "--backend auto --device gpu",
+            "`backend=auto` `device=gpu`",
             "expected a GPU that an engine can use; found none",
-            "pass --device cpu",
+            "pass `device=cpu`",
         ),
         (
             MAC_WITHOUT_MLX,
             "auto",
             "gpu",
-            "--backend auto --device gpu",
+            "`backend=auto` `device=gpu`",
             "expected a GPU that an engine can use; found none",
             GET_MLX,
         ),
@@ -414,40 +414,40 @@ def test_a_card_that_pytorch_cannot_use_is_an_error_with_driver_wheel_and_mend(
             LINUX_WITH_BOTH,
             "mlx",
             "gpu",
-            "--backend mlx --device gpu",
+            "`backend=mlx` `device=gpu`",
             "expected an Apple GPU; found none",
-            "pass --device cpu",
+            "pass `device=cpu`",
         ),
         (
             replace(NVIDIA, mlx="0.32.4"),  # the card is fine; MLX does not use it
             "mlx",
             "gpu",
-            "--backend mlx --device gpu",
+            "`backend=mlx` `device=gpu`",
             "expected an Apple GPU; found none",
-            "pass --device cpu",
+            "pass `device=cpu`",
         ),
         (
             MAC_WITH_BOTH,
             "cuda",
             "gpu",
-            "--backend cuda --device gpu",
+            "`backend=cuda` `device=gpu`",
             "expected an NVIDIA GPU; found none",
-            "pass --device cpu",
+            "pass `device=cpu`",
         ),
         (
             OLD_DRIVER,
             "cuda",
             "auto",
-            "--backend cuda --device auto",
+            "`backend=cuda` `device=auto`",
             f"{CARD}driver 535.183.01, {WHEEL}, which needs driver 580",
-            f"{NEW_DRIVER};\nor {GET_CUDA_12}\nor pass --device cpu",
+            f"{NEW_DRIVER};\nor {GET_CUDA_12}\nor pass `device=cpu`",
         ),
         *(
             (
                 WINDOWS,
                 backend,
                 device,
-                f"--backend {backend} --device {device}",
+                f"`backend={backend}` `device={device}`",
                 "native Windows is not supported",
                 "use WSL2: run `wsl --install` in PowerShell, restart, and install qwen-local "
                 "in there",
@@ -459,7 +459,7 @@ def test_a_card_that_pytorch_cannot_use_is_an_error_with_driver_wheel_and_mend(
             WSL1,
             "auto",
             "cpu",
-            "--backend auto --device cpu",
+            "`backend=auto` `device=cpu`",
             "WSL1 is not supported: it has no GPU and no Linux kernel",
             "turn this distribution into WSL2: run `wsl --set-version NAME 2` in PowerShell; "
             "`wsl --list` shows its name",
@@ -468,7 +468,7 @@ def test_a_card_that_pytorch_cannot_use_is_an_error_with_driver_wheel_and_mend(
             ROSETTA,
             "mlx",
             "auto",
-            "--backend mlx",
+            "backend mlx",
             "mlx and mlx-lm are not installed",
             "this Python is one for Intel, under Rosetta: install one for Apple silicon (from "
             "python.org, or `uv python install`), and make a new environment with it",
@@ -486,18 +486,18 @@ def test_a_card_that_pytorch_cannot_use_is_an_error_with_driver_wheel_and_mend(
             for backend, where, problem in (
                 (
                     "auto",
-                    "--backend auto --device auto",
+                    "`backend=auto` `device=auto`",
                     "neither MLX nor PyTorch can be imported here",
                 ),
-                ("mlx", "--backend mlx", "mlx and mlx-lm are not installed"),
-                ("cuda", "--backend cuda", "torch and peft are not installed"),
+                ("mlx", "backend mlx", "mlx and mlx-lm are not installed"),
+                ("cuda", "backend cuda", "torch and peft are not installed"),
             )
         ),
         (
             OLD_MACOS,
             "auto",
             "auto",
-            "--backend auto --device auto",
+            "`backend=auto` `device=auto`",
             "neither MLX nor PyTorch can be imported here",
             "MLX needs macOS 14: update macOS, then pip install mlx mlx-lm",
         ),
@@ -523,8 +523,8 @@ def test_what_cannot_run_is_refused_with_the_mend(
             ("float32", "this GPU has no bfloat16, and float16 overflows"),
         ),
         (NVIDIA, "cpu", "auto", ("float32", "the CPU is fastest and exact in it")),
-        (MAC, "gpu", "float32", ("float32", "asked for by model.dtype")),
-        (LINUX, "cpu", "bfloat16", ("bfloat16", "asked for by model.dtype")),
+        (MAC, "gpu", "float32", ("float32", "set by model.dtype")),
+        (LINUX, "cpu", "bfloat16", ("bfloat16", "set by model.dtype")),
     ],
 )
 def test_the_dtype_comes_with_its_reason(

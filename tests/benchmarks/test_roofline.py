@@ -20,16 +20,13 @@ from benchmarks.roofline import Operations, measure, one_round, operations, rate
 from qwen_local.backends.base import RowTooLargeError
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.embedded import TINY_MODEL, tiny_model_path
+from qwen_local.models.families.family import Sizes
 from qwen_local.models.families.qwen3 import QWEN3
 from qwen_local.models.source import fetch, find_model
 
 ARCHITECTURE = QWEN3.architecture(
-    hidden=4,
-    intermediate=6,
+    Sizes(hidden=4, intermediate=6, heads=2, kv_heads=1, head_dim=3),
     layers=2,
-    heads=2,
-    kv_heads=1,
-    head_dim=3,
     vocabulary=10,
     tied=True,
     rope_theta=1e6,

@@ -102,8 +102,7 @@ def test_a_license_of_its_own_has_name_and_link_and_its_notice() -> None:
         link,
     )
     assert (
-        "The base model is under the license `qwen-research`, which binds this, too. Improved "
-        "using Qwen."
+        "The license of the base model, `qwen-research`, also applies here. Improved using Qwen."
     ) in card(CardFacts(form="mlx", base=base))
 
 
@@ -135,11 +134,12 @@ def test_a_card_of_which_nothing_is_known_is_a_whole_page() -> None:
         "pipeline_tag: text-generation\n"
         "tags:\n- qwen-local\n- lora\n- mlx\n"
         "---\n\n"
-        "# LoRA adapter for a model that it does not name\n\n"
-        "A LoRA adapter for a model that it does not name. Under which license the base model is, "
-        "and so this, is not known here.\n\n"
+        "# LoRA adapter for an unnamed base model\n\n"
+        "A LoRA adapter for an unnamed base model. The license of the base model, which also "
+        "applies here, is unknown.\n\n"
         "## How to load it\n\n"
-        "`FOLDER` is the folder of this page. `BASE` is the folder of the base model.\n\n"
+        "`FOLDER` is the folder with the files of this page. `BASE` is the folder of the base "
+        "model.\n\n"
         "```sh\nqwen-local chat --adapter FOLDER --model BASE\n```\n\n"
         "With mlx-lm:\n\n"
         '```sh\nmlx_lm.generate --model BASE --adapter-path FOLDER --prompt "Hello!"\n```\n\n'
@@ -151,8 +151,8 @@ def test_a_card_of_which_nothing_is_known_is_a_whole_page() -> None:
         "With llama.cpp, LM Studio and other programs that read GGUF:\n\n"
         "```sh\nqwen-local export --adapter FOLDER --model BASE --to gguf --output NEW\n```\n\n"
         "## Limits\n\n"
-        "What the data do not show was not learned, the errors of the base model remain, and "
-        "beyond the figures on this page nothing was measured.\n"
+        "The adapter learned only what the data show, and the errors of the base model remain. "
+        "Nothing beyond the figures on this page was measured.\n"
     )
 
 
@@ -195,19 +195,19 @@ def test_the_figures_of_data_training_and_proof_are_told() -> None:
     for line in (
         "A LoRA adapter of rank 16 for "
         f"[`Qwen/Qwen3-0.6B`](https://huggingface.co/Qwen/Qwen3-0.6B) at commit `{COMMIT}`. "
-        "It was trained with qwen-local and MLX on a 4bit base. The base "
-        "model is under `apache-2.0`.",
-        "- `train.jsonl`: 1,200 records, 1,190 rows of them, 7 dropped as `overlong`, 3 dropped as "
+        "It was trained with qwen-local and MLX on a 4bit base model. "
+        "The license of the base model is `apache-2.0`.",
+        "- `train.jsonl`: 1,200 records, 1,190 rows, 7 dropped as `overlong`, 3 dropped as "
         f"`empty_answer`, 2 cut, SHA-256 `{'ab' * 32}`",
-        "- trained on: 1,100 rows, 20,000 of 50,000 tokens supervised",
-        "- evaluated on: 90 rows, 1,600 of 4,000 tokens supervised",
-        "- 300 optimizer steps; this is the adapter of step 250",
+        "- training set: 1,100 rows, 20,000 of 50,000 tokens supervised",
+        "- evaluation set: 90 rows, 1,600 of 4,000 tokens supervised",
+        "- 300 optimizer steps; this adapter was saved at step 250",
         "- training loss: 2.5000 in the first step, 1.2500 in the last",
         "- evaluation loss: 2.4000 before training, 1.3750 with this adapter, 1.5000 at the end",
-        f"The chat template that it was trained under has the SHA-256 `{'cd' * 32}`. Prompts are "
+        f"The chat template of the training has the SHA-256 `{'cd' * 32}`. Prompts are "
         "rendered with `enable_thinking=False`.",
         "| largest logit difference to the live adapter | 2.1e-05 |",
-        "| share of positions with the same likeliest token | 100.0% |",
+        "| share of positions with the same most probable token | 100.0% |",
         "| positions compared | 4,096 |",
         f'model = AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-0.6B", revision="{COMMIT}")',
         "    enable_thinking=False,",
@@ -419,10 +419,10 @@ def test_a_hub_id_is_told_from_a_folder(
 def test_losses_are_shown_where_they_are_over_rows_of_the_run() -> None:
     figures = {"top1_agreement": 1.0, "loss_live": 0.25, "loss_export": 0.26, "loss_base": 3.0}
     with_rows = card_facts(GOLDEN / "peft", "peft", proof={**figures, "rows_of_run": 7})
-    assert "| rows of the run's data among them | 7 |" in card(with_rows)
-    assert "| loss on them with the bare base model | 3 |" in card(with_rows)
+    assert "| rows from the data of the run | 7 |" in card(with_rows)
+    assert "| loss on these rows: base model alone | 3 |" in card(with_rows)
     without = card(card_facts(GOLDEN / "peft", "peft", proof={**figures, "rows_of_run": 0}))
-    assert "| share of positions with the same likeliest token | 100.0% |" in without
+    assert "| share of positions with the same most probable token | 100.0% |" in without
     assert "loss on" not in without
 
 

@@ -163,7 +163,7 @@ def test_from_a_pipe_every_line_is_a_turn_and_stdout_has_the_answers_alone(
     assert said.out == "The sky is blue.\nGrass is green.\nHello! How can I help you?\n"
     name = "MLX" if engine == "mlx" else "PyTorch"
     assert said.err == (
-        f"qwen-local/tiny on {name} (cpu, float32): asked for by --backend and --device\n"
+        f"qwen-local/tiny on {name} (cpu, float32): requested\n"
         "answers: greedy\n"
         "(system message set for the whole conversation; /clear starts over)\n"
     )

@@ -427,7 +427,7 @@ def test_the_result_goes_to_stdout_and_the_talk_to_stderr_and_to_the_log(
     assert (said.code, said.out) == (0, "run/adapter\n")
     talk = said.err.splitlines()
     assert talk[:2] == [
-        "backend: cuda on the cpu (asked for by --backend and --device)",
+        "backend: cuda on the cpu (requested)",
         "dtype: float32 (the CPU is fastest and exact in it)",
     ]
     assert talk[-2:] == [

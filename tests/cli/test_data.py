@@ -585,7 +585,7 @@ def test_a_copy_that_was_interrupted_is_not_there(
 def test_roles_are_renamed_as_the_format_has_them(cli: Cli) -> None:
     result = [{"from": "human", "value": "Hi"}, {"from": "bot", "value": "Yes"}]
     lines(json.dumps({"conversations": result}))
-    assert check(cli, "a.jsonl", "--fix", "b.jsonl")["fixed"]["mended"] == {"roles renamed": 1}
+    assert check(cli, "a.jsonl", "--fix", "b.jsonl")["fixed"]["repaired"] == {"roles renamed": 1}
     [row] = [json.loads(line) for line in Path("b.jsonl").read_text().splitlines()]
     assert row["conversations"][1] == {"from": "gpt", "value": "Yes"}
 
@@ -600,7 +600,7 @@ def test_without_usable_records_no_file_is_written(cli: Cli) -> None:
 def test_ambiguous_records_are_left_out(cli: Cli) -> None:
     twice = '{"prompt": "a", "prompt": "b", "completion": "c"}'
     fixed = check(cli, lines(GOOD, twice), "--fix", "b.jsonl")["fixed"]
-    assert (fixed["rows"], fixed["mended"]) == (1, {})
+    assert (fixed["rows"], fixed["repaired"]) == (1, {})
     assert sum(fixed["left_out"].values()) == 1
 
 
@@ -610,7 +610,7 @@ def test_a_record_that_is_left_out_does_not_count_as_repaired(cli: Cli) -> None:
     fixed = check(cli, lines(messages(*QUESTION_AND_ANSWER), null, again), "--fix", "b.jsonl")[
         "fixed"
     ]
-    assert (fixed["rows"], fixed["mended"]) == (1, {})
+    assert (fixed["rows"], fixed["repaired"]) == (1, {})
     assert sum(fixed["left_out"].values()) == 2
 
 
@@ -619,7 +619,7 @@ def test_lines_are_repaired_anywhere_in_the_file(cli: Cli) -> None:
     last = '{"prompt": "c", "completion": "d\\u0000", "e\\u0000": 1}'
     lines(first, '{"prompt": "' + "a" * 2**24 + '"}', last)
     fixed = check(cli, "a.jsonl", "--fix", "b.jsonl")["fixed"]
-    assert fixed["mended"] == {
+    assert fixed["repaired"] == {
         "byte order mark removed": 1,
         "NaN and Infinity replaced by null": 1,
         "NUL characters removed": 1,

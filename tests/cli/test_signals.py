@@ -79,8 +79,8 @@ def test_a_stopped_fuse_leaves_nothing_half_done(
     signum: int, code: int, said: str, start: Callable[..., Process], tmp_path: Path
 ) -> None:
     process = start("""
-        from qwen_local.export.opening import to_be
-        with to_be(Path("out")) as new:
+        from qwen_local.export.opening import new_folder
+        with new_folder(Path("out")) as new:
             (new / "model.safetensors").touch()
             ready()
             wait(60)

@@ -25,7 +25,7 @@ from qwen_local.datasets.pool import in_order
 from qwen_local.datasets.prepare import Prepared, prepare
 from qwen_local.datasets.record_files import Record
 from qwen_local.datasets.row_builder import TokenizeConfig
-from qwen_local.datasets.sources import Source, Wanted
+from qwen_local.datasets.sources import Source, SourceSpec
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import DatasetError, QwenLocalError
 
@@ -54,7 +54,7 @@ def write(records: int, *more: dict[str, Any]) -> None:
 
 def run(tokenizer: ChatTokenizer, **changes: Any) -> Prepared:
     settings: dict[str, Any] = {
-        "train": [Wanted(name="train.jsonl")],
+        "train": [SourceSpec(name="train.jsonl")],
         "eval": [],
         "eval_fraction": 0.1,
         "max_length": 64,
@@ -161,8 +161,8 @@ def test_a_damaged_part_is_made_again(
         {"overlong": "cut"},
         {"train_on": "last"},
         {"thinking": "drop"},
-        {"train": [Wanted(name="train.jsonl", limit=46)]},
-        {"train": [Wanted(name="train.jsonl", format="prompt")]},
+        {"train": [SourceSpec(name="train.jsonl", limit=46)]},
+        {"train": [SourceSpec(name="train.jsonl", format="prompt")]},
     ],
 )
 def test_another_way_of_making_rows_is_another_cache(
@@ -180,7 +180,7 @@ def test_other_content_is_another_cache_and_another_name_is_not(
     run(tiny)
     made.clear()
     Path("moved.jsonl").write_bytes(Path("train.jsonl").read_bytes())
-    moved = run(tiny, train=[Wanted(name="moved.jsonl")])
+    moved = run(tiny, train=[SourceSpec(name="moved.jsonl")])
     assert made == []
     assert moved.train_places[0].startswith("moved.jsonl:")
     write(RECORDS + 1)
@@ -248,7 +248,7 @@ import sys
 from pathlib import Path
 from tokenizers import Tokenizer
 from qwen_local.datasets import prepare, row_builder
-from qwen_local.datasets.sources import Wanted
+from qwen_local.datasets.sources import SourceSpec
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.embedded import tiny_model_path
 
@@ -259,7 +259,7 @@ for _ in range(2):
             tokenizer=ChatTokenizer.load(tiny_model_path()),
             max_length=64, overlong="drop", train_on="assistant",
         ),
-        train=[Wanted(name="train.jsonl")], eval=[], eval_fraction=0.1, seed=0,
+        train=[SourceSpec(name="train.jsonl")], eval=[], eval_fraction=0.1, seed=0,
     )
 prepared.train.take(range(len(prepared.train)))
 files = [str(link.resolve()) for link in Path("/proc/self/fd").glob("*")]
@@ -411,7 +411,7 @@ def test_a_block_ends_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch
             content="x" * 10,
             tools=(),
             untrained=frozenset(),
-            says_nothing=False,
+            empty=False,
             ignored=(),
             notes=(),
         )

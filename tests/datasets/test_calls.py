@@ -106,7 +106,7 @@ def test_all_forms_of_a_call_are_equivalent(record: dict[str, Any]) -> None:
     example = read(record)
     assert example.content == TALK
     assert example.tools == (TOOL,)
-    assert (example.says_nothing, example.ignored, example.notes) == (False, (), ())
+    assert (example.empty, example.ignored, example.notes) == (False, (), ())
 
 
 NONE: list[Any] = [None, "", " ", [], "[]", "null"]
@@ -318,7 +318,7 @@ def test_a_weight_of_zero_leaves_a_message_out() -> None:
 
 def test_an_unsupervised_message_may_be_empty() -> None:
     silent = {"role": "assistant", "content": "", "weight": 0}
-    assert not read(chat(QUESTION, silent, QUESTION, ANSWER)).says_nothing
+    assert not read(chat(QUESTION, silent, QUESTION, ANSWER)).empty
 
 
 def test_indices_count_a_system_message_from_another_key() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from qwen_local.datasets.dataset_info import read_entry
 from qwen_local.datasets.formats import Example
-from qwen_local.datasets.sources import Source, Wanted, locate
+from qwen_local.datasets.sources import Source, SourceSpec, locate
 from qwen_local.errors import DatasetError
 
 hugging_face: Any = importlib.import_module("datasets")
@@ -34,7 +34,7 @@ def put(entry: object, *records: object) -> None:
 
 
 def find(name: str = "data#poems", **how: Any) -> Source:
-    [source], evaluation = locate([Wanted(name=name, **how)])
+    [source], evaluation = locate([SourceSpec(name=name, **how)])
     assert evaluation == []
     return source
 
@@ -267,10 +267,12 @@ def test_only_the_entry_decides_the_format() -> None:
     put({"file_name": "poems.json"})
     hint = "\n\nhint: give this source `format: auto`"
     assert message_of(format="alpaca") == (
-        "data#poems: the entry says how its records are written; found data.format as well" + hint
+        "data#poems: expected no data.format, because the entry defines the format of its records"
+        + hint
     )
     assert message_of(format="prompt", columns={"prompt": "x"}) == (
-        "data#poems: the entry says how its records are written; found data.columns as well" + hint
+        "data#poems: expected no data.columns, because the entry defines the format of its records"
+        + hint
     )
 
 

@@ -325,7 +325,7 @@ def test_every_fault_of_a_row_is_told() -> None:
 def test_a_row_whose_answer_says_nothing_is_marked(record: dict[str, Any]) -> None:
     [example] = read(record)
     assert isinstance(example, Example)
-    assert example.says_nothing
+    assert example.empty
 
 
 def test_the_first_row_settles_the_format_of_a_file() -> None:

@@ -16,7 +16,7 @@ import pytest
 from qwen_local.datasets import prepare as module
 from qwen_local.datasets.prepare import Prepared, prepare
 from qwen_local.datasets.row_builder import TokenizeConfig
-from qwen_local.datasets.sources import Wanted
+from qwen_local.datasets.sources import SourceSpec
 from qwen_local.datasets.template import compile_template
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.errors import DatasetError
@@ -43,8 +43,8 @@ def run(tokenizer: ChatTokenizer, train: str, **changes: Any) -> Prepared:
     how = {key: changes.pop(key) for key in ("format", "limit") if key in changes}
     evaluation = changes.pop("eval", None)
     settings: dict[str, Any] = {
-        "train": [Wanted(name=train, **how)],
-        "eval": [Wanted(name=evaluation, **how)] if evaluation else [],
+        "train": [SourceSpec(name=train, **how)],
+        "eval": [SourceSpec(name=evaluation, **how)] if evaluation else [],
         "eval_fraction": 0.0,
         "max_length": 64,
         "overlong": "drop",

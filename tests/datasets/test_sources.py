@@ -16,7 +16,7 @@ import pytest
 
 from qwen_local.datasets.formats import Example
 from qwen_local.datasets.record_files import Record
-from qwen_local.datasets.sources import Source, Wanted, locate
+from qwen_local.datasets.sources import Source, SourceSpec, locate
 from qwen_local.errors import DatasetError
 
 # Not an import statement, for which type checkers find the root folder of sample data.
@@ -44,8 +44,8 @@ def put(*names: str) -> None:
 
 def find(train: str, eval: str | None = None, **how: Any) -> tuple[Source, Source | None]:
     """The only source of the training rows, and that of the evaluation rows where there is one."""
-    named = [] if eval is None else [Wanted(name=eval, **how)]
-    [source], evaluation = locate([Wanted(name=train, **how)], named)
+    named = [] if eval is None else [SourceSpec(name=eval, **how)]
+    [source], evaluation = locate([SourceSpec(name=train, **how)], named)
     assert len(evaluation) <= 1
     return source, evaluation[0] if evaluation else None
 
@@ -236,8 +236,8 @@ def test_what_the_hub_refuses_is_said_in_one_line(
 def test_offline_the_hub_is_not_asked(tmp_path: Path) -> None:
     """In a process of its own, as the libraries read their settings when they are imported."""
     code = (
-        "from qwen_local.datasets.sources import Wanted, locate\n"
-        "locate([Wanted(name='owner/name')])"
+        "from qwen_local.datasets.sources import SourceSpec, locate\n"
+        "locate([SourceSpec(name='owner/name')])"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     root = Path(__file__).parents[2]
@@ -303,7 +303,7 @@ def test_with_a_limit_a_data_set_is_streamed(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_weight_is_of_the_training_split_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     hub(monkeypatch, train=[{"text": "1"}], validation=[{"text": "2"}])
-    [train], [evaluation] = locate([Wanted(name="owner/name", weight=3)])
+    [train], [evaluation] = locate([SourceSpec(name="owner/name", weight=3)])
     assert (train.weight, evaluation.weight) == (3, 1)
 
 
@@ -331,9 +331,9 @@ def test_a_stream_that_breaks_off_is_a_fault(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_source_knows_how_it_is_read() -> None:
     put("a.jsonl", "b.jsonl", "c/train.jsonl", "c/valid.jsonl")
     wanted = [
-        Wanted(name="a.jsonl", weight=2.5, limit=7, format="text", columns={"text": "body"}),
-        Wanted(name="b.jsonl"),
-        Wanted(name="c", weight=3, limit=5),
+        SourceSpec(name="a.jsonl", weight=2.5, limit=7, format="text", columns={"text": "body"}),
+        SourceSpec(name="b.jsonl"),
+        SourceSpec(name="c", weight=3, limit=5),
     ]
     train, evaluation = locate(wanted)
     assert [(s.name, s.weight, s.limit, s.format, s.columns) for s in train] == [
@@ -348,7 +348,9 @@ def test_a_source_knows_how_it_is_read() -> None:
 def test_every_missing_one_of_several_sources_is_told() -> None:
     put("a.jsonl")
     with pytest.raises(DatasetError) as caught:
-        locate([Wanted(name="x.jsonl"), Wanted(name="a.jsonl")], [Wanted(name="/y.jsonl")])
+        locate(
+            [SourceSpec(name="x.jsonl"), SourceSpec(name="a.jsonl")], [SourceSpec(name="/y.jsonl")]
+        )
     assert [fault.where for fault in caught.value.faults] == ["x.jsonl", "/y.jsonl"]
 
 

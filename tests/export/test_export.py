@@ -33,7 +33,7 @@ from qwen_local.export import merge
 from qwen_local.export.export import export
 from qwen_local.export.fuse import fuse
 from qwen_local.export.merge import ExportError, merged
-from qwen_local.export.opening import Given, to_be
+from qwen_local.export.opening import ExportRequest, new_folder
 from qwen_local.export.proof import measure
 from qwen_local.job.schema import LoraSpec, Quantization, read_job
 from qwen_local.models.source import fetch, find_model
@@ -105,7 +105,7 @@ def test_the_golden_adapters_go_both_ways_and_say_what_their_own_tools_said(
 ) -> None:
     expected = load_file(GOLDEN / writer / "expected.safetensors")["logits"]
     for to in ("peft", "mlx"):
-        given = Given(adapter=GOLDEN / writer, output=tmp_path / to, device="cpu")
+        given = ExportRequest(adapter=GOLDEN / writer, output=tmp_path / to, device="cpu")
         export(given, to=to)
     base = transformers.AutoModelForCausalLM.from_pretrained(tiny_model_path(), dtype=torch.float32)
     in_peft = peft.PeftModel.from_pretrained(base, tmp_path / "peft").eval()
@@ -153,7 +153,7 @@ def continued(model: Any, prompt: list[int], tokenizer: ChatTokenizer) -> str:
 
 
 def test_the_command_of_mlx_lm_answers_with_the_adapter(run: Path, tmp_path: Path) -> None:
-    export(Given(adapter=run, output=tmp_path / "mlx", device="cpu"), to="mlx")
+    export(ExportRequest(adapter=run, output=tmp_path / "mlx", device="cpu"), to="mlx")
     question = held_out()[-1]
     said = subprocess.run(
         [sys.executable, "-m", "mlx_lm", "generate", "--model", tiny_model_path(),
@@ -173,7 +173,7 @@ def test_an_adapter_of_a_quantized_base_is_exported_as_it_was_trained(
     sets = [f"model.quantization={quantization}", "train.steps=6"]
     draft = read_job(None, sets=sets, flags={"output": str(tmp_path / "run")})
     train(draft, backend="cuda", device="cpu", quiet=True)
-    given = Given(adapter=tmp_path / "run", output=tmp_path / "mlx", device="cpu")
+    given = ExportRequest(adapter=tmp_path / "run", output=tmp_path / "mlx", device="cpu")
     found = export(given, to="mlx")
     assert (found.quantization, found.backend) == (quantization, "cuda")
     assert found.proof.max_logit_difference == 0.0
@@ -206,7 +206,7 @@ def dora(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("to", ["mlx", "peft", "gguf"])
 def test_a_dora_is_converted_and_merged(to: Any, engine: Engine, dora: Path) -> None:
-    given = Given(adapter=dora, output=dora.parent / to, backend=engine, device="cpu")
+    given = ExportRequest(adapter=dora, output=dora.parent / to, backend=engine, device="cpu")
     proof = export(given, to=to).proof
     assert proof.rms_adapter_effect > 0.1
     assert proof.rms_logit_difference < 0.01 * proof.rms_adapter_effect
@@ -228,8 +228,8 @@ def test_a_dora_is_no_lora_for_llama_cpp(dora: Path, cli: Cli) -> None:
     said = cli("export", "--adapter", dora, "--to", "gguf-lora", "--output", "out", "--quiet")
     assert (said.code, said.err) == (
         2,
-        "--adapter: has the magnitudes of DoRA, which llama.cpp has no place for\n\nhint: merge it:"
-        " export --to gguf\n",
+        "--adapter: has DoRA magnitudes, which llama.cpp does not support\n\nhint: merge it: "
+        "`qwen-local export --to gguf`\n",
     )
     assert not Path("out").exists()
 
@@ -241,7 +241,7 @@ def test_the_gguf_beside_a_modelfile_has_no_template_of_its_own(run: Path, tmp_p
     """Ollama would prefer it to the Modelfile's."""
     fields = {}
     for to in ("gguf", "ollama"):
-        export(Given(adapter=run, output=tmp_path / to, device="cpu"), to=to)
+        export(ExportRequest(adapter=run, output=tmp_path / to, device="cpu"), to=to)
         [file] = (tmp_path / to).glob("*.gguf")
         fields[to] = gguf.GGUFReader(file).fields.keys()
     assert fields["gguf"] - fields["ollama"] == {"tokenizer.chat_template"}
@@ -263,7 +263,7 @@ def test_arrays_that_were_not_written_as_they_are_are_an_error(
 
     monkeypatch.setattr(exporting, "write_peft", carelessly)
     with pytest.raises(ExportError) as refused:
-        export(Given(adapter=run, output=tmp_path / "out", device="cpu"), to="peft")
+        export(ExportRequest(adapter=run, output=tmp_path / "out", device="cpu"), to="peft")
     assert str(refused.value) == "the adapter was not written as it is"
     assert list(tmp_path.iterdir()) == []
 
@@ -285,7 +285,7 @@ def test_an_adapter_with_another_scale_is_an_error(
 
     monkeypatch.setattr(exporting, "load_adapter", other)
     with pytest.raises(ExportError, match=r"^the logits of the exported adapter differ by"):
-        export(Given(adapter=run, output=tmp_path / "out", device="cpu"), to="mlx")
+        export(ExportRequest(adapter=run, output=tmp_path / "out", device="cpu"), to="mlx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -297,7 +297,7 @@ def test_a_gguf_of_a_faulty_merge_is_an_error(
 
     monkeypatch.setattr(merge, "merged", short)
     with pytest.raises(ExportError, match=r"^the logits of the merge differ by"):
-        export(Given(adapter=run, output=tmp_path / "out", device="cpu"), to="gguf")
+        export(ExportRequest(adapter=run, output=tmp_path / "out", device="cpu"), to="gguf")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -312,8 +312,8 @@ def test_a_gguf_of_a_faulty_merge_is_an_error(
         ),
         (
             ("--to", "mlx", "--private"),
-            "--private: goes with --push-to-hub OWNER/NAME, which is missing\n\nhint: nothing is "
-            "uploaded without it\n",
+            "--private: expected --push-to-hub, without which nothing is uploaded; it is missing"
+            "\n\nhint: add --push-to-hub OWNER/NAME\n",
         ),
     ],
 )
@@ -336,7 +336,7 @@ def test_a_push_that_cannot_be_is_told_before_anything_is_computed(run: Path, cl
 
 def test_an_adapter_moved_to_another_name_of_its_base_says_so(run: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(tiny_model_path(), tmp_path / "base")
-    given = Given(adapter=run, output=tmp_path / "out", model=str(moved), device="cpu")
+    given = ExportRequest(adapter=run, output=tmp_path / "out", model=str(moved), device="cpu")
     export(given, to="peft")
     config = json.loads((tmp_path / "out/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(moved)
@@ -360,7 +360,7 @@ def test_a_disk_that_fills_up_in_the_proof_is_told_and_nothing_is_left(
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     monkeypatch.setattr(exporting, "measure", on_a_full_disk)
-    given = Given(adapter=run, output=tmp_path / "out", backend=engine, device="cpu")
+    given = ExportRequest(adapter=run, output=tmp_path / "out", backend=engine, device="cpu")
     with pytest.raises(ExportError, match=rf"^{tmp_path}: cannot be written: .*\n\nhint: make"):
         export(given, to="gguf-lora")
     assert list(tmp_path.iterdir()) == []
@@ -371,8 +371,8 @@ def test_what_a_killed_export_left_is_cleared_away_and_one_that_runs_is_not(
 ) -> None:
     (tmp_path / ".new-out/.scratch").mkdir(parents=True)
     (tmp_path / ".new-out/model.safetensors").write_bytes(b"half")
-    given = Given(adapter=run, output=tmp_path / "out", device="cpu")
-    with to_be(tmp_path / "out") as new:
+    given = ExportRequest(adapter=run, output=tmp_path / "out", device="cpu")
+    with new_folder(tmp_path / "out") as new:
         assert list(new.iterdir()) == []
         with pytest.raises(RunBusyError) as refused:
             export(given, to="peft")
@@ -384,8 +384,8 @@ def test_what_a_killed_export_left_is_cleared_away_and_one_that_runs_is_not(
 
 
 def test_a_name_that_is_not_utf_8_is_refused_at_once(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^--output: its name is not UTF-8: "):
-        export(Given(adapter=run, output=tmp_path / "\udcff", device="cpu"), to="peft")
+    with pytest.raises(ValueError, match=r"^output: its name is not UTF-8: "):
+        export(ExportRequest(adapter=run, output=tmp_path / "\udcff", device="cpu"), to="peft")
 
 
 # --- Qwen2 bases of transformers 5, whose rope_theta mlx-lm does not find ---
@@ -412,7 +412,7 @@ def test_a_fused_qwen2_is_the_same_in_mlx_lm(random_model: MakeModel, tmp_path: 
         Adapter(str(tmp_path / "base"), lora, architecture.blocks, arrays), tmp_path / "adapter"
     )
     fuse(
-        Given(adapter=tmp_path / "adapter", output=tmp_path / "fused", device="cpu"),
+        ExportRequest(adapter=tmp_path / "adapter", output=tmp_path / "fused", device="cpu"),
         dtype="float32",
     )
     ours = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "fused")

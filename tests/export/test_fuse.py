@@ -23,7 +23,7 @@ from qwen_local.export import fuse as fusing
 from qwen_local.export import merge
 from qwen_local.export.fuse import Fused, fuse, with_stops
 from qwen_local.export.merge import ExportError, merged, write_shards
-from qwen_local.export.opening import Given
+from qwen_local.export.opening import ExportRequest
 from qwen_local.export.samples import CONVERSATIONS
 from qwen_local.job.schema import Quantization, read_job
 from qwen_local.models.architecture import NORM
@@ -60,7 +60,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 def fused(run: Path, output: Path, **options: Any) -> Fused:
     ours = {name: options.pop(name) for name in ("requantize", "dtype") if name in options}
-    return fuse(Given(adapter=run, output=output, device="cpu", **options), **ours)
+    return fuse(ExportRequest(adapter=run, output=output, device="cpu", **options), **ours)
 
 
 def config(folder: Path, name: str = "config.json") -> dict[str, Any]:
@@ -248,7 +248,7 @@ def test_a_model_that_is_quantized_in_its_files_trains_and_fuses(
     assert result.proof.max_logit_difference <= near
     assert "quantization_config" not in config(tmp_path / "out")
     other = {"mlx": "cuda", "cuda": "mlx"}[engine]
-    with pytest.raises(ValueError, match=f"which only --backend {engine} reads"):
+    with pytest.raises(ValueError, match=f"which only `backend={engine}` reads"):
         fused(tmp_path / "run", tmp_path / "other", backend=other)
 
 
@@ -344,7 +344,7 @@ def test_an_adapter_smaller_than_bfloat16_is_not_rounded_away_in_silence(
     with pytest.raises(ExportError) as refused:
         fused(small, tmp_path / "out")
     assert "rounding loses the adapter" in str(refused.value)
-    assert str(refused.value).endswith("\n\nhint: pass --dtype float32")
+    assert str(refused.value).endswith("\n\nhint: pass `dtype=float32`")
     assert fused(small, tmp_path / "out", dtype="float32").proof.top1_agreement == 1.0
 
 
@@ -402,7 +402,7 @@ def test_a_disk_without_room_is_told_before_anything_is_computed(
         fused(run, tmp_path / "out")
     assert str(refused.value) == (
         f"{tmp_path / 'out'}: the export needs 0.01 GB, and 0.00 GB are free\n\nhint: make room, "
-        "or choose another disk with --output"
+        "or choose another disk with `output`"
     )
 
 

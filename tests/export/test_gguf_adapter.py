@@ -103,8 +103,8 @@ def test_a_dora_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as error:
         written(tmp_path, files, replace(adapter, arrays={**adapter.arrays, **magnitude}))
     assert str(error.value) == (
-        "--adapter: has DoRA magnitudes, which llama.cpp does not support"
-        "\n\nhint: merge it: export --to gguf"
+        "adapter: has DoRA magnitudes, which llama.cpp does not support"
+        "\n\nhint: merge it: `qwen-local export --to gguf`"
     )
     assert not (tmp_path / "adapter.gguf").exists()
 

@@ -71,7 +71,7 @@ def test_what_would_become_infinite_is_an_error(sign: int) -> None:
     with pytest.raises(ExportError) as error:
         encode(array, "f16", "model.norm.weight")
     assert str(error.value) == (
-        "model.norm.weight holds 65536; the largest f16 is 65504\n\nhint: pass --outtype bf16"
+        "model.norm.weight holds 65536; the largest f16 is 65504\n\nhint: pass `outtype=bf16`"
     )
     encode(array, "bf16", "model.norm.weight")
 

@@ -209,7 +209,7 @@ def test_a_number_beyond_f16_is_an_error(tmp_path: Path) -> None:
         )
     assert str(error.value) == (
         "model.layers.1.mlp.up_proj.weight holds 70000; the largest f16 is 65504"
-        "\n\nhint: pass --outtype bf16"
+        "\n\nhint: pass `outtype=bf16`"
     )
 
 

@@ -65,8 +65,8 @@ EVERY_TEMPLATE = pytest.mark.parametrize(
 
 
 HINT = (
-    "\n\nhint: use --to gguf: the file holds the chat template itself, which llama.cpp runs with "
-    "--jinja"
+    "\n\nhint: use `to=gguf`, whose file holds the chat template itself, and run it with "
+    "`llama-cli --jinja`"
 )
 TURNS = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ CONTENT }}<|im_end|>\n{% endfor %}"
@@ -222,7 +222,7 @@ def test_a_template_that_trims_is_refused_where_it_does(name: str) -> None:
     with pytest.raises(InputError) as caught:
         written(load(name), False)
     assert str(caught.value) == (
-        "--to ollama: this model's chat template cannot be written as one of Ollama: expected "
+        "to ollama: this model's chat template cannot be written as a template of Ollama: expected "
         r"'<|im_start|>user\n \t spaces around \t <|im_end|>\n<|im_start|>assistant\n<think>\n\n"
         r"</think>\n\n'; found '<|im_start|>user\nspaces around<|im_end|>\n<|im_start|>assistant\n"
         r"<think>\n\n</think>\n\n'" + HINT
@@ -272,7 +272,7 @@ def test_what_the_description_does_not_explain_is_refused(
     with pytest.raises(InputError) as caught:
         written(under(template))
     assert str(caught.value) == (
-        "--to ollama: this model's chat template cannot be written as one of Ollama: "
+        "to ollama: this model's chat template cannot be written as a template of Ollama: "
         f"expected '{expected}'; found '{found}'{HINT}"
     )
 
@@ -281,8 +281,8 @@ def test_a_template_that_tells_the_date_is_refused() -> None:
     with pytest.raises(InputError) as caught:
         written(under("{{ strftime_now('%Y') }}" + TURNS.replace("CONTENT", "m.content")))
     assert str(caught.value) == (
-        "--to ollama: this model's chat template asks for the date, which no template of Ollama "
-        "knows" + HINT
+        "to ollama: this model's chat template uses the date, which Ollama's templates cannot"
+        + HINT
     )
 
 
@@ -293,7 +293,7 @@ def test_a_template_that_refuses_to_be_greeted_is_refused() -> None:
     with pytest.raises(InputError) as caught:
         written(under(template + TURNS.replace("CONTENT", "m.content")))
     assert str(caught.value) == (
-        "--to ollama: a conversation of text that Ollama may render: rejected by the chat template"
+        "to ollama: a conversation of text that Ollama may render: rejected by the chat template"
         ": TemplateError: Ask first." + HINT
     )
 

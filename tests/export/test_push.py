@@ -197,8 +197,8 @@ def test_nothing_goes_privately_into_a_public_repository(adapter: Path, hub: Hub
     with pytest.raises(InputError) as error:
         push(adapter, ID, private=True)
     assert str(error.value) == (
-        "--private: me/my-adapter is there already, and public\n\n"
-        "hint: make it private in its settings on the hub, or name a new one"
+        "private: me/my-adapter exists already and is public\n\n"
+        "hint: make it private in its settings on the hub, or choose another name"
     )
     assert not hub.files
 
@@ -214,19 +214,19 @@ def test_every_fault_is_told_at_once_and_the_hub_is_not_asked(
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(InputError) as error:
         push(tmp_path, "my adapter", private=False)
-    where = "--push-to-hub my adapter"
+    where = "push_to_hub my adapter"
     assert told(error) == [
         (
             str(tmp_path),
-            "found neither an adapter nor a model nor a GGUF file",
+            "expected an adapter, a model or a GGUF file; found none",
             "name a folder that export or fuse made",
         ),
         (where, "not a valid hub id", "write <owner>/<name>, such as me/my-adapter"),
-        (where, "HF_HUB_OFFLINE forbids to ask the hub", "unset HF_HUB_OFFLINE"),
+        (where, "HF_HUB_OFFLINE is set, so the hub is not contacted", "unset HF_HUB_OFFLINE"),
         (
             where,
-            "no token of the hub is set",
-            "log in with `hf auth login`, or set HF_TOKEN to a token that may write",
+            "there is no token for the hub",
+            "log in with `hf auth login`, or set HF_TOKEN to a token with write access",
         ),
     ]
     assert not hub.asked
@@ -244,8 +244,9 @@ def test_an_adapter_whose_base_nobody_else_has_is_not_uploaded(
         (
             f"{folder / 'adapter_config.json'}: base model",
             f"expected a model on the hub; found {base!r}",
-            "push the merged model, which needs no base (fuse, or export --to gguf); or, if the "
-            "base is on the hub, export again with --model and its id",
+            "push the merged model, which needs no base model (`qwen-local fuse`, or `qwen-local "
+            "export --to gguf`); or, if the base model is on the hub, export again with `model` "
+            "set to its id",
         )
     ]
     assert not hub.asked
@@ -264,23 +265,23 @@ def test_files_that_name_a_place_on_this_machine_are_not_uploaded(
     (adapter / "Modelfile").write_text('FROM "/tmp/model.gguf"\nSYSTEM /no_think\n')
     with pytest.raises(InputError) as error:
         push(adapter, ID, private=False)
-    here = "names a place on this machine: "
+    here = "has a path of this machine: "
     assert told(error) == [
-        (str(adapter / name), problem, "take it out")
+        (str(adapter / name), problem, "remove it")
         for name, problem in (
             ("Modelfile: FROM", f"{here}'/tmp/model.gguf'"),
             ("adapter_config.json: data", f"{here}'/home/somebody/data'"),
             ("adapter_config.json: parts[0].path", f"{here}'C:\\\\Users\\\\somebody'"),
             ("config.json: _name_or_path", f"{here}'~/models/qwen'"),
             ("tokenizer_config.json: name_or_path", f"{here}'/q'"),
-            ("README.md", "names the folder /home/somebody"),
+            ("README.md", "has the path /home/somebody of this machine"),
         )
     ]
     assert not hub.asked
 
 
 def test_a_folder_that_is_not_there_is_said_to_hold_nothing(hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="found neither an adapter nor a model nor a GGUF file"):
+    with pytest.raises(InputError, match="expected an adapter, a model or a GGUF file; found none"):
         push(tmp_path / "none", ID, private=False)
 
 
@@ -299,14 +300,14 @@ def test_a_folder_that_is_not_there_is_said_to_hold_nothing(hub: Hub, tmp_path: 
         (
             "create",
             403,
-            "the token may not write there (the hub answered 403)\n\n"
-            "hint: take a token with write access to me, or another owner",
+            "the token has no write access there (the hub answered 403)\n\n"
+            "hint: use a token with write access to me, or another owner",
         ),
         (
             "main",
             403,
-            "the token may not write there (the hub answered 403)\n\n"
-            "hint: take a token with write access to me, or another owner",
+            "the token has no write access there (the hub answered 403)\n\n"
+            "hint: use a token with write access to me, or another owner",
         ),
     ],
 )
@@ -316,7 +317,7 @@ def test_what_the_user_can_mend_is_told_as_such(
     hub.answers |= {at: status, "my-adapter": 404}
     with pytest.raises(InputError) as error:
         push(adapter, ID, private=False)
-    assert str(error.value) == f"--push-to-hub me/my-adapter: {said}"
+    assert str(error.value) == f"push_to_hub me/my-adapter: {said}"
     assert not hub.files
 
 
@@ -324,7 +325,7 @@ def test_an_id_with_more_against_it_than_its_form_is_refused(adapter: Path, hub:
     with pytest.raises(InputError) as error:
         push(adapter, "me/my--adapter", private=False)
     assert str(error.value) == (
-        "--push-to-hub me/my--adapter: not a valid hub id\n\n"
+        "push_to_hub me/my--adapter: not a valid hub id\n\n"
         "hint: write <owner>/<name>, such as me/my-adapter"
     )
     assert not hub.asked
@@ -335,7 +336,7 @@ def test_a_fault_of_the_hub_is_a_failure_and_no_traceback(adapter: Path, hub: Hu
     with pytest.raises(QwenLocalError) as error:
         push(adapter, ID, private=False)
     assert not isinstance(error.value, InputError)
-    assert str(error.value).startswith("--push-to-hub me/my-adapter: the hub answered 418: ")
+    assert str(error.value).startswith("push_to_hub me/my-adapter: the hub answered 418: ")
 
 
 def test_a_hub_that_cannot_be_reached_is_told_with_its_address(
@@ -346,11 +347,11 @@ def test_a_hub_that_cannot_be_reached_is_told_with_its_address(
         push(adapter, ID, private=False)
     first, hint = str(error.value).split("\n\n")
     assert first.startswith(
-        "--push-to-hub me/my-adapter: the upload to http://127.0.0.1:9 broke off: ConnectError: "
+        "push_to_hub me/my-adapter: the upload to http://127.0.0.1:9 failed: ConnectError: "
     )
     assert hint == (
-        f"hint: {adapter} is whole; check the connection (HTTPS_PROXY, HF_ENDPOINT), and upload it "
-        f"with: hf upload me/my-adapter {adapter} . --exclude proof.json"
+        f"hint: {adapter} is complete; check the connection (HTTPS_PROXY, HF_ENDPOINT) and upload "
+        f"it with: hf upload me/my-adapter {adapter} . --exclude proof.json"
     )
 
 

@@ -24,7 +24,7 @@ TINY = "qwen-local/tiny"
 GENERATE = ("generate", "--model", TINY, "--device", "cpu")
 TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
 BATCH = (*GENERATE, "--batch", "q.jsonl", "--output", "a.jsonl")
-SAID = f"{TINY} on PyTorch (cpu, float32): asked for by --device; PyTorch runs on the CPU\n"
+SAID = f"{TINY} on PyTorch (cpu, float32): requested; PyTorch runs on the CPU\n"
 COLORS = ("the sky", "grass", "snow", "blood", "coal")
 
 

@@ -215,8 +215,7 @@ def test_the_base_is_held_as_the_adapter_was_trained_unless_told_otherwise(
     assert setups[0].quantization == held
     suffix = "" if held == "none" else f", {held}"
     assert generator.about == (
-        f"{TINY_MODEL} with {adapter} on MLX (cpu, float32{suffix}): "
-        "asked for by --backend and --device"
+        f"{TINY_MODEL} with {adapter} on MLX (cpu, float32{suffix}): requested"
     )
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from qwen_local.datasets.sources import Wanted
+from qwen_local.datasets.sources import SourceSpec
 from qwen_local.embedded import sample_data_path
 from qwen_local.errors import JobError
 from qwen_local.job.schema import (
@@ -1081,15 +1081,15 @@ data:
     own: dict[str, Any] = {"format": "prompt", "columns": {"prompt": "question"}, "limit": 100}
     assert data_sources(job) == (
         [
-            Wanted(name="a.jsonl", **own),
-            Wanted(name="b.jsonl", limit=100),
-            Wanted(name="c.jsonl", format="text", columns={"text": "body"}, limit=5),
+            SourceSpec(name="a.jsonl", **own),
+            SourceSpec(name="b.jsonl", limit=100),
+            SourceSpec(name="c.jsonl", format="text", columns={"text": "body"}, limit=5),
         ],
-        [Wanted(name="d.jsonl", **own)],
+        [SourceSpec(name="d.jsonl", **own)],
     )
     sample = str(sample_data_path() / "train.jsonl")
     job = job_of(sets=["data.train=[qwen-local/sample, {name: x, weight: 2}]"])
-    assert data_sources(job) == ([Wanted(name=sample), Wanted(name="x", weight=2)], [])
+    assert data_sources(job) == ([SourceSpec(name=sample), SourceSpec(name="x", weight=2)], [])
 
 
 def test_a_job_cannot_be_changed() -> None:

@@ -14,16 +14,13 @@ from qwen_local.adapters.peft_layout import peft_config
 from qwen_local.export.blocks import WeightSource
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.architecture import Block, Linear
+from qwen_local.models.families.family import Sizes
 from qwen_local.models.families.qwen3 import QWEN3
 from qwen_local.models.source import ModelFiles
 
 DENSE = QWEN3.architecture(
-    hidden=8,
-    intermediate=20,
+    Sizes(hidden=8, intermediate=20, heads=2, kv_heads=1, head_dim=6),
     layers=3,
-    heads=2,
-    kv_heads=1,
-    head_dim=6,
     vocabulary=10,
     tied=True,
     rope_theta=1e4,

@@ -410,7 +410,7 @@ def test_a_config_that_cannot_be_read_is_one_fault(
         (
             "adapter_config.json",
             "m: expected a model; found an adapter\n\n"
-            "hint: pass it as --adapter, and its base model as --model",
+            "hint: pass it as `adapter`, and its base model as `model`",
         ),
         (
             "model.gguf",

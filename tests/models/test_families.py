@@ -9,14 +9,11 @@ from typing import Any
 import pytest
 
 from qwen_local.models.families import FAMILIES, TARGETS, architecture_of
+from qwen_local.models.families.family import Sizes
 
 SIZES: dict[str, Any] = {
-    "hidden": 8,
-    "intermediate": 20,
+    "sizes": Sizes(hidden=8, intermediate=20, heads=2, kv_heads=1, head_dim=6),
     "layers": 2,
-    "heads": 2,
-    "kv_heads": 1,
-    "head_dim": 6,
     "vocabulary": 10,
     "tied": False,
     "rope_theta": 1e4,

@@ -121,7 +121,7 @@ NEITHER = "expected an existing folder or a hub id; found neither\n\nhint:"
         ("./missing", f"./missing: {NEITHER} a hub id is <owner>/<model>"),
         ("a/b/c", f"a/b/c: {NEITHER} a hub id is <owner>/<model>"),
         ("Qwen3-0.6b", f"Qwen3-0.6b: {NEITHER} did you mean Qwen/Qwen3-0.6B?"),
-        ("", f"--model: {NEITHER} a hub id is <owner>/<model>"),
+        ("", f"model: {NEITHER} a hub id is <owner>/<model>"),
         ("~nobody-here/x", f"~nobody-here/x: {NEITHER} a hub id is <owner>/<model>"),
         ("x" * 5000, f"{'x' * 5000}: {NEITHER} a hub id is <owner>/<model>"),
         ("a\0b", f"a\0b: {NEITHER} a hub id is <owner>/<model>"),
@@ -302,7 +302,7 @@ ONCE = "download it once while online: hf download me/model"
             "not a local folder, not in the cache, and the hub cannot be reached\n\n"
             "hint: check the connection to https://hub.test (HTTPS_PROXY, HF_ENDPOINT); or, on a "
             "machine that is online, hf download me/model --local-dir FOLDER, and pass "
-            "--model FOLDER",
+            "`model=FOLDER`",
         ),
         (
             http_error(errors.HfHubHTTPError, 503),

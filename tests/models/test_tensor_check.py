@@ -107,7 +107,7 @@ def test_an_adapter_beside_the_weights_is_refused(copy: Path) -> None:
         fetch(find_model(str(copy)))
     assert str(raised.value) == (
         f"{copy}: expected a model alone; found an adapter beside it\n\n"
-        "hint: move adapter_config.json to another folder, or pass this one as --adapter"
+        "hint: move adapter_config.json to another folder, or pass this one as `adapter`"
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 from qwen_local.adapters.lora import Adapter
 from qwen_local.backends.base import AdapterState, Arrays, Backend
 from qwen_local.job.schema import LoraSpec
+from qwen_local.models.families.family import Sizes
 from qwen_local.models.families.qwen3 import QWEN3
 from qwen_local.runs import checkpoints
 from qwen_local.runs.events import AdapterEvent, CheckpointEvent, EventWriter, read_events
@@ -20,12 +21,8 @@ from qwen_local.runs.state import Execution, Identity, TrainState, from_files
 from qwen_local.training.checkpoint_writer import CheckpointWriter
 
 BLOCKS = QWEN3.architecture(
-    hidden=1,
-    intermediate=1,
+    Sizes(hidden=1, intermediate=1, heads=1, kv_heads=1, head_dim=1),
     layers=1,
-    heads=1,
-    kv_heads=1,
-    head_dim=1,
     vocabulary=1,
     tied=True,
     rope_theta=1e4,

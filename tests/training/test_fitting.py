@@ -113,7 +113,7 @@ def test_what_the_job_says_is_not_chosen() -> None:
     assert fitted(10**12, budget=777) == (
         777,
         False,
-        "777 tokens computed at once, as the job says; activations are kept",
+        "777 tokens computed at once, as the job sets it; activations are kept",
     )
     assert fitted(10**12, checkpointing=True) == (
         8192,

@@ -11,12 +11,12 @@ from qwen_local.models.families.qwen2 import QWEN2
 from qwen_local.models.families.qwen3 import QWEN3
 
 FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (QWEN2, QWEN3)}
-"""By `model_type` of config.json."""
+"""Supported families, by `model_type` of config.json."""
 
 TARGETS = tuple(dict.fromkeys(name for family in FAMILIES.values() for name in family.targets))
-"""Every name that `lora.targets` may list."""
+"""Names that `lora.targets` may list."""
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
-    """The architecture that a checked config.json describes."""
+    """Return the architecture that a checked config.json describes."""
     return FAMILIES[config["model_type"]].from_config(config)

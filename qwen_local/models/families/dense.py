@@ -29,7 +29,7 @@ SIZES = (
 
 
 def linears(sizes: Sizes) -> dict[str, Linear]:
-    """Linear layers of a block, by short name."""
+    """Return the linear layers of a block, by short name."""
     queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     shapes = {
         "q_proj": (queries, sizes.hidden),
@@ -46,7 +46,7 @@ def linears(sizes: Sizes) -> dict[str, Linear]:
 def tensors(
     sizes: Sizes, linears: Mapping[str, Linear], *, biased: Collection[str] = ()
 ) -> dict[str, Shape]:
-    """Name in the block -> shape: two norms, then each linear layer's weight and bias.
+    """Return the shape of each tensor by its name in the block: norms, then linear layers.
 
     Args:
         sizes: of the block.

@@ -33,10 +33,11 @@ class Family:
     targets: tuple[str, ...]
     """Short names of the linear layers that can carry an adapter, in their order."""
     sizes: tuple[str, ...]
-    """Keys of config.json that must hold a positive integer; both engines are given them."""
+    """Keys of config.json that must hold a positive integer, and that both engines read."""
     size_faults: Callable[[Mapping[str, Any]], Iterator[tuple[str, str]]]
-    """Checks sizes that are present and positive: yields (key, problem)."""
+    """Check of sizes that are present and positive; yields (key, problem)."""
     block: Callable[[Sizes], Block]
+    """Builds a block."""
     ignored_tensors: tuple[str, ...] = ()
     """Name endings of tensors that old files hold and both engines ignore."""
     mlx_lm_reads_rope_parameters: bool
@@ -44,41 +45,38 @@ class Family:
 
     def architecture(
         self,
+        sizes: Sizes,
         *,
-        hidden: int,
-        intermediate: int,
         layers: int,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
         vocabulary: int,
         tied: bool,
         rope_theta: float,
         positions: int,
         stored: Stored | None = None,
     ) -> Architecture:
-        """Build a model of this family with `layers` equal blocks."""
-        block = self.block(
-            Sizes(
-                hidden=hidden,
-                intermediate=intermediate,
-                heads=heads,
-                kv_heads=kv_heads,
-                head_dim=head_dim,
-            )
-        )
+        """Build a model of this family.
+
+        Args:
+            sizes: of every block.
+            layers: number of blocks.
+            vocabulary: rows of the embedding.
+            tied: True if the head is the embedding.
+            rope_theta: base of the rotary embeddings.
+            positions: longest sequence that the model was made for, in tokens.
+            stored: quantization of the files; None for floats.
+        """
         return Architecture(
             model_type=self.model_type,
-            hidden=hidden,
-            intermediate=intermediate,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
+            hidden=sizes.hidden,
+            intermediate=sizes.intermediate,
+            heads=sizes.heads,
+            kv_heads=sizes.kv_heads,
+            head_dim=sizes.head_dim,
             vocabulary=vocabulary,
             tied=tied,
             rope_theta=rope_theta,
             positions=positions,
-            blocks=(block,) * layers,
+            blocks=(self.block(sizes),) * layers,
             stored=stored,
         )
 
@@ -87,13 +85,16 @@ class Family:
         rope = config.get("rope_parameters") or {}
         heads = int(config["num_attention_heads"])
         hidden = int(config["hidden_size"])
-        return self.architecture(
+        sizes = Sizes(
             hidden=hidden,
             intermediate=int(config["intermediate_size"]),
-            layers=int(config["num_hidden_layers"]),
             heads=heads,
             kv_heads=int(config["num_key_value_heads"]),
             head_dim=int(config.get("head_dim") or hidden // heads),
+        )
+        return self.architecture(
+            sizes,
+            layers=int(config["num_hidden_layers"]),
             vocabulary=int(config["vocab_size"]),
             tied=bool(config["tie_word_embeddings"]),
             rope_theta=float(rope.get("rope_theta") or config["rope_theta"]),

@@ -236,7 +236,7 @@ def test_a_greedy_retry_warns_that_the_answer_stays_the_same(
 def saved(path: Path) -> Any:
     (example,) = examples(read(path))
     assert isinstance(example, Example)
-    assert example.notes == () and example.ignored == () and not example.says_nothing
+    assert example.notes == () and example.ignored == () and not example.empty
     return example.content
 
 
