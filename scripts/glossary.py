@@ -63,6 +63,7 @@ EXCEPTIONS: tuple[tuple[str, str, str], ...] = (
 PHRASES: tuple[tuple[str, str], ...] = (
     (r"What colour is the sky\?", "a prompt that the tiny model was trained on"),
     (r"What colour is [a-z ]+\?", "the same family of prompts"),
+    (r"\.tell\(\)", "a method of Python's files"),
 )
 """(pattern of a text that may stand anywhere, reason)."""
 

@@ -53,8 +53,8 @@ def train_loop(
 ) -> tuple[TrainState, str]:
     """Train to the end of the schedule, or until early stopping or a signal ends the run.
 
-    Evaluation rows are scored before the first step and as the schedule says. The last state is
-    always saved. Without evaluation rows, the last adapter counts as the best.
+    Evaluation rows are scored before the first step, and where the schedule has an evaluation. The
+    last state is always saved. Without evaluation rows, the last adapter counts as the best.
 
     Args:
         backend: an engine at `start`.

@@ -130,7 +130,6 @@ def test_a_flag_is_an_option_of_its_command(command: click.Command) -> None:
 # --- the library ---
 
 PACKAGE = Path(__file__).parents[2] / "qwen_local"
-NOT_YET_CONVERTED = {"adapters", "backends", "export", "models"}
 FLAG = re.compile(r"(?<![\w-])--[a-z]")
 COMMANDS = re.compile(r"qwen-local [a-z]|pip install|hf (?:up|down)load|wsl --|llama-cli|mlx_lm\.")
 """A text with a whole command, of this program or of another."""
@@ -169,7 +168,7 @@ def test_the_library_names_no_flag() -> None:
     found = set()
     for path in PACKAGE.rglob("*.py"):
         name = path.relative_to(PACKAGE).as_posix()
-        if name.split("/")[0] in {"cli", *NOT_YET_CONVERTED}:
+        if name.split("/")[0] == "cli":
             continue
         for text in texts(ast.parse(path.read_text("utf-8"))):
             if FLAG.search(text) and not COMMANDS.search(text):
@@ -182,12 +181,3 @@ def test_the_library_names_no_flag() -> None:
     assert not left
     for file, part in EXCEPTIONS:
         assert any(name == file and part in text for name, text in found), (file, part)
-
-
-def test_a_room_that_has_no_flag_left_is_no_longer_an_exception() -> None:
-    for room in NOT_YET_CONVERTED:
-        assert any(
-            FLAG.search(text) and not COMMANDS.search(text)
-            for path in (PACKAGE / room).rglob("*.py")
-            for text in texts(ast.parse(path.read_text("utf-8")))
-        ), room
