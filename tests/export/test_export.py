@@ -312,8 +312,8 @@ def test_a_gguf_of_a_faulty_merge_is_an_error(
         ),
         (
             ("--to", "mlx", "--private"),
-            "--private: expected --push-to-hub, without which nothing is uploaded; it is missing\n\n"
-            "hint: add --push-to-hub OWNER/NAME\n",
+            "--private: expected --push-to-hub, without which nothing is uploaded; it is missing\n"
+            "\nhint: add --push-to-hub OWNER/NAME\n",
         ),
     ],
 )
