@@ -75,7 +75,7 @@ class Diagnosis:
     machine: Machine
     engines: tuple[EngineState, ...]
     choice: Choice | None
-    """What `auto` chooses; None if it refuses."""
+    """Choice of `auto`; None if it refuses."""
     reason: str
     """Reason for the choice, or for the refusal."""
     dtype: str | None

@@ -22,7 +22,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Workload:
-    """What memory depends on beside the engine's setup."""
+    """Quantities that memory depends on besides the setup of the engine."""
 
     engine: Engine
     trainable: int
@@ -58,7 +58,7 @@ class Memory:
     optimizer: int
     """Gradients and AdamW's two moments of the adapter, float32."""
     activations: int
-    """Of the largest micro-batch."""
+    """Bytes of the largest micro-batch."""
     head: int
     """float32 logits of one chunk, and what is computed from them."""
     cache: int

@@ -88,7 +88,7 @@ class Architecture:
     """Longest sequence that the model was made for, in tokens."""
     blocks: tuple[Block, ...]
     stored: Stored | None = None
-    """How the files are quantized; None if they hold floats."""
+    """Quantization of the files; None if they hold floats."""
 
     @property
     def layers(self) -> int:

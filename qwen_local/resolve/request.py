@@ -33,7 +33,7 @@ class Request:
     quantization: Quantization | None = None
     """Format of the blocks' linear layers; None takes the one that the adapter was trained on."""
     other_engine: AdapterPolicy = "warn"
-    """What happens to an adapter that was trained on another engine's quantized weights: no other
+    """Treatment of an adapter that was trained on another engine's quantized weights: no other
     engine has exactly these weights. `warn` computes with this engine's own, `refuse` raises."""
     preferred: str | None = None
     """Engine to take where `backend` leaves it open and it can run here: the one a run started

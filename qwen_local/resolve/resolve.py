@@ -240,7 +240,7 @@ def _choose(
 
 
 def _asked_by(request: Request, origin: Origin) -> str:
-    """What asks for a quantized base model: a key, an argument, or the adapter trained on one."""
+    """Return what requires a quantized base model: a key, an argument or the adapter."""
     if request.quantization is not None or request.adapter is None:
         return request.quantization_key
     return f"adapter {request.adapter}: trained on a {origin.quantization} base model"

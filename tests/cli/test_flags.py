@@ -134,6 +134,8 @@ FLAG = re.compile(r"(?<![\w-])--[a-z]")
 COMMANDS = re.compile(r"qwen-local [a-z]|pip install|hf (?:up|down)load|wsl --|llama-cli|mlx_lm\.")
 """A text with a whole command, of this program or of another."""
 EXCEPTIONS = {
+    ("backends/probe.py", "--query-gpu"): "an argument of nvidia-smi",
+    ("backends/probe.py", "--format=csv"): "an argument of nvidia-smi",
     ("cards/card.py", "--adapter-path"): "a part of an mlx_lm command",
     ("cards/card.py", "--chat-template-config"): "a part of an mlx_lm command",
     ("cards/card.py", "--model BASE"): "a part of a qwen-local command",

@@ -86,7 +86,7 @@ class TorchWeights:
         return tensor.to(self._device)
 
     def _quantize(self, name: str, tensor: Tensor, quantization: Quantization) -> dict[str, Tensor]:
-        """What bitsandbytes writes for a weight (its `Params4bit` and `Int8Params`)."""
+        """Return the tensors that bitsandbytes stores (its `Params4bit` and `Int8Params`)."""
         from bitsandbytes import functional
 
         path = name.removesuffix(".weight")
