@@ -57,6 +57,7 @@ JOB = (
 """16 rows to train on: three steps are an epoch, and the fourth starts another."""
 STEPS = 40
 EVERY_STEP_JOB = (
+    "data.train=qwen-local/sample",
     "data.limit=20",
     "data.eval_fraction=0.2",
     "lora.rank=8",
