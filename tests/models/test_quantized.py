@@ -303,8 +303,8 @@ def test_an_embedding_in_codes_of_bitsandbytes_is_refused_in_one_line(
 
     damage(folder, as_the_layer)
     assert refusal(folder) == [
-        f"model.safetensors: {embedding}.weight: the embedding is quantized, which only MLX "
-        f"folders may have\n\nhint: {UNQUANTIZED}"
+        f"model.safetensors: {embedding}.weight: the embedding is quantized, which is "
+        f"supported for MLX folders only\n\nhint: {UNQUANTIZED}"
     ]
 
 
