@@ -5,8 +5,8 @@
     ├── CheckpointError           no usable checkpoint
     ├── DiedError                 the training process died (training/restart.py)
     ├── RunBusyError          exit code 3: another process uses the run directory
-    ├── DivergedError         exit code 4: loss or gradient is not finite (training/diverged.py)
-    ├── OutOfMemoryError      exit code 5: a single row does not fit into memory
+    ├── DivergedError         exit code 4: a loss or gradient is not finite (training/diverged.py)
+    ├── OutOfMemoryError      exit code 5: a single row, or the update, does not fit into memory
     └── InputError            exit code 2: invalid input
         ├── JobError              a job key, value or argument, or the output folder
         ├── DatasetError          a data file or one of its rows
@@ -58,14 +58,16 @@ class QwenLocalError(Exception):
 class DiskFullError(QwenLocalError):
     """There is not enough disk space."""
 
-    def __init__(self, path: Path, needed: int, free: int) -> None:
-        super().__init__(path, needed, free)
-        self.path, self.needed, self.free = path, needed, free
+    def __init__(
+        self, path: Path, needed: int, free: int, hint: str = "free some space, and try again"
+    ) -> None:
+        super().__init__(path, needed, free, hint)
+        self.path, self.needed, self.free, self.hint = path, needed, free, hint
 
     def __str__(self) -> str:
         return (
             f"{self.path}: not enough disk space: {self.needed:,} bytes are needed, "
-            f"{self.free:,} are free\n\nhint: free some space, then continue with `resume`"
+            f"{self.free:,} are free\n\nhint: {self.hint}"
         )
 
 
@@ -80,7 +82,7 @@ class RunBusyError(QwenLocalError):
 
 
 class OutOfMemoryError(QwenLocalError):
-    """A single row does not fit into memory."""
+    """A single row, or the update itself, does not fit into memory."""
 
     exit_code = 5
 

@@ -18,6 +18,7 @@ from qwen_local.cli.options import (
 
 if TYPE_CHECKING:
     from qwen_local.job.schema import Draft
+    from qwen_local.training.resume import ResumePoint
 
 MACHINES = ["m4-pro-24", "m4-pro-48", "rtx-3090", "a800"]
 """Keys of `qwen_local.training.named_machines.NAMED`; a copy keeps `--help` fast (tested)."""
@@ -50,14 +51,20 @@ def plan(
 
 
 def print_plan(
-    draft: Draft, *, backend: str, device: str, as_json: bool, elsewhere: str | None = None
+    draft: Draft,
+    *,
+    backend: str,
+    device: str,
+    as_json: bool,
+    elsewhere: str | None = None,
+    resume: ResumePoint | None = None,
 ) -> None:
     """Print the page of `plan` and `train --dry-run`, with the flags of `train`."""
     from qwen_local.cli.flags import command_of, flags_of, text_with_flags, with_flags
     from qwen_local.training.plan import plan_job
     from qwen_local.training.plan_page import plan_json, plan_page
 
-    plan = plan_job(draft, backend=backend, device=device, elsewhere=elsewhere)
+    plan = plan_job(draft, backend=backend, device=device, elsewhere=elsewhere, resume=resume)
     program = click.get_current_context().find_root().command
     flags = flags_of(command_of(program, ["train"]))  # of which `plan` has only some
     if not as_json:

@@ -66,6 +66,7 @@ def train(
     Without JOB and --model, train the embedded job: the tiny model on its sample data.
     """
     read = partial(read_draft, sets=sets, preset=preset, flags=flags)
+    point = None
     if resume is None:
         draft = read(job)
     else:
@@ -76,7 +77,7 @@ def train(
     if dry_run:
         from qwen_local.cli.plan import print_plan
 
-        print_plan(draft, backend=backend, device=device, as_json=as_json)
+        print_plan(draft, backend=backend, device=device, as_json=as_json, resume=point)
         return 0
     if draft.job.train.restarts and this_child() is None:
         from qwen_local.training.restart import train_with_restarts

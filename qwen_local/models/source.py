@@ -8,6 +8,7 @@ HF_HUB_OFFLINE.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -183,10 +184,19 @@ def weights_here(source: ModelSource) -> bool:
     if source.kind != "hub":
         return True
     try:
-        _snapshot(source.name, source.revision, MODEL_FILES, download=False)
+        folder = _snapshot(source.name, source.revision, MODEL_FILES, download=False)
+        return all((folder / name).exists() for name in _weight_files(folder))
     except ModelError:
         return False
-    return True
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """Names of the weight files of a snapshot; hub caches may hold a tokenizer without them."""
+    index = folder / "model.safetensors.index.json"
+    try:
+        return sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return ["model.safetensors"]
 
 
 def _snapshot(name: str, revision: str | None, patterns: Sequence[str], download: bool) -> Path:

@@ -99,7 +99,12 @@ def _faults(
             problem = f"{name} is quantized already, to {stored.bits} bits"
             yield Fault(asked_by, problem, "set it to none, or use the unquantized model")
             return
-        quantization = "8bit" if stored.scheme == "int8" else "4bit"  # needs the same packages
+        if readers == choice.backend:  # reading these formats needs what quantizing to them needs
+            needed: Quantization = "8bit" if stored.scheme == "int8" else "4bit"
+            for fault in quantization_faults(machine, choice, needed, architecture):
+                unquantized = "or use the unquantized model"
+                yield Fault(name, fault.problem, f"{fault.hint}; {unquantized}")
+        return
     if quantization == "none":
         return
     for fault in quantization_faults(machine, choice, quantization, architecture):

@@ -1,4 +1,4 @@
-"""Decide what a command runs on: model, adapter, engine, device, dtype, quantization, tokenizer.
+"""Decide what a command runs on: model, adapter, engine, dtype, quantization, tokenizer, job.
 
 Nothing is opened, and nothing is written but the hub's own cache. `train`, `plan`, `generate`,
 `chat`, `fuse`, `export` and `demo` all start here, so that one request means one thing everywhere.
@@ -217,7 +217,7 @@ def _choose(
     try:
         choice = choose_for(machine, backend, device, architecture, origin)
     except BackendError:
-        if strict or trained_on is None:
+        if strict or trained_on is None or architecture.stored is not None:
             raise
         choice = choose(machine, backend, device)
     if trained_on is not None and trained_on != choice.backend:

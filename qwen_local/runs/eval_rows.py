@@ -13,12 +13,15 @@ appended to, so each evaluation replaces the file; `LIMIT` bounds what that cost
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from qwen_local.files import array_bytes, replace_file, room_for
+from qwen_local.files import array_bytes, replace_file, room_for, sync_folder
+
+log = logging.getLogger("qwen_local")
 
 LIMIT = 8 << 20
 """Largest `nll` in bytes: 100 evaluations of 100,000 rows then write 0.7 GB in all, and 1,000 rows
@@ -65,7 +68,8 @@ def read_eval_rows(path: Path) -> EvalRows | None:
         )
     except (OSError, KeyError, ValueError, SafetensorError):
         return None
-    fits = found.nll_ER.shape == (len(found.steps_E), len(found.tokens_R))
+    vectors = found.steps_E.ndim == found.tokens_R.ndim == 1
+    fits = vectors and found.nll_ER.shape == (len(found.steps_E), len(found.tokens_R))
     return found if fits else None
 
 
@@ -86,7 +90,11 @@ class EvalRowsWriter:
         # Not left to the next evaluation, because there may be none: metrics.jsonl has been cut at
         # the same place, and the two files must agree.
         if self._rows is None:
-            path.unlink(missing_ok=True)
+            if path.exists():
+                if found is None:
+                    log.info("warning: %s is damaged: its evaluations are lost", path)
+                path.unlink()
+                sync_folder(path.parent)  # else a power cut could bring the old rows back
         elif found is not None and len(self._rows.steps_E) < len(found.steps_E):
             self._write(self._rows)
 
@@ -107,7 +115,7 @@ class EvalRowsWriter:
         """
         before = self._rows
         if before is not None and len(before.tokens_R) != len(nll_R):
-            before = None  # a file of other rows lay there
+            before = None  # the file has other rows
         nll_ER = np.asarray(nll_R, np.float32)[None]
         steps_E = np.array([step], np.int32)
         dropped = 0

@@ -61,7 +61,8 @@ class StartEvent(Event):
 
     KIND: ClassVar[str] = "start"
     died_of: str | None = None
-    """Signal that ended the process before this one, under `train.restarts`."""
+    """Cause of death of the process before this one, under `train.restarts`: a signal, or
+    `internal error`."""
     backend: str
     device: str
     dtype: str

@@ -31,7 +31,7 @@ E = TypeVar("E", bound=Event)
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory. Properties are read when they are first used, and once."""
+    """A run directory. Files are read when they are first used, and once; folders every time."""
 
     folder: Path
 

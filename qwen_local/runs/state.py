@@ -113,7 +113,7 @@ class Execution:
 class Checkpoint:
     """Content of a checkpoint."""
 
-    arrays: AdapterState
+    adapter_state: AdapterState
     """Adapter and moments."""
     state: TrainState
     identity: Identity
@@ -125,9 +125,9 @@ def to_files(checkpoint: Checkpoint, adapter: Adapter) -> dict[str, bytes]:
 
     Args:
         checkpoint: what to save.
-        adapter: `checkpoint.arrays.adapter` with the settings needed to apply it.
+        adapter: `checkpoint.adapter_state.adapter` with the settings needed to apply it.
     """
-    arrays = checkpoint.arrays
+    arrays = checkpoint.adapter_state
     moments = {
         f"{moment}.{name}": array
         for moment, values in zip(MOMENTS, (arrays.exp_avg, arrays.exp_avg_sq), strict=True)
@@ -171,7 +171,7 @@ def from_files(files: Mapping[str, bytes]) -> Checkpoint:
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise DamagedError(f"{name}: contains numbers that are not finite")
     return Checkpoint(
-        arrays=AdapterState(adapter, first, second, state.step),
+        adapter_state=AdapterState(adapter, first, second, state.step),
         state=state,
         identity=identity,
         execution=execution,

@@ -84,7 +84,7 @@ class CheckpointWriter:
             )
         execution = replace(self._execution, micro_batch_tokens=self._backend.micro_batch_tokens)
         checkpoint = Checkpoint(
-            arrays=arrays, state=state, identity=self._identity, execution=execution
+            adapter_state=arrays, state=state, identity=self._identity, execution=execution
         )
         adapter = self._adapter(arrays.adapter)
         checkpoints.save(self._root, state.step, to_files(checkpoint, adapter))
@@ -95,7 +95,7 @@ class CheckpointWriter:
         self._rotate()
 
     def restore_adapter(self, state: TrainState) -> None:
-        """Before resuming from a checkpoint: write `adapter/` as the checkpoint knows it.
+        """Before the first step: write `adapter/` as the checkpoint knows it, if there is one.
 
         The run may have died between the checkpoint and the adapter, or before older checkpoints
         were removed; or it resumes from before its best step.
@@ -106,7 +106,7 @@ class CheckpointWriter:
         if state.best_step:
             folder = self._root / step_name(state.best_step)
             try:
-                best = from_files(checkpoints.read(folder)).arrays.adapter
+                best = from_files(checkpoints.read(folder)).adapter_state.adapter
             except DamagedError as error:
                 log.info(
                     "warning: the checkpoint of the best step, %d, is damaged (%s); %s",

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from qwen_local.errors import DiskFullError
-from qwen_local.files import free_bytes
 from qwen_local.runs.eval_rows import LIMIT
 
 CHECKPOINT_BYTES = 12
@@ -44,13 +40,3 @@ def disk_need(
     adapters = 2 * ADAPTER_BYTES * trainable
     rows = 2 * min(LIMIT, 4 * eval_rows * evaluations)
     return checkpoints + adapters + rows + EVENT_BYTES * steps + SMALL_FILES
-
-
-def check_disk(output: Path, needed: int) -> None:
-    """Refuse to start a run that would fill the disk.
-
-    Raises:
-        DiskFullError: less than `needed` bytes are free.
-    """
-    if (free := free_bytes(output)) < needed:
-        raise DiskFullError(output, needed, free)

@@ -54,7 +54,8 @@ def train_loop(
     """Train to the end of the schedule, or until early stopping or a signal ends the run.
 
     Evaluation rows are scored before the first step, and where the schedule has an evaluation. The
-    last state is always saved. Without evaluation rows, the last adapter counts as the best.
+    last state is saved, if there was a step. Without evaluation rows, the last adapter counts as
+    the best.
 
     Args:
         backend: an engine at `start`.

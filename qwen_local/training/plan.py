@@ -11,7 +11,6 @@ from qwen_local.backends.machine import Machine
 from qwen_local.backends.memory import Memory, Workload
 from qwen_local.backends.probe import probe
 from qwen_local.datasets.count import count_rows
-from qwen_local.datasets.prepare import Prepared
 from qwen_local.datasets.sources import locate
 from qwen_local.errors import DiskFullError, JobError, QwenLocalError, RunBusyError
 from qwen_local.files import free_bytes
@@ -23,6 +22,7 @@ from qwen_local.runs.state import Execution, Identity
 from qwen_local.training.disk import disk_need
 from qwen_local.training.named_machines import named_machine
 from qwen_local.training.preparation import (
+    PlannedData,
     check_data_given,
     check_length,
     check_report_to,
@@ -33,20 +33,8 @@ from qwen_local.training.preparation import (
     trainable_parameters,
     with_data_faults,
 )
+from qwen_local.training.resume import ResumePoint, changes, peek_checkpoint
 from qwen_local.training.schedule import Schedule, make_schedule
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlannedData:
-    """The rows of a run, or their number where there is no tokenizer to make them with."""
-
-    rows: int
-    """To train on."""
-    eval_rows: int
-    prepared: Prepared | None
-    """None without a tokenizer."""
-    description: str
-    """The sources and what becomes of their records, in words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +82,14 @@ class Plan:
         return replace(self, setup=setup, memory_reason=reason, memory=memory)
 
 
-def plan_job(draft: Draft, *, backend: str, device: str, elsewhere: str | None = None) -> Plan:
+def plan_job(
+    draft: Draft,
+    *,
+    backend: str,
+    device: str,
+    elsewhere: str | None = None,
+    resume: ResumePoint | None = None,
+) -> Plan:
     """Plan a run that may never be executed, or only on another machine.
 
     Args:
@@ -102,6 +97,7 @@ def plan_job(draft: Draft, *, backend: str, device: str, elsewhere: str | None =
         backend: `auto`, `mlx` or `cuda`.
         device: `auto`, `gpu` or `cpu`.
         elsewhere: the name of another machine, or None for this one.
+        resume: the run that would continue; its checkpoint gives engine, commit and budget.
 
     Raises:
         InputError: whatever `train` raises for this job before it loads a weight, but for
@@ -111,12 +107,24 @@ def plan_job(draft: Draft, *, backend: str, device: str, elsewhere: str | None =
         machine = probe()
     else:
         machine = named_machine(elsewhere, backend=backend, device=device)
-    request = Request.of_job(draft, backend=backend, device=device)
-    return plan_run(request, machine, execute=False, quiet=False)
+    before = None if resume is None else peek_checkpoint(resume)
+    request = Request.of_job(
+        draft,
+        backend=backend,
+        device=device,
+        commit=None if before is None else before.identity.base_commit,
+        preferred=None if before is None else before.execution.backend,
+    )
+    folder = None if resume is None else resume.folder
+    plan = plan_run(request, machine, execute=False, folder=folder, quiet=False)
+    if before is None:
+        return plan
+    changed = changes(before.identity.job, plan.job.model_dump(mode="json"))
+    return keep_budget(plan, before.execution, set(changed))
 
 
 def plan_run(
-    request: Request, machine: Machine, *, execute: bool, resumed: Path | None = None, quiet: bool
+    request: Request, machine: Machine, *, execute: bool, folder: Path | None = None, quiet: bool
 ) -> Plan:
     """Resolve a job, read its data, and plan its run.
 
@@ -125,7 +133,7 @@ def plan_run(
         machine: where the run is to be.
         execute: True if the run follows. What is missing is then downloaded, and refusals are
             raised as soon as they are known. False asks no network for the model.
-        resumed: the folder of the run that continues; None for a new one.
+        folder: the directory of the run that continues; None for a new run.
         quiet: show no progress.
 
     Raises:
@@ -138,9 +146,9 @@ def plan_run(
         resolved = with_weights(resolved, download=False)
     job = resolved.job
     assert job is not None
-    output = run_folder(job) if resumed is None else resumed
+    output = run_folder(job) if folder is None else folder
     job = job.model_copy(update={"output": str(output)})
-    refusals = _refusals(draft, job, None if resumed or not machine.here else output)
+    refusals = _refusals(draft, job, None if folder or not machine.here else output)
     if execute:
         _raise_all(refusals)
     check_length(job, resolved.architecture)
@@ -149,9 +157,11 @@ def plan_run(
     locate(*data_sources(job))  # before rows are made from the first of several sources
     data = read_data(job, resolved, quiet=quiet)
     plan = make_plan(job, resolved, data, trainable=trainable, output=output)
-    if resumed is None and machine.here and plan.disk_free_bytes is not None:
+    if folder is None and plan.disk_free_bytes is not None:
         if plan.disk_free_bytes < plan.disk_bytes:
-            refusals += (DiskFullError(output, plan.disk_bytes, plan.disk_free_bytes),)
+            hint = "make room, set output to a folder elsewhere, or lower train.keep"
+            error = DiskFullError(output, plan.disk_bytes, plan.disk_free_bytes, hint)
+            refusals += (error,)
         if execute:
             _raise_all(refusals)
     return replace(plan, refusals=refusals)
@@ -200,12 +210,9 @@ def make_plan(
         trainable: adapter parameters.
         output: the run directory.
     """
-    choice, machine = resolved.choice, resolved.machine
     schedule = make_schedule(job.train, rows=data.rows, eval_rows=data.eval_rows)
-    workload = make_workload(
-        job, machine, choice, data.prepared, trainable=trainable, rows=data.rows
-    )
-    fitted = make_setup(job, resolved.model, choice, resolved.dtype, workload)
+    workload = make_workload(job, resolved, data, trainable=trainable)
+    fitted = make_setup(job, resolved, workload)
     return Plan(
         job=job,
         resolved=resolved,
@@ -224,7 +231,7 @@ def make_plan(
             eval_rows=schedule.eval_rows,
             evaluations=schedule.evaluations,
         ),
-        disk_free_bytes=free_bytes(output) if machine.here else None,
+        disk_free_bytes=free_bytes(output) if resolved.machine.here else None,
     )
 
 
@@ -258,7 +265,7 @@ def cap_budget(plan: Plan, tokens: int | None) -> Plan:
 
 
 def _as_memory_has_shown(setup: Setup) -> str:
-    return f"{setup.micro_batch_tokens:,} tokens computed at once, as memory has shown"
+    return f"micro-batches of {setup.micro_batch_tokens:,} tokens, the budget of the process before"
 
 
 def identity_of(plan: Plan, base: str) -> Identity:

@@ -6,17 +6,16 @@ import ctypes
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 
-from qwen_local.backends.base import Setup
 from qwen_local.backends.cost import cost_of
 from qwen_local.backends.memory import Workload
 from qwen_local.backends.probe import in_a_line
 from qwen_local.backends.process_memory import peak_resident_bytes
-from qwen_local.backends.select import Choice, DType, Machine
 from qwen_local.datasets.column_map import resolve_format
 from qwen_local.datasets.prepare import Prepared, prepare
 from qwen_local.datasets.row_builder import TokenizeConfig
@@ -26,67 +25,66 @@ from qwen_local.embedded import SAMPLE_DATA, TINY_MODEL, sample_data_path
 from qwen_local.errors import DatasetError, JobError, ModelError
 from qwen_local.job.schema import DataSpec, Draft, EvalSource, Job, TrainSource
 from qwen_local.models.architecture import Architecture
-from qwen_local.models.source import ModelFiles
+from qwen_local.resolve.resolve import Resolved
 from qwen_local.rows.planner import choose_widths
 from qwen_local.training.fitting import Fit, fit
 
 
-def make_workload(
-    job: Job,
-    machine: Machine,
-    choice: Choice,
-    prepared: Prepared | None,
-    *,
-    trainable: int,
-    rows: int,
-) -> Workload:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedData:
+    """The rows of a run, or their number if there is no tokenizer to make them with."""
+
+    rows: int
+    """Number of training rows."""
+    eval_rows: int
+    prepared: Prepared | None
+    """None without a tokenizer."""
+    description: str
+    """Sources, and counts of their records, in words."""
+
+
+def make_workload(job: Job, resolved: Resolved, data: PlannedData, *, trainable: int) -> Workload:
     """Return what the memory of a run depends on besides its setup.
 
     Args:
         job: complete.
-        machine: where it is to run.
-        choice: engine and device there.
-        prepared: the data; None if there is no tokenizer: then all rows count as
-            `data.max_length` supervised tokens.
+        resolved: its model, engine and device.
+        data: its rows. Without a tokenizer all rows count as `data.max_length` supervised tokens.
         trainable: number of adapter parameters.
-        rows: number of training rows.
     """
-    longest = np.full(min(rows, job.train.batch_size), job.data.max_length)
-    evaluation = None if prepared is None else prepared.eval
+    choice, prepared = resolved.choice, data.prepared
+    lengths_R = np.full(min(data.rows, job.train.batch_size), job.data.max_length)
+    eval_tokens, supervised = data.eval_rows * job.data.max_length, 1.0
+    if prepared is not None:
+        lengths_R = prepared.train.lengths_R
+        eval_tokens = 0 if prepared.eval is None else prepared.eval.tokens
+        supervised = prepared.train.supervised / prepared.train.tokens
     return Workload(
         engine=choice.backend,
         trainable=trainable,
-        lengths_R=longest if prepared is None else prepared.train.lengths_R,
-        eval_tokens=0 if evaluation is None else evaluation.tokens,
-        supervised=1.0 if prepared is None else prepared.train.supervised / prepared.train.tokens,
+        lengths_R=lengths_R,
+        eval_tokens=eval_tokens,
+        supervised=supervised,
         batch_size=job.train.batch_size,
-        steps=job.train.total_steps(rows),
+        steps=job.train.total_steps(data.rows),
         libraries=cost_of(choice.backend).library_bytes(
             choice.device, resident=peak_resident_bytes(), imported=sys.modules
         ),
-        available=machine.bytes_on(choice.device),
+        available=resolved.machine.bytes_on(choice.device),
     )
 
 
-def make_setup(
-    job: Job, model: ModelFiles, choice: Choice, dtype: DType, workload: Workload
-) -> Fit:
+def make_setup(job: Job, resolved: Resolved, workload: Workload) -> Fit:
     """Return the setup of the engine, with the reason for its micro-batch budget.
 
     Args:
         job: complete.
-        model: the base model; for a plan, its architecture without files.
-        choice: engine and device.
-        dtype: of the frozen model.
+        resolved: its model, engine and device; the model may be an architecture without files.
         workload: of the run.
     """
-    compiled = cost_of(choice.backend).compiles(choice.device)
-    setup = Setup(
-        model=model,
+    compiled = cost_of(resolved.choice.backend).compiles(resolved.choice.device)
+    setup = resolved.setup(
         lora=job.lora,
-        device=choice.device,
-        dtype=dtype,
-        quantization=job.model.quantization,
         seed=job.train.seed,
         weight_decay=job.train.weight_decay,
         max_grad_norm=job.train.max_grad_norm,

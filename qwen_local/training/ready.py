@@ -91,7 +91,7 @@ def ready_run(
     resumed: Resumed | None,
     quiet: bool,
 ) -> ReadyRun:
-    """Plan a run and check that it may start; nothing is written and no weight is loaded.
+    """Plan a run and check that it may start; the run directory stays as it is.
 
     Args:
         draft: the job.
@@ -115,7 +115,7 @@ def ready_run(
         preferred=None if before is None else before.execution.backend,
     )
     folder = None if resumed is None else resumed.point.folder
-    plan = plan_run(request, machine, execute=True, resumed=folder, quiet=quiet).with_weights()
+    plan = plan_run(request, machine, execute=True, folder=folder, quiet=quiet).with_weights()
     identity = identity_of(plan, fingerprint(plan.resolved.model.folder))
     changed: Mapping[str, tuple[Any, Any]] = {}
     if before is not None:

@@ -1,7 +1,7 @@
 """Everything that a run records, behind one object that the loop reports to.
 
-One call of the loop reaches metrics.jsonl, TensorBoard, the progress bar, the health rules (whose
-warnings are events and log lines), eval_rows.safetensors and the checkpoints, always in this order.
+The loop writes the event of a step or an evaluation first. If its numbers are finite, it reports
+the step: health rules (whose warnings are events and log lines), progress bar, evaluation rows.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Recorder:
             stack.callback(self._progress.close)
 
     def write(self, event: Event) -> None:
-        """Write an event that needs nothing else.
+        """Write an event to metrics.jsonl and TensorBoard.
 
         Raises:
             DiskFullError: the disk is full.
@@ -94,7 +94,7 @@ class Recorder:
                 self._board.write(event)
 
     def start(self, state: TrainState) -> None:
-        """Note the state of a loop that starts: it is on the disk already."""
+        """Note the state of a loop that starts: there is nothing to save yet."""
         self._saved, self._saved_at = state, time.monotonic()
 
     def first_step(self) -> None:

@@ -28,16 +28,20 @@ def make_recorder(ready: ReadyRun, backend: Backend, *, quiet: bool) -> Recorder
         quiet: show no progress.
     """
     plan, state, files = ready.plan, ready.state, ready.files
-    events = EventWriter(files.metrics)
+    eval_rows, board = (
+        EvalRowsWriter(files.eval_rows, evaluated=state.evaluated_step),
+        _board(ready),
+    )
+    events = EventWriter(files.metrics)  # last, because nothing after it can fail and leave it open
     checkpoints = _checkpoint_writer(ready, backend, events)
     return Recorder(
         events,
         checkpoints,
-        EvalRowsWriter(files.eval_rows, evaluated=state.evaluated_step),
+        eval_rows,
         progress=Progress(plan.schedule.steps, quiet=quiet, done=state.step),
         health=Health(plan.resolved.architecture.vocabulary, state.health or None),
         save_every=plan.job.train.save_every,
-        board=_board(ready),
+        board=board,
     )
 
 

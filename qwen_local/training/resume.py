@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,20 @@ def job_of_run(resume: str) -> Path | None:
         hint = "put the run's job back, or pass a job file together with `resume`"
         raise JobError.at(str(job), "is empty", hint)
     return job
+
+
+def peek_checkpoint(point: ResumePoint) -> Checkpoint | None:
+    """Read the checkpoint that a resumed run would continue from, and change nothing.
+
+    None if there is none that can be read: `load_checkpoint` reports why.
+    """
+    root = RunFiles(point.folder).checkpoints
+    with suppress(DamagedError):
+        if point.step is not None:
+            return from_files(checkpoints.read(root / step_name(point.step)))
+        found = checkpoints.newest(root, from_files)
+        return None if found is None else found[1]
+    return None
 
 
 def load_checkpoint(point: ResumePoint) -> Restored | None:

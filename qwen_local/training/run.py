@@ -13,7 +13,7 @@ from qwen_local.backends.select import choose
 from qwen_local.cards.facts import card_facts, write_card
 from qwen_local.console.log import LogFile, handled, talk
 from qwen_local.console.signals import Stopped, Stops
-from qwen_local.errors import DiskFullError, QwenLocalError
+from qwen_local.errors import DiskFullError, OutOfMemoryError, QwenLocalError
 from qwen_local.files import json_bytes, replace_file, room_for
 from qwen_local.job.schema import Draft
 from qwen_local.resolve.open import open_model
@@ -48,7 +48,8 @@ def train(
         resume: None for a new run; see `resume.find_run` for the other values.
 
     Raises:
-        InputError: something in job, data, model or machine cannot be used; nothing was written.
+        InputError: something in job, data, model or machine cannot be used; the run directory is
+            as it was.
         RunBusyError: another process has the run directory.
         CheckpointError: there is no good checkpoint to continue from.
         DivergedError: loss or gradient is not finite.
@@ -90,7 +91,7 @@ def _take_folder(ready: ReadyRun, backend: Backend, stack: ExitStack) -> None:
         claim_folder(plan.output, plan.job)
     else:
         if ready.restored is not None:
-            backend.load_state(ready.restored.checkpoint.arrays)
+            backend.load_state(ready.restored.checkpoint.adapter_state)
             discard_later(ready.resumed.point, ready.restored)
         replace_file(files.job, plan.job.to_yaml().encode())
     resolved = plan.resolved
@@ -112,9 +113,9 @@ def _train(ready: ReadyRun, backend: Backend, *, quiet: bool) -> EndEvent:
     _cut_events(ready)
     recorder = make_recorder(ready, backend, quiet=quiet)
     with recorder, Stops(quiet=quiet) as stops:
-        recorder.write(start_event(ready))
-        recorder.checkpoints.restore_adapter(state)
         try:
+            recorder.write(start_event(ready))
+            recorder.checkpoints.restore_adapter(state)
             coming = _warm_up(ready, backend, data, recorder)
             now, reason = train_loop(
                 backend,
@@ -128,7 +129,7 @@ def _train(ready: ReadyRun, backend: Backend, *, quiet: bool) -> EndEvent:
         except (QwenLocalError, OSError, Stopped) as error:
             with suppress(OSError, QwenLocalError):
                 recorder.write(FailedEvent(error=str(error).partition("\n")[0]))
-            resumable = isinstance(error, OSError | DiskFullError | Stopped)
+            resumable = isinstance(error, OSError | DiskFullError | OutOfMemoryError | Stopped)
             messages.report_failure(ready, can_continue=resumable)
             raise
         peak = backend.peak_memory_bytes()

@@ -44,7 +44,7 @@ def new_files() -> dict[str, bytes]:
         gradient_checkpointing=False,
     )
     checkpoint = Checkpoint(
-        arrays=AdapterState(arrays, arrays, arrays, 0),
+        adapter_state=AdapterState(arrays, arrays, arrays, 0),
         state=TrainState(),
         identity=identity,
         execution=execution,
@@ -54,7 +54,7 @@ def new_files() -> dict[str, bytes]:
 
 def test_progress_of_an_old_checkpoint_loads() -> None:
     found = from_files({**new_files(), PROGRESS: OLD.read_bytes()})
-    assert (found.state.step, found.state.best_step, found.arrays.steps) == (4, 4, 4)
+    assert (found.state.step, found.state.best_step, found.adapter_state.steps) == (4, 4, 4)
     assert found.state.patience == Patience(reference=0.9466840373632631)
     assert found.state.health["best_eval_step"] == 4
     assert found.identity.job["train"]["steps"] == 4

@@ -158,8 +158,12 @@ def test_a_checkpoint_says_with_which_budget_it_was_computed_and_gives_back_its_
     saved = from_files(checkpoints.read(run.folder / "checkpoints/step-000003"))
     assert saved.execution.micro_batch_tokens == 32
     assert saved.identity == IDENTITY
-    assert (saved.state.step, saved.arrays.steps) == (3, 3)
-    for arrays in (saved.arrays.adapter, saved.arrays.exp_avg, saved.arrays.exp_avg_sq):
+    assert (saved.state.step, saved.adapter_state.steps) == (3, 3)
+    for arrays in (
+        saved.adapter_state.adapter,
+        saved.adapter_state.exp_avg,
+        saved.adapter_state.exp_avg_sq,
+    ):
         assert arrays[NAME].tolist() == [[3.0, 3.0]]
 
 

@@ -155,9 +155,9 @@ def assert_the_same(run: Path, other: Path) -> None:
     """Bit for bit: adapter, moments, metrics, where the run stands, and the best adapter."""
     a, b = saved(run), saved(other)
     for one, two in (
-        (a.arrays.adapter, b.arrays.adapter),
-        (a.arrays.exp_avg, b.arrays.exp_avg),
-        (a.arrays.exp_avg_sq, b.arrays.exp_avg_sq),
+        (a.adapter_state.adapter, b.adapter_state.adapter),
+        (a.adapter_state.exp_avg, b.adapter_state.exp_avg),
+        (a.adapter_state.exp_avg_sq, b.adapter_state.exp_avg_sq),
     ):
         assert one.keys() == two.keys()
         assert all(np.array_equal(one[name], two[name]) for name in one)
