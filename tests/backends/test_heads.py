@@ -199,8 +199,12 @@ def test_padding_of_the_mlx_head_counts_nothing_and_moves_nothing() -> None:
         np.concatenate([p.targets_N, np.full(5, -1)]),
     )
     found, bare = solve("mlx", padded, chunk=4), solve("mlx", p, chunk=4)
-    np.testing.assert_array_equal(found.nll_N[:7], bare.nll_N)
-    np.testing.assert_array_equal(found.gradient_ND[:7], bare.gradient_ND)
+    # The first chunk is the same product in both. The second has 3 rows in one and 4 in the other,
+    # for which a BLAS may choose kernels that round differently (MKL on AMD processors does).
+    np.testing.assert_array_equal(found.nll_N[:4], bare.nll_N[:4])
+    np.testing.assert_array_equal(found.gradient_ND[:4], bare.gradient_ND[:4])
+    np.testing.assert_allclose(found.nll_N[:7], bare.nll_N, rtol=1e-6)
+    np.testing.assert_allclose(found.gradient_ND[:7], bare.gradient_ND, rtol=1e-5, atol=1e-6)
     assert not found.nll_N[7:].any() and not found.gradient_ND[7:].any()
     weight_VD = mx.array(p.weight_VD)
     scored_N = losses(
