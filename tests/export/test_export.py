@@ -264,7 +264,7 @@ def test_arrays_that_were_not_written_as_they_are_are_an_error(
     monkeypatch.setattr(exporting, "write_peft", carelessly)
     with pytest.raises(ExportError) as refused:
         export(ExportRequest(adapter=run, output=tmp_path / "out", device="cpu"), to="peft")
-    assert str(refused.value) == "the adapter was not written as it is"
+    assert str(refused.value) == "the written adapter differs from the original"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -306,9 +306,9 @@ def test_a_gguf_of_a_faulty_merge_is_an_error(
     [
         (
             ("--to", "mlx", "--outtype", "F16", "--name", "x", "--no-thinking"),
-            "--outtype: is of a merged GGUF, and --to mlx has none\n\nhint: leave it out\n\n"
-            "--name: is of a GGUF, and --to mlx is none\n\nhint: leave it out\n\n"
-            "--thinking: is of a Modelfile, and --to mlx has none\n\nhint: leave it out\n",
+            "--outtype: applies to a merged GGUF, which --to mlx does not write\n\nhint: leave it out\n\n"
+            "--name: applies to a GGUF, which --to mlx does not write\n\nhint: leave it out\n\n"
+            "--thinking: applies to a Modelfile, which --to mlx does not write\n\nhint: leave it out\n",
         ),
         (
             ("--to", "mlx", "--private"),
@@ -376,7 +376,7 @@ def test_what_a_killed_export_left_is_cleared_away_and_one_that_runs_is_not(
         assert list(new.iterdir()) == []
         with pytest.raises(RunBusyError) as refused:
             export(given, to="peft")
-        busy = f"{tmp_path / 'out'}: another process is making it"
+        busy = f"{tmp_path / 'out'}: another process is writing it"
         assert str(refused.value) == f"{busy}\n\nhint: wait for it, or stop it first"
         (new / "mine").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -315,7 +315,7 @@ def test_a_quantized_merge_that_lost_the_adapter_is_an_error(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(merge, "merged", merge_as_if("nothing of it"))
-    with pytest.raises(ExportError, match="has lost more than half of what the adapter does"):
+    with pytest.raises(ExportError, match="loses more than half of the adapter's effect"):
         fused(trained("cuda", "none"), tmp_path / "out", requantize="4bit")
 
 

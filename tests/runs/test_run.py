@@ -131,7 +131,7 @@ def test_a_run_that_a_signal_ended_has_an_end_and_is_not_finished(old: Run) -> N
 
 
 def test_a_run_with_events_after_its_end_has_no_end(old: Run) -> None:
-    with old.files.metrics.open("a") as file:
+    with old.files.metrics.open("a", encoding="utf-8") as file:
         file.write('{"event": "checkpoint", "step": 5}\n')
     assert Run(old.folder).end is None
     assert len(list(read_events(old.files.metrics))) == len(Run.open(OLD).events) + 1
