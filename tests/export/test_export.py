@@ -306,9 +306,11 @@ def test_a_gguf_of_a_faulty_merge_is_an_error(
     [
         (
             ("--to", "mlx", "--outtype", "F16", "--name", "x", "--no-thinking"),
-            "--outtype: applies to a merged GGUF, which --to mlx does not write\n\nhint: leave it out\n\n"
+            "--outtype: applies to a merged GGUF, which --to mlx does not write\n\n"
+            "hint: leave it out\n\n"
             "--name: applies to a GGUF, which --to mlx does not write\n\nhint: leave it out\n\n"
-            "--thinking: applies to a Modelfile, which --to mlx does not write\n\nhint: leave it out\n",
+            "--thinking: applies to a Modelfile, which --to mlx does not write\n\n"
+            "hint: leave it out\n",
         ),
         (
             ("--to", "mlx", "--private"),
