@@ -42,7 +42,7 @@ lint: install
 types: install
 	$(BIN)/mypy
 
-check: lint types coverage
+check: lint types test
 
 clean:
 	rm -rf $(VENV) build *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
