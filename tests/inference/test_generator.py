@@ -190,7 +190,7 @@ def test_an_adapter_that_names_no_model_is_refused_without_one(tmp_path: Path) -
     with pytest.raises(InputError) as error:
         open_it(None, adapter=adapter)
     assert str(error.value) == (
-        f"--model: {adapter} does not name its base model\n\nhint: pass --model"
+        f"model: {adapter} does not name its base model\n\nhint: pass `model`"
     )
 
 
