@@ -1,5 +1,5 @@
 # Two commands matter: `make demo` and `make test`. Both set up .venv first.
-# `make test-fast` is the part that runs no engine: under a minute.
+# `make test-fast` is the part that runs no engine: about two minutes on two cores.
 
 PYTHON ?= python3
 VENV := .venv
