@@ -21,9 +21,11 @@ log = logging.getLogger("qwen_local")
 
 def report_start(ready: ReadyRun) -> None:
     """Log what will be trained, and where a resumed run continues."""
-    schedule, train = ready.plan.schedule, ready.prepared.train
-    log.info("trainable: %s of %s parameters", *map(_grouped, _parameters(ready)))
-    log.info("data: %s", ready.prepared.report.describe())
+    plan = ready.plan
+    schedule, train = plan.schedule, plan.prepared.train
+    parameters = plan.trainable, plan.total_parameters
+    log.info("trainable: %s of %s parameters", *map(_grouped, parameters))
+    log.info("data: %s", plan.data.description)
     log.info(
         "steps: %s, warm-up %s%s; %s of %s tokens supervised",
         _grouped(schedule.steps),
@@ -145,10 +147,6 @@ def report_outcome(start: TrainState, state: TrainState, reason: str, output: Pa
     )
     log.info("adapter: %s (PEFT), %s (mlx-lm)", files.peft, files.mlx)
     log.info("next: qwen-local chat --adapter %s", shlex.quote(str(output)))
-
-
-def _parameters(ready: ReadyRun) -> tuple[int, int]:
-    return ready.plan.trainable, ready.total_parameters
 
 
 def _grouped(number: int) -> str:

@@ -11,14 +11,14 @@ from qwen_local.backends.machine import Machine
 from qwen_local.backends.memory import Memory, Workload
 from qwen_local.backends.probe import probe
 from qwen_local.datasets.count import count_rows
-from qwen_local.datasets.sources import locate
+from qwen_local.datasets.prepare import Prepared
 from qwen_local.errors import DiskFullError, JobError, QwenLocalError, RunBusyError
 from qwen_local.files import free_bytes
 from qwen_local.job.schema import Draft, Job
 from qwen_local.resolve.request import Request
 from qwen_local.resolve.resolve import Resolved, resolve, with_weights
 from qwen_local.runs.directory import check_free, run_folder
-from qwen_local.runs.state import Execution, Identity
+from qwen_local.runs.state import Checkpoint, Execution, Identity
 from qwen_local.training.disk import disk_need
 from qwen_local.training.named_machines import named_machine
 from qwen_local.training.preparation import (
@@ -62,6 +62,17 @@ class Plan:
     """Free bytes where the run directory is or will be; None on another machine."""
     refusals: tuple[QwenLocalError, ...] = ()
     """Errors that `train` raises and a plan can do without: it is worth reading all the same."""
+
+    @property
+    def total_parameters(self) -> int:
+        """Parameters of base model and adapter."""
+        return self.resolved.architecture.parameters() + self.trainable
+
+    @property
+    def prepared(self) -> Prepared:
+        """The rows of a plan that is executed, which always has a tokenizer."""
+        assert self.data.prepared is not None
+        return self.data.prepared
 
     def with_weights(self) -> Plan:
         """The same plan with the base model's weights on this machine."""
@@ -108,19 +119,31 @@ def plan_job(
     else:
         machine = named_machine(elsewhere, backend=backend, device=device)
     before = None if resume is None else peek_checkpoint(resume)
-    request = Request.of_job(
-        draft,
-        backend=backend,
-        device=device,
-        commit=None if before is None else before.identity.base_commit,
-        preferred=None if before is None else before.execution.backend,
-    )
+    request = run_request(draft, backend=backend, device=device, before=before)
     folder = None if resume is None else resume.folder
     plan = plan_run(request, machine, execute=False, folder=folder, quiet=False)
     if before is None:
         return plan
     changed = changes(before.identity.job, plan.job.model_dump(mode="json"))
     return keep_budget(plan, before.execution, set(changed))
+
+
+def run_request(draft: Draft, *, backend: str, device: str, before: Checkpoint | None) -> Request:
+    """Return the request of a run: a resumed one keeps its commit, and its engine if it can.
+
+    Args:
+        draft: the job.
+        backend: `auto`, `mlx` or `cuda`.
+        device: `auto`, `gpu` or `cpu`.
+        before: the checkpoint that the run continues from; None for a new run.
+    """
+    return Request.of_job(
+        draft,
+        backend=backend,
+        device=device,
+        commit=None if before is None else before.identity.base_commit,
+        preferred=None if before is None else before.execution.backend,
+    )
 
 
 def plan_run(
@@ -154,7 +177,6 @@ def plan_run(
     check_length(job, resolved.architecture)
     check_report_to(job)
     trainable = trainable_parameters(job, resolved.architecture)
-    locate(*data_sources(job))  # before rows are made from the first of several sources
     data = read_data(job, resolved, quiet=quiet)
     plan = make_plan(job, resolved, data, trainable=trainable, output=output)
     if folder is None and plan.disk_free_bytes is not None:
@@ -275,8 +297,7 @@ def identity_of(plan: Plan, base: str) -> Identity:
         plan: with rows.
         base: fingerprint of the base model's files.
     """
-    prepared = plan.data.prepared
-    assert prepared is not None
+    prepared = plan.prepared
     return Identity(
         job=plan.job.model_dump(mode="json"),
         rows=prepared.train.sha256,

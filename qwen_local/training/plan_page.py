@@ -35,9 +35,9 @@ def plan_json(plan: Plan, elsewhere: str | None = None) -> dict[str, Any]:
         plan: the plan.
         elsewhere: name of the machine that it is for; None for the present one.
     """
-    architecture, schedule = plan.resolved.architecture, plan.schedule
+    schedule = plan.schedule
     prepared, job = plan.data.prepared, plan.job
-    total = architecture.parameters() + plan.trainable
+    total = plan.total_parameters
     fits = plan.memory.fits
     return {
         "machine": elsewhere or "here",
@@ -80,7 +80,7 @@ def plan_json(plan: Plan, elsewhere: str | None = None) -> dict[str, Any]:
 def plan_page(plan: Plan, elsewhere: str | None = None) -> str:
     """Return the page that `plan` prints; the arguments are those of `plan_json`."""
     choice, memory = plan.resolved.choice, plan.memory
-    total = plan.resolved.architecture.parameters() + plan.trainable
+    total = plan.total_parameters
     schedule = plan.schedule
     lines = [] if elsewhere is None else [f"machine     {elsewhere}"]
     lines += [

@@ -8,10 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qwen_local.backends.machine import Machine
-from qwen_local.datasets.prepare import Prepared
 from qwen_local.job.schema import Draft
 from qwen_local.models.fingerprint import fingerprint
-from qwen_local.resolve.request import Request
 from qwen_local.runs.events import EndEvent, ResumeEvent, StartEvent
 from qwen_local.runs.names import RunFiles
 from qwen_local.runs.run import Run
@@ -19,7 +17,14 @@ from qwen_local.runs.state import Identity, TrainState
 from qwen_local.training import stopping
 from qwen_local.training.advice import quantization_advice
 from qwen_local.training.child import Child, this_child
-from qwen_local.training.plan import Plan, cap_budget, identity_of, keep_budget, plan_run
+from qwen_local.training.plan import (
+    Plan,
+    cap_budget,
+    identity_of,
+    keep_budget,
+    plan_run,
+    run_request,
+)
 from qwen_local.training.resume import Restored, ResumePoint, check_same
 
 log = logging.getLogger("qwen_local")
@@ -39,7 +44,6 @@ class ReadyRun:
     """Everything that is known before the first step."""
 
     plan: Plan
-    prepared: Prepared
     identity: Identity
     state: TrainState
     """State to continue from; a new run's is empty."""
@@ -58,11 +62,6 @@ class ReadyRun:
     def files(self) -> RunFiles:
         """Paths of the run directory."""
         return RunFiles(self.plan.output)
-
-    @property
-    def total_parameters(self) -> int:
-        """Parameters of base model and adapter."""
-        return self.plan.resolved.architecture.parameters() + self.plan.trainable
 
     @property
     def result(self) -> EndEvent | None:
@@ -107,13 +106,7 @@ def ready_run(
     before = None
     if resumed is not None and resumed.restored is not None:
         before = resumed.restored.checkpoint
-    request = Request.of_job(
-        draft,
-        backend=backend,
-        device=device,
-        commit=None if before is None else before.identity.base_commit,
-        preferred=None if before is None else before.execution.backend,
-    )
+    request = run_request(draft, backend=backend, device=device, before=before)
     folder = None if resumed is None else resumed.point.folder
     plan = plan_run(request, machine, execute=True, folder=folder, quiet=quiet).with_weights()
     identity = identity_of(plan, fingerprint(plan.resolved.model.folder))
@@ -124,10 +117,8 @@ def ready_run(
     child = this_child()
     plan = cap_budget(plan, None if child is None else child.micro_batch_tokens)
     _report_choices(plan)
-    assert plan.data.prepared is not None
     return ReadyRun(
         plan=plan,
-        prepared=plan.data.prepared,
         identity=identity,
         state=TrainState() if before is None else before.state,
         resumed=resumed,
@@ -147,7 +138,7 @@ def _report_choices(plan: Plan) -> None:
 
 def start_event(ready: ReadyRun) -> StartEvent | ResumeEvent:
     """Make the first event of this process."""
-    plan, prepared, child = ready.plan, ready.prepared, ready.child
+    plan, prepared, child = ready.plan, ready.plan.prepared, ready.child
     about: dict[str, Any] = {
         "died_of": None if child is None else child.died_of,
         "backend": plan.resolved.choice.backend,
@@ -156,7 +147,7 @@ def start_event(ready: ReadyRun) -> StartEvent | ResumeEvent:
         "micro_batch_tokens": plan.setup.micro_batch_tokens,
         "steps": plan.schedule.steps,
         "trainable_parameters": plan.trainable,
-        "total_parameters": ready.total_parameters,
+        "total_parameters": ready.plan.total_parameters,
         "vocabulary": plan.resolved.architecture.vocabulary,
         "tokenizer_sha256": plan.resolved.known_tokenizer.sha256,
         "template_sha256": prepared.report.template_sha256,
@@ -193,7 +184,7 @@ def end_event(ready: ReadyRun, state: TrainState, reason: str, peak_memory_bytes
         best_step=state.best_step,
         best_eval_loss=state.best_eval_loss,
         trainable_parameters=plan.trainable,
-        total_parameters=ready.total_parameters,
+        total_parameters=ready.plan.total_parameters,
         supervised_tokens=state.supervised_tokens,
         tokens_per_second=state.tokens / state.seconds if state.seconds else 0.0,
         peak_memory_bytes=peak_memory_bytes,

@@ -46,7 +46,7 @@ def make_recorder(ready: ReadyRun, backend: Backend, *, quiet: bool) -> Recorder
 
 
 def _checkpoint_writer(ready: ReadyRun, backend: Backend, events: EventWriter) -> CheckpointWriter:
-    plan, report = ready.plan, ready.prepared.report
+    plan, report = ready.plan, ready.plan.prepared.report
     choice, setup = plan.resolved.choice, plan.setup
     origin = Origin(
         commit=plan.resolved.model.commit,

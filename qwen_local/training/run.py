@@ -97,7 +97,7 @@ def _take_folder(ready: ReadyRun, backend: Backend, stack: ExitStack) -> None:
     resolved = plan.resolved
     about = environment(resolved.machine, resolved.choice, plan.setup, resolved.model.commit)
     replace_file(files.environment, json_bytes(about))
-    replace_file(files.data, json_bytes(ready.prepared.report.to_json()))
+    replace_file(files.data, json_bytes(plan.prepared.report.to_json()))
 
 
 def _train(ready: ReadyRun, backend: Backend, *, quiet: bool) -> EndEvent:
@@ -105,10 +105,10 @@ def _train(ready: ReadyRun, backend: Backend, *, quiet: bool) -> EndEvent:
     plan, state = ready.plan, ready.state
     messages.report_start(ready)
     data = Data(
-        train=ready.prepared.train,
-        evaluation=ready.prepared.eval,
-        train_places=ready.prepared.train_places,
-        eval_places=ready.prepared.eval_places,
+        train=plan.prepared.train,
+        evaluation=plan.prepared.eval,
+        train_places=plan.prepared.train_places,
+        eval_places=plan.prepared.eval_places,
     )
     _cut_events(ready)
     recorder = make_recorder(ready, backend, quiet=quiet)
