@@ -28,8 +28,7 @@ CODE_ALPACA = Path(__file__).parents[2] / "shared/data/code-alpaca/code_alpaca_2
 
 def curve(engine: Engine, output: Path, *sets: str, **flags: Any) -> list[float]:
     """The loss of every step of a run on the CPU: the embedded job, with changes."""
-    given = {f"--{name.replace('_', '-')}": value for name, value in flags.items()}
-    draft = read_job(None, sets=sets, flags={**given, "output": str(output)})
+    draft = read_job(None, sets=sets, flags={**flags, "output": str(output)})
     train(draft, backend=engine, device="cpu", quiet=True)
     return [event.loss for event in read_events(output / "metrics.jsonl", TrainEvent)]
 

@@ -33,14 +33,14 @@ def test_a_run_leaves_a_model_card_with_its_own_figures(
     best = list(read_events(run / "metrics.jsonl", AdapterEvent))[-1].step
     losses = {e.step: e.loss for e in read_events(run / "metrics.jsonl", EvalEvent)}
     data = json.loads((run / "data.json").read_text())
-    assert f"- 2 optimizer steps; this is the adapter of step {best}\n" in said
+    assert f"- 2 optimizer steps; this adapter was saved at step {best}\n" in said
     assert (
         f"- evaluation loss: {losses[0]:.4f} before training, {losses[best]:.4f} with this "
         f"adapter, {losses[2]:.4f} at the end\n"
     ) in said
     assert f"SHA-256 `{data['sources'][0]['sha256']}`" in said
     assert data["template_sha256"] in said
-    assert "The base model is under `apache-2.0`." in said
+    assert "The license of the base model is `apache-2.0`." in said
     assert str(tmp_path) not in said
     assert not [message for message in caplog.messages if "model card" in message]
 
