@@ -23,7 +23,7 @@ demo: install
 
 # A file of tests stays with one process, for what it makes once; one thread each leaves both cores
 # to the processes.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 test: install
 	$(PYTEST)

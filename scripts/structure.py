@@ -24,7 +24,7 @@ import json
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,16 +85,26 @@ TOOLS = f"{PACKAGE}.embedded.make"
 def measure(root: Path = ROOT) -> dict[str, Any]:
     """Return every figure of a tree, ready for JSON."""
     modules = read_package(root)
+    return {
+        "path": path_figures(modules),
+        **module_figures(modules),
+        "lines": {
+            folder: line_counts(root / folder)
+            for folder in (PACKAGE, "tests", "benchmarks", "scripts")
+        },
+        "words": {word: files for word, files in count_words(root).items() if files},
+    }
+
+
+def module_figures(modules: Mapping[str, Module]) -> dict[str, Any]:
+    """Return the figures of functions and imports."""
     imports = [one for module in modules.values() for one in imports_of(module, modules)]
     sizes = [size for module in modules.values() for size in function_sizes(module)]
-    by_importer: dict[str, set[str]] = {name: set() for name in modules}
-    for one in imports:
-        by_importer[one.source].add(one.target)
+    by_importer = _by_importer(modules, imports)
     most = max(by_importer, key=lambda name: len(by_importer[name]))
     longest = max(sizes, key=lambda size: size.lines)
     widest = max(sizes, key=lambda size: size.parameters)
     return {
-        "path": path_figures(modules, by_importer),
         "longest_function": _long(longest),
         "functions_over_60_lines": [_long(s) for s in _descending(sizes, "lines", LONG)],
         "most_imports": {"module": most, "imports": len(by_importer[most])},
@@ -105,18 +115,20 @@ def measure(root: Path = ROOT) -> dict[str, Any]:
         "room_circles": room_circles(imports),
         "imports_in_room_circles": imports_in_room_circles(imports),
         "upward_imports": upward_imports(imports),
-        "lines": {
-            folder: line_counts(root / folder)
-            for folder in (PACKAGE, "tests", "benchmarks", "scripts")
-        },
-        "words": {word: files for word, files in count_words(root).items() if files},
     }
 
 
-def path_figures(
-    modules: Mapping[str, Module], by_importer: Mapping[str, set[str]]
-) -> dict[str, Any]:
+def _by_importer(modules: Mapping[str, Module], imports: Iterable[Import]) -> dict[str, set[str]]:
+    edges: dict[str, set[str]] = {name: set() for name in modules}
+    for one in imports:
+        edges[one.source].add(one.target)
+    return edges
+
+
+def path_figures(modules: Mapping[str, Module]) -> dict[str, Any]:
     """Return the figures of the way from `train job.yaml` to the adapter on disk."""
+    imports = (one for module in modules.values() for one in imports_of(module, modules))
+    by_importer = _by_importer(modules, imports)
     edges = CallGraph(modules, CUTS).edges_from(ENTRY)
     sinks = {node for node in edges if node[1] in SINKS}
     callers: dict[Node, set[Node]] = {}
@@ -187,10 +199,7 @@ def _literal(node: ast.expr) -> object:
 
 def module_circles(modules: Mapping[str, Module], imports: Sequence[Import]) -> list[list[str]]:
     """Return groups of modules that import each other, lazily or not."""
-    edges: dict[str, set[str]] = {name: set() for name in modules}
-    for one in imports:
-        edges[one.source].add(one.target)
-    return circles(edges)
+    return circles(_by_importer(modules, imports))
 
 
 def room_circles(imports: Sequence[Import]) -> list[list[str]]:

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-import qwen_local.backends.mlx.before_import  # noqa: F401  # before mlx.core is imported
+import qwen_local
+import qwen_local.backends.mlx.before_import  # before mlx.core is imported
+from qwen_local.backends import open as engine_opener
 from qwen_local.backends.base import Backend, Setup
 from qwen_local.backends.open import open_backend
 from qwen_local.backends.select import Choice, Engine
@@ -75,6 +77,12 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
 ENGINES: tuple[Engine, ...] = ("mlx", "cuda")
 MODULE_OF = {"mlx": "mlx.core", "cuda": "torch"}
+collect_ignore = ["golden/make_adapters.py"]  # a program, for --doctest-modules a module
+ON_PEFT = [
+    *(Path(engine_opener.__file__).parent / name for name in ENGINES),
+    Path(qwen_local.__file__).parent / "embedded/make",
+]
+"""Modules of the package whose imports take seconds."""
 SLOW_FIXTURES = {"engine", "open_engine", "endless_model"}
 """A test that asks for one of these runs an engine."""
 
@@ -89,6 +97,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: trains, runs an engine or takes over a second")
+    if _fast(config):  # this file's hook below does not see the package
+        config.option.ignore = [*(config.option.ignore or []), *ON_PEFT]
     for name in _asked_for(config):
         if name not in ENGINES:
             raise pytest.UsageError(f"--engines: expected {' or '.join(ENGINES)}; found {name!r}")
@@ -96,8 +106,21 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(f"--engines: {name} is asked for, but not installed here")
 
 
+def _fast(config: pytest.Config) -> bool:
+    """Only the fast tests are asked for; what the others import takes ten seconds per process."""
+    return bool(config.option.markexpr == "not slow")
+
+
 def _asked_for(config: pytest.Config) -> list[str]:
     return str(config.getoption("--engines")).split(",")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out of the fast tests, unread, the files whose tests are all slow: see `_fast`."""
+    if not _fast(config) or collection_path.suffix != ".py":
+        return None
+    slow = b"\npytestmark = pytest.mark.slow\n" in collection_path.read_bytes()
+    return True if slow else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -114,15 +137,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Opening an engine fails a test that is not marked as slow: so the mark cannot be forgotten.
-
-    Only where the engine's module is loaded already, as it is when the suite is collected.
-    """
+    """Opening an engine fails a test not marked as slow: so the mark cannot be forgotten."""
     with pytest.MonkeyPatch.context() as patch:
         if item.get_closest_marker("slow") is None:
-            for module, name in (("mlx", "MlxBackend"), ("cuda", "TorchBackend")):
-                if loaded := sys.modules.get(f"qwen_local.backends.{module}.engine"):
-                    patch.setattr(getattr(loaded, name), "__init__", _refuse)
+            patch.setattr(engine_opener, "engine_class", _refuse)
         return (yield)
 
 

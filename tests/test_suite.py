@@ -12,8 +12,8 @@ from typing import Any, cast
 
 import pytest
 
-from qwen_local.backends.cuda.engine import TorchBackend
-from qwen_local.backends.mlx.engine import MlxBackend
+from qwen_local.backends.open import open_backend
+from qwen_local.backends.select import Choice, Engine
 from tests.conftest import ENGINES, pytest_configure
 from tests.isolation import isolate
 
@@ -47,14 +47,17 @@ def test_what_is_not_kept_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment == {"PATH": "/bin", "PYTEST_ADDOPTS": "-x", "LANG": "C.UTF-8"}
 
 
-@pytest.mark.parametrize("backend", [TorchBackend, MlxBackend])
-def test_a_test_that_is_not_marked_as_slow_cannot_open_an_engine(backend: type) -> None:
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_test_that_is_not_marked_as_slow_cannot_open_an_engine(name: Engine) -> None:
     with pytest.raises(AssertionError, match=r"mark it with pytest\.mark\.slow"):
-        backend(None)
+        open_backend(Choice(name, "cpu", "a test"), cast(Any, None))
 
 
 def configured(engines: str) -> None:
-    config = SimpleNamespace(getoption=lambda _: engines, addinivalue_line=lambda *_: None)
+    options = SimpleNamespace(markexpr="")
+    config = SimpleNamespace(
+        getoption=lambda _: engines, addinivalue_line=lambda *_: None, option=options
+    )
     pytest_configure(cast(Any, config))
 
 

@@ -5,21 +5,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qwen_local.backends.base import Backend, Setup
-    from qwen_local.backends.select import Choice
+    from qwen_local.backends.select import Choice, Engine
     from qwen_local.backends.weights import Weights
     from qwen_local.models.source import ModelFiles
 
 
 def open_backend(choice: Choice, setup: Setup) -> Backend:
     """Load a model into the chosen engine."""
-    if choice.backend == "mlx":
+    return engine_class(choice.backend)(setup)
+
+
+def engine_class(engine: Engine) -> Callable[[Setup], Backend]:
+    """Import an engine."""
+    if engine == "mlx":
         from qwen_local.backends.mlx.engine import MlxBackend
 
-        return MlxBackend(setup)
+        return MlxBackend
     from qwen_local.backends.cuda.engine import TorchBackend
 
-    return TorchBackend(setup)
+    return TorchBackend
 
 
 def open_weights(choice: Choice, model: ModelFiles) -> Weights:

@@ -42,6 +42,8 @@ from qwen_local.models.families.qwen3 import QWEN3
 from qwen_local.models.source import ModelFiles
 from tests.conftest import MakeModel
 
+pytestmark = pytest.mark.slow
+
 IDS = [5, 17, 200, 3, 44, 91, 120, 7]
 LAYERS = 3
 
@@ -112,7 +114,6 @@ def written(adapter: Adapter, folder: Path, write: Callable[[Adapter, Path], Non
     return folder
 
 
-@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(adapters(ARCHITECTURE))
 def test_from_peft_to_mlx_and_back_every_array_is_the_same_bit_by_bit(adapter: Adapter) -> None:
@@ -160,7 +161,6 @@ def logits_of_mlx_lm(model: ModelFiles, folder: Path, bits: int | None = None) -
     return np.array(loaded(mx.array([IDS]))[0].astype(mx.float32))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("family", "tied"), [("qwen2", False), ("qwen3", True)])
 def test_peft_and_mlx_lm_give_the_same_logits_with_whatever_adapter(
     family: str, tied: bool, random_model: MakeModel

@@ -21,6 +21,8 @@ from qwen_local.models.source import fetch, find_model
 from qwen_local.rows.rows import Rows
 from qwen_local.rows.targets import IGNORE, Targets
 
+pytestmark = pytest.mark.slow
+
 ADAPTERS = Path(__file__).resolve().parents[2] / "adapters"
 IDS = [5, 17, 200, 3, 44, 91, 120, 7]
 TARGETS = [0, 11, 500, 1023, 2047]

@@ -8,13 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
-import mlx_lm.tuner.utils
-import mlx_lm.utils
 import numpy as np
-import peft
 import pytest
 import torch
-import transformers
 
 from qwen_local.adapters.lora import Adapter, initial_arrays, lora_shapes
 from qwen_local.adapters.mlx_layout import to_mlx, to_peft
@@ -39,6 +35,9 @@ SOME = LoraSpec(
 
 def logits_of_peft(model: ModelFiles, folder: Path) -> np.ndarray:
     """PEFT's own loader on transformers' own model, float32 [T, V]."""
+    import peft
+    import transformers
+
     base = transformers.AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32)
     loaded = peft.PeftModel.from_pretrained(base, folder)
     with torch.no_grad():
@@ -48,6 +47,9 @@ def logits_of_peft(model: ModelFiles, folder: Path) -> np.ndarray:
 
 def logits_of_mlx_lm(model: ModelFiles, folder: Path | None) -> np.ndarray:
     """mlx-lm's own loader, float32 [T, V]."""
+    import mlx_lm.tuner.utils
+    import mlx_lm.utils
+
     rope = {"rope_theta": model.architecture.rope_theta}  # see the engine: mlx-lm's qwen2
     loaded, _ = mlx_lm.utils.load_model(model.folder, model_config=rope)
     if folder is not None:

@@ -33,6 +33,8 @@ from qwen_local.rows.planner import PADDED, Layout
 from qwen_local.rows.rows import Rows
 from qwen_local.rows.targets import Targets
 
+pytestmark = pytest.mark.slow
+
 BUDGET = 100
 RATE = 1e-3
 

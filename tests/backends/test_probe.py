@@ -277,6 +277,7 @@ def test_a_driver_that_hangs_is_none(elsewhere: Path, monkeypatch: pytest.Monkey
     assert machine.driver_error == "nvidia-smi does not answer within 0.2 seconds"
 
 
+@pytest.mark.slow
 def test_all_questions_to_a_driver_share_the_time_that_it_is_given(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,6 +314,7 @@ def test_a_driver_that_hangs_at_its_last_question_is_waited_for_no_longer(
     assert (machine.driver, machine.driver_cuda) == ("580.95.05", None)
 
 
+@pytest.mark.slow
 def test_a_program_that_hangs_in_the_driver_and_cannot_be_killed_is_left_behind(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,7 @@ def test_a_part_that_crashes_costs_only_what_it_had_not_found(tmp_path: Path) ->
     assert result["still_to_come"] == []
 
 
+@pytest.mark.slow
 def test_a_part_that_hangs_is_ended_and_what_the_time_does_not_suffice_for_is_said(
     tmp_path: Path,
 ) -> None:
@@ -161,6 +162,7 @@ def test_the_first_part_looks_for_the_device(
     assert found["card"] == "cpu"
 
 
+@pytest.mark.slow
 def test_after_a_failure_the_models_are_made_anew(tmp_path: Path) -> None:
     _, result = run(tmp_path, "crashes, hangs,", seconds=3)
     (kept,) = (part["figures"] for part in result["parts"] if part["name"] == "hangs")

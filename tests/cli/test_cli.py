@@ -15,7 +15,6 @@ import pytest
 
 from qwen_local import __version__
 from qwen_local.backends.base import StepResult
-from qwen_local.backends.cuda.engine import TorchBackend
 from qwen_local.backends.select import Engine
 from qwen_local.cli.options import PRESETS, QUANTIZATIONS
 from qwen_local.embedded import tiny_model_path
@@ -206,6 +205,8 @@ BAD_INPUT = {
 def test_a_run_that_is_stopped_by_hand_says_where_it_stands_and_how_to_go_on(
     rows: str, said_of_it: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from qwen_local.backends.cuda.engine import TorchBackend
+
     real_step = TorchBackend.step
 
     def stop_at_the_third(self: TorchBackend, *args: Any, **named: Any) -> StepResult:

@@ -166,6 +166,7 @@ def texts(tree: ast.AST) -> Iterator[str]:
             yield node.value
 
 
+@pytest.mark.slow
 def test_the_library_names_no_flag() -> None:
     found = set()
     for path in PACKAGE.rglob("*.py"):

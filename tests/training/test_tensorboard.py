@@ -17,7 +17,6 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from qwen_local.backends.base import StepResult
-from qwen_local.backends.cuda.engine import TorchBackend
 from qwen_local.backends.select import Engine
 from qwen_local.runs.events import AdapterEvent, EvalEvent, MemoryEvent, TrainEvent, read_events
 from qwen_local.training.tensorboard import TensorBoard
@@ -83,6 +82,8 @@ def test_the_curves_of_a_run_are_those_of_its_metrics(engine: Engine, cli: Cli) 
 def test_a_run_that_is_cut_off_has_the_curves_that_its_metrics_have(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from qwen_local.backends.cuda.engine import TorchBackend
+
     real_step = TorchBackend.step
 
     def stop_at_the_third(self: TorchBackend, *args: Any, **named: Any) -> StepResult:
