@@ -14,8 +14,9 @@ import numpy as np
 
 from benchmarks.parts import Device, Figure, check
 from qwen_local.backends.base import Arrays, Backend, Setup
+from qwen_local.backends.machine import Engine
 from qwen_local.backends.open import open_backend
-from qwen_local.backends.select import Choice, Engine
+from qwen_local.backends.select import Choice
 from qwen_local.embedded import TINY_MODEL, sample_data_path, tiny_model_path
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import fetch, find_model

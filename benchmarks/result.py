@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.peers.work import versions
 
 if TYPE_CHECKING:
-    from qwen_local.backends.select import Machine
+    from qwen_local.backends.machine import Machine
 
 RESULTS = Path(__file__).with_name("results")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "mlx", "mlx-lm")

@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qwen_local.backends.select import Engine, Machine, choose, probe
+from qwen_local.backends.machine import Engine, Machine
+from qwen_local.backends.probe import probe
+from qwen_local.backends.select import choose
 from qwen_local.embedded import TINY_MODEL, sample_data_path
 from qwen_local.export.fuse import fuse
 from qwen_local.export.opening import ExportRequest

@@ -20,8 +20,9 @@ import qwen_local
 import qwen_local.backends.mlx.before_import  # before mlx.core is imported
 from qwen_local.backends import open as engine_opener
 from qwen_local.backends.base import Backend, Setup
+from qwen_local.backends.machine import Engine
 from qwen_local.backends.open import open_backend
-from qwen_local.backends.select import Choice, Engine
+from qwen_local.backends.select import Choice
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import ModelFiles, fetch, find_model
 from qwen_local.rows.rows import Rows

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qwen_local.backends.select import Engine
+from qwen_local.backends.machine import Engine
 from qwen_local.embedded import sample_data_path
 from qwen_local.job.schema import read_job
 from qwen_local.runs.curves import largest_difference

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_local.backends.select import Engine
+from qwen_local.backends.machine import Engine
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,9 @@ from typing import Any, cast
 
 import pytest
 
+from qwen_local.backends.machine import Engine
 from qwen_local.backends.open import open_backend
-from qwen_local.backends.select import Choice, Engine
+from qwen_local.backends.select import Choice
 from tests.conftest import ENGINES, pytest_configure
 from tests.isolation import isolate
 

@@ -28,7 +28,7 @@ from qwen_local.backends.base import Backend, Setup
 from qwen_local.backends.cuda.quiet import import_bitsandbytes
 from qwen_local.backends.open import open_backend
 from qwen_local.backends.select import Choice
-from qwen_local.job.presets import choose
+from qwen_local.job.presets import preset_for
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.families import TARGETS
 from qwen_local.models.source import fetch, find_model
@@ -101,7 +101,7 @@ def rate(work: Work, rows: Rows, batch: int, device: Device) -> float:
 def ours(model: Path, device: Device, *, preset: bool) -> tuple[Work, Work, int]:
     """(a step, an evaluation, rows of a step) of this project's engine."""
     files = fetch(find_model(str(model)))
-    values = choose("small", files.architecture.parameters())
+    values = preset_for("small", files.architecture.parameters())
     assert values is not None
     batch = int(values.values["train.batch_size"]) if preset else 1
     setup = Setup(

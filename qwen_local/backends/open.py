@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qwen_local.backends.base import Backend, Setup
-    from qwen_local.backends.select import Choice, Engine
+    from qwen_local.backends.machine import Engine
+    from qwen_local.backends.select import Choice
     from qwen_local.backends.weights import Weights
     from qwen_local.models.source import ModelFiles
 

@@ -19,7 +19,7 @@ from qwen_local.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from qwen_local.backends.select import DType
+    from qwen_local.backends.machine import DType
     from qwen_local.job.schema import Quantization
 
 

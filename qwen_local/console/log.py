@@ -48,7 +48,7 @@ class LogFile(_IgnoresOSError, logging.FileHandler):
 
 
 @contextmanager
-def handled(handler: logging.Handler) -> Iterator[None]:
+def logging_to(handler: logging.Handler) -> Iterator[None]:
     """Within this context, messages also go to this handler."""
     log.setLevel(logging.INFO)
     log.addHandler(handler)
@@ -61,7 +61,7 @@ def handled(handler: logging.Handler) -> Iterator[None]:
 
 def talk(*, quiet: bool) -> AbstractContextManager[None]:
     """Within this context, messages go to stderr unless `quiet`."""
-    return nullcontext() if quiet else handled(ConsoleHandler(sys.stderr))
+    return nullcontext() if quiet else logging_to(ConsoleHandler(sys.stderr))
 
 
 @contextmanager

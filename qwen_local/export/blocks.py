@@ -161,7 +161,7 @@ def _engine(
             dtype="float32",
             quantization=source.quantization,
         )
-        engine = open_model(block, setup).backend
+        engine = open_model(block, setup)
         yield engine
     finally:
         del engine

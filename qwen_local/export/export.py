@@ -50,7 +50,7 @@ from qwen_local.files import expanded, write_json
 from qwen_local.job.schema import Quantization
 from qwen_local.models.families import FAMILIES
 from qwen_local.models.source import PROOF
-from qwen_local.resolve.open import open_weights
+from qwen_local.resolve.open import open_weight_files
 from qwen_local.resolve.resolve import Resolved
 from qwen_local.runs.names import ADAPTER, MLX, PEFT
 
@@ -113,7 +113,7 @@ def export(
     size = sum(array.nbytes for array in opened.known_adapter.arrays.values())
     size = gguf_bytes(architecture, outtype) if to in MERGED else size
     check_disk(place, size, architecture)
-    weights = open_weights(opened)
+    weights = open_weight_files(opened)
     about = about_of(opened, _title(request) if name is None else name)
     modelfile = modelfile_of(opened, about, outtype, thinking) if to == "ollama" else None
     with new_folder(place) as new:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qwen_local.adapters.store import ORIGIN
-from qwen_local.backends.select import DType
+from qwen_local.backends.machine import DType
 from qwen_local.backends.weights import Weights
 from qwen_local.cards.facts import card_facts, write_card
 from qwen_local.export.blocks import Variant, WeightSource, tensor_reader
@@ -38,7 +38,7 @@ from qwen_local.job.schema import Quantization
 from qwen_local.models.config import engine_config
 from qwen_local.models.source import PROOF, TOKENIZER_PARTS, fetch, find_model
 from qwen_local.models.tensor_check import float_type
-from qwen_local.resolve.open import open_weights
+from qwen_local.resolve.open import open_weight_files
 from qwen_local.resolve.quantization import check_quantization
 from qwen_local.resolve.resolve import Resolved
 
@@ -97,7 +97,7 @@ def fuse(
         generation_config(base.folder, base.name), opened.known_tokenizer.stop_ids
     )
     with new_folder(place) as new:
-        weights = open_weights(opened)
+        weights = open_weight_files(opened)
         _write(new, opened, weights, generation, rounded, requantize)
         proof = _prove(new, opened, weights, rounded, requantize, request.adapter)
         result = Fused(
@@ -140,7 +140,7 @@ def _prove(
         ExportError: a tensor differs, or the model computes something else than the live adapter.
     """
     files = fetch(find_model(str(folder)))
-    written = open_weights(opened, files)
+    written = open_weight_files(opened, files)
     variants = live_variants(opened, weights)
     variants |= {EXPORT: Variant(WeightSource.from_files(files, written))}
     if requantize == "none":

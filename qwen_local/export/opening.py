@@ -16,7 +16,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from qwen_local.adapters.lora import Origin
-from qwen_local.backends.select import ENGINES, probe
+from qwen_local.backends.probe import probe
+from qwen_local.backends.select import ENGINES
 from qwen_local.errors import Fault, InputError, ModelError, RunBusyError
 from qwen_local.export.merge import ExportError
 from qwen_local.files import expanded, free_bytes, readable_by_all

@@ -14,7 +14,7 @@ from qwen_local.errors import InputError
 from qwen_local.rows.rows import Rows
 from qwen_local.rows.targets import shift_labels
 from qwen_local.runs.run import Run
-from qwen_local.training.preparation import prepare_data
+from qwen_local.training.job_data import prepare_data
 
 log = logging.getLogger("qwen_local")
 

@@ -15,7 +15,8 @@ from qwen_local.adapters.prompt import thinking_of
 from qwen_local.adapters.store import origin_in
 from qwen_local.backends.base import Completion, Sampling, Session
 from qwen_local.backends.machine import COMPUTING
-from qwen_local.backends.select import ENGINES, probe
+from qwen_local.backends.probe import probe
+from qwen_local.backends.select import ENGINES
 from qwen_local.errors import InputError
 from qwen_local.inference.sampling_options import (
     GREEDY,
@@ -105,7 +106,7 @@ class Generator:
         self._adapter = resolved.adapter
         self._merged = origin_in(folder) if (folder / PROOF).is_file() else None
         self._answer_as_trained(self._merged if self._adapter is None else self._adapter.origin)
-        self._engine = open_model(resolved, resolved.setup()).backend
+        self._engine = open_model(resolved, resolved.setup())
         self._switch = None if self._adapter is None else Switch(self._engine, self._adapter.arrays)
         self._uses_adapter = True  # if there is one
 

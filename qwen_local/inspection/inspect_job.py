@@ -25,7 +25,7 @@ from qwen_local.inspection.fix import FixResult, fix
 from qwen_local.inspection.show import ShownRecord, pick, show
 from qwen_local.job.schema import Job
 from qwen_local.models.source import fetch_tokenizer, find_model
-from qwen_local.training.preparation import data_sources, tokenize_config
+from qwen_local.training.job_data import data_sources, tokenize_config
 
 
 def read_making(job: Job) -> TokenizeConfig:

@@ -81,10 +81,10 @@ PRESETS = (
 """All presets, smallest models first."""
 
 
-def choose(name: PresetName, parameters: int) -> Preset | None:
+def preset_for(name: PresetName, parameters: int) -> Preset | None:
     """Return the preset for a model with this many parameters; None for `none`.
 
-    >>> choose("auto", 596_049_920).name, choose("large", 596_049_920).name
+    >>> preset_for("auto", 596_049_920).name, preset_for("large", 596_049_920).name
     ('small', 'large')
     """
     if name == "auto":

@@ -40,7 +40,7 @@ from qwen_local.datasets.column_map import FormatName, resolve_format
 from qwen_local.embedded import SAMPLE_DATA, TINY_MODEL
 from qwen_local.errors import DatasetError, Fault, JobError
 from qwen_local.job.faults import explain
-from qwen_local.job.presets import PRESET_NAMES, PresetName, choose
+from qwen_local.job.presets import PRESET_NAMES, PresetName, preset_for
 from qwen_local.job.reader import (
     FLAGS,
     Layer,
@@ -483,7 +483,7 @@ class Draft:
 
     def complete(self, parameters: int) -> Job:
         """Apply the preset for a model with this many parameters."""
-        preset = choose(self.preset, parameters)
+        preset = preset_for(self.preset, parameters)
         values = {} if preset is None else preset.values
         below = Layer({k: Setting(v, f"preset: {k}", Order(-1, 0)) for k, v in values.items()})
         return _check([below, *self.layers])

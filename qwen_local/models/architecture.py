@@ -16,7 +16,7 @@ Shape = tuple[int, ...]
 Place = tuple[int, str]
 """(block number, path in the block) of a linear layer: `(3, "self_attn.q_proj")`."""
 BlockKind = Literal["attention", "qk_norm_attention"]
-"""Causal attention and a gated MLP; with `qk_norm`, queries and keys are normalized per head."""
+"""Causal attention and a gated MLP; `qk_norm`: queries and keys are normalized per head."""
 
 EMBEDDING = "model.embed_tokens.weight"
 NORM = "model.norm.weight"

@@ -122,7 +122,7 @@ def build(
     untitled = len(ratings) - int(titled_N.sum())
     histories, again = by_time(ratings.take(titled_N) if untitled else ratings)
     del ratings
-    chosen, eligible = choose(histories, options)
+    chosen, eligible = choose_ratings(histories, options)
     if not len(chosen[TRAIN]):
         problem = f"no rating has {options.min_history} earlier ratings by the same user"
         if eligible:
@@ -206,7 +206,9 @@ def _latest_marked(marks_N: np.ndarray) -> np.ndarray:
     return index_N
 
 
-def choose(histories: Histories, options: MovieLensOptions) -> tuple[dict[str, np.ndarray], int]:
+def choose_ratings(
+    histories: Histories, options: MovieLensOptions
+) -> tuple[dict[str, np.ndarray], int]:
     """Select the ratings for each file, in the order of their hashes.
 
     The users with the smallest hashes are held out for evaluation. Their share of all users equals

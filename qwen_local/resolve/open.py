@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from qwen_local.adapters.lora import Adapter
 from qwen_local.backends import open as engines
 from qwen_local.backends.base import Backend, Setup
 from qwen_local.backends.weights import Weights
-from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.models.source import ModelFiles
 from qwen_local.resolve.resolve import Resolved, with_weights
 
 
-@dataclass(frozen=True, slots=True)
-class OpenModel:
-    """A model in memory, with what is needed to use it."""
-
-    backend: Backend
-    tokenizer: ChatTokenizer
-    adapter: Adapter | None
-    """The adapter of the request; its arrays are not in the engine yet."""
-
-
-def open_model(resolved: Resolved, setup: Setup) -> OpenModel:
+def open_model(resolved: Resolved, setup: Setup) -> Backend:
     """Load the base model into the engine that was chosen for it.
+
+    The arrays of the request's adapter are not in the engine yet: see `Backend.load_adapter`.
 
     Args:
         resolved: from `resolve`; weights that are not here yet are downloaded.
@@ -34,14 +24,10 @@ def open_model(resolved: Resolved, setup: Setup) -> OpenModel:
         ModelError: the weights cannot be had, or do not fit the architecture.
     """
     resolved = with_weights(resolved)
-    return OpenModel(
-        backend=engines.open_backend(resolved.choice, replace(setup, model=resolved.model)),
-        tokenizer=resolved.known_tokenizer,
-        adapter=resolved.adapter,
-    )
+    return engines.open_backend(resolved.choice, replace(setup, model=resolved.model))
 
 
-def open_weights(resolved: Resolved, model: ModelFiles | None = None) -> Weights:
+def open_weight_files(resolved: Resolved, model: ModelFiles | None = None) -> Weights:
     """Open the weight files of a model, read and written by the chosen engine's library.
 
     Args:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from qwen_local.adapters.lora import Origin
-from qwen_local.backends.select import Choice, Engine, Machine, choose, quantization_faults
+from qwen_local.backends.machine import Engine, Machine
+from qwen_local.backends.select import Choice, choose, quantization_faults
 from qwen_local.errors import Fault, ModelError
 from qwen_local.job.schema import Quantization
 from qwen_local.models.architecture import Architecture, Stored

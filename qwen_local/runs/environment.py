@@ -10,7 +10,8 @@ from importlib import metadata
 from typing import Any
 
 from qwen_local.backends.base import Setup
-from qwen_local.backends.select import Choice, Machine
+from qwen_local.backends.machine import Machine
+from qwen_local.backends.select import Choice
 
 PACKAGES = (
     "qwen-local",

@@ -54,7 +54,11 @@ class EvalRows:
 
 
 def read_eval_rows(path: Path) -> EvalRows | None:
-    """Read the file; None if it is missing or damaged."""
+    """Read the file; None if it is missing or damaged.
+
+    Raises:
+        OSError: it is there and cannot be read.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -66,7 +70,7 @@ def read_eval_rows(path: Path) -> EvalRows | None:
             tokens_R=arrays["tokens"],
             dropped=int(arrays["dropped"].sum()),
         )
-    except (OSError, KeyError, ValueError, SafetensorError):
+    except (FileNotFoundError, KeyError, ValueError, SafetensorError):
         return None
     vectors = found.steps_E.ndim == found.tokens_R.ndim == 1
     fits = vectors and found.nll_ER.shape == (len(found.steps_E), len(found.tokens_R))

@@ -136,7 +136,7 @@ class TrainEvent(Event):
     loss: Number
     """Mean over supervised tokens in nats, before the update."""
     learning_rate: Number = UNKNOWN
-    """As the optimizer applied it."""
+    """Learning rate that the optimizer applied."""
     grad_norm: Number = UNKNOWN
     """Before clipping."""
     tokens: int | None = None

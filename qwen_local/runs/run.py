@@ -156,7 +156,10 @@ class Run:
     @cached_property
     def eval_rows(self) -> EvalRows | None:
         """Loss of each evaluation row at each evaluation."""
-        return read_eval_rows(self.files.eval_rows)
+        try:
+            return read_eval_rows(self.files.eval_rows)
+        except OSError:
+            return None
 
     @property
     def checkpoints(self) -> list[int]:
@@ -174,12 +177,6 @@ class Run:
             if (folder / weights).is_file():
                 return folder
         return None
-
-    @property
-    def last_adapter(self) -> Path | None:
-        """Folder of the newest checkpoint, which PEFT can load as an adapter."""
-        steps = self.checkpoints
-        return self.checkpoint(steps[0]) if steps else None
 
 
 def is_run(folder: Path) -> bool:

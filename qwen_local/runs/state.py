@@ -80,7 +80,7 @@ class TrainState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Identity:
-    """What makes a run the same run: it resumes only if these are equal."""
+    """A run resumes from a checkpoint only if these are equal to its own."""
 
     job: Mapping[str, Any]
     """Resolved job."""

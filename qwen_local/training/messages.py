@@ -56,7 +56,7 @@ def report_start(ready: ReadyRun) -> None:
 def report_forecast(ready: ReadyRun, coming: Forecast, peak_memory_bytes: int) -> None:
     """Log the estimated time, and planned memory beside the warm-up's."""
     log.info(
-        "time: %s; memory: %.2f GB planned, %.2f after a warm-up with the longest rows",
+        "time: %s; memory: %.2f GB planned, %.2f after a warm-up with the largest micro-batches",
         describe(coming),
         ready.plan.memory.peak / 1e9,
         peak_memory_bytes / 1e9,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qwen_local.backends.machine import Capability, Machine
-from qwen_local.backends.select import Engine
+from qwen_local.backends.machine import Capability, Engine, Machine
 from qwen_local.errors import BackendError, Fault
 
 GIB = 1 << 30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,21 +21,54 @@ from qwen_local.resolve.resolve import Resolved, resolve, with_weights
 from qwen_local.runs.directory import check_free, run_folder
 from qwen_local.runs.state import Checkpoint, Execution, Identity
 from qwen_local.training.disk import disk_need
+from qwen_local.training.job_data import (
+    check_data_given,
+    data_sources,
+    prepare_data,
+    with_data_faults,
+)
 from qwen_local.training.named_machines import named_machine
 from qwen_local.training.preparation import (
     PlannedData,
-    check_data_given,
     check_length,
     check_report_to,
-    data_sources,
     make_setup,
     make_workload,
-    prepare_data,
     trainable_parameters,
-    with_data_faults,
 )
 from qwen_local.training.resume import ResumePoint, changes, peek_checkpoint
 from qwen_local.training.schedule import Schedule, make_schedule
+
+MORE_ROOM = "make room, set output to a folder elsewhere, or lower train.keep"
+"""Hint for a disk that is too small."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusals:
+    """Errors that `train` raises and that leave the figures of a plan as they are."""
+
+    output: JobError | RunBusyError | None = None
+    """The run directory is taken."""
+    data: JobError | None = None
+    """The job has no data; the plan is for the sample data."""
+    disk: DiskFullError | None = None
+
+    def __iter__(self) -> Iterator[QwenLocalError]:
+        """Every error that there is."""
+        return (error for error in (self.output, self.data, self.disk) if error is not None)
+
+    def check(self) -> None:
+        """Raise what there is, the faults of several job errors as one error.
+
+        Raises:
+            QwenLocalError: there is something.
+        """
+        jobs = [error for error in self if isinstance(error, JobError)]
+        for error in self:
+            if not isinstance(error, JobError):
+                raise error
+        if jobs:
+            raise JobError([fault for error in jobs for fault in error.faults])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,8 +94,7 @@ class Plan:
     """Largest size of the run directory."""
     disk_free_bytes: int | None
     """Free bytes where the run directory is or will be; None on another machine."""
-    refusals: tuple[QwenLocalError, ...] = ()
-    """Errors that `train` raises and a plan can do without: it is worth reading all the same."""
+    refusals: Refusals = Refusals()
 
     @property
     def total_parameters(self) -> int:
@@ -173,7 +206,7 @@ def plan_run(
     job = job.model_copy(update={"output": str(output)})
     refusals = _refusals(draft, job, None if folder or not machine.here else output)
     if execute:
-        _raise_all(refusals)
+        refusals.check()
     check_length(job, resolved.architecture)
     check_report_to(job)
     trainable = trainable_parameters(job, resolved.architecture)
@@ -181,11 +214,10 @@ def plan_run(
     plan = make_plan(job, resolved, data, trainable=trainable, output=output)
     if folder is None and plan.disk_free_bytes is not None:
         if plan.disk_free_bytes < plan.disk_bytes:
-            hint = "make room, set output to a folder elsewhere, or lower train.keep"
-            error = DiskFullError(output, plan.disk_bytes, plan.disk_free_bytes, hint)
-            refusals += (error,)
+            error = DiskFullError(output, plan.disk_bytes, plan.disk_free_bytes, MORE_ROOM)
+            refusals = replace(refusals, disk=error)
         if execute:
-            _raise_all(refusals)
+            refusals.check()
     return replace(plan, refusals=refusals)
 
 
@@ -258,9 +290,10 @@ def make_plan(
 
 
 def keep_budget(plan: Plan, before: Execution, changed: set[str]) -> Plan:
-    """The plan with the memory budget of the run's earlier part, where nothing speaks against it.
+    """Return the plan with the memory budget of the run's earlier part, on the same device.
 
-    A budget that was halved once would run out of memory again.
+    What the user has changed since stays changed. A budget that was halved once would run out of
+    memory again.
 
     Args:
         plan: of the resumed run.
@@ -279,7 +312,7 @@ def keep_budget(plan: Plan, before: Execution, changed: set[str]) -> Plan:
 
 
 def cap_budget(plan: Plan, tokens: int | None) -> Plan:
-    """The plan with at most this many tokens in a micro-batch; None leaves it as it is."""
+    """Return the plan with at most this many tokens in a micro-batch; None leaves it as it is."""
     if tokens is None or tokens >= plan.setup.micro_batch_tokens:
         return plan
     setup = replace(plan.setup, micro_batch_tokens=tokens)
@@ -291,7 +324,7 @@ def _as_memory_has_shown(setup: Setup) -> str:
 
 
 def identity_of(plan: Plan, base: str) -> Identity:
-    """What makes this run the run that it is.
+    """Return what a resumed run is checked against: job, rows, base model.
 
     Args:
         plan: with rows.
@@ -308,32 +341,23 @@ def identity_of(plan: Plan, base: str) -> Identity:
     )
 
 
-def _refusals(draft: Draft, job: Job, output: Path | None) -> tuple[QwenLocalError, ...]:
-    """Errors of the job that leave its figures as they are.
+def _refusals(draft: Draft, job: Job, output: Path | None) -> Refusals:
+    """Look at the run directory and at the data that a job names.
 
     Args:
         draft: what the user wrote.
         job: complete.
         output: the folder of a new run; None where it is not to be looked at.
     """
-    found: list[QwenLocalError] = []
+    taken: JobError | RunBusyError | None = None
+    missing: JobError | None = None
     if output is not None:
         try:
             check_free(output)
         except (JobError, RunBusyError) as error:
-            found.append(error)
+            taken = error
     try:
         check_data_given(draft, job)
     except JobError as error:
-        found.append(error)
-    return tuple(found)
-
-
-def _raise_all(refusals: tuple[QwenLocalError, ...]) -> None:
-    """Raise what was found, the faults of several job errors as one error."""
-    jobs = [error for error in refusals if isinstance(error, JobError)]
-    others = [error for error in refusals if not isinstance(error, JobError)]
-    if others:
-        raise others[0]
-    if jobs:
-        raise JobError([fault for error in jobs for fault in error.faults])
+        missing = error
+    return Refusals(output=taken, data=missing)

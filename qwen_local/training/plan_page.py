@@ -7,9 +7,9 @@ from typing import Any
 
 from qwen_local.backends.memory import USABLE
 from qwen_local.datasets.report import Histogram
-from qwen_local.errors import DiskFullError, InputError, JobError, QwenLocalError, RunBusyError
+from qwen_local.errors import JobError
 from qwen_local.training.advice import evaluation_advice, memory_hint, quantization_advice
-from qwen_local.training.plan import Plan
+from qwen_local.training.plan import MORE_ROOM, Plan
 
 BAR = 40
 """Width of the histogram's longest bar."""
@@ -118,7 +118,7 @@ def plan_page(plan: Plan, elsewhere: str | None = None) -> str:
 
 
 def _data(plan: Plan) -> str:
-    if any(_keys(error) == ["data.train"] for error in plan.refusals):
+    if plan.refusals.data is not None:
         return (
             f"{plan.data.description}\n  the sample data, as none is given: train will ask for "
             "`data`"
@@ -126,26 +126,20 @@ def _data(plan: Plan) -> str:
     return plan.data.description
 
 
-def _keys(error: QwenLocalError) -> list[str]:
-    return [fault.where for fault in error.faults] if isinstance(error, InputError) else []
-
-
 def _output_taken(plan: Plan) -> str | None:
     """Why `train` refuses the output folder, or None."""
-    for error in plan.refusals:
-        if isinstance(error, RunBusyError):
-            return str(error).partition("\n")[0]
-        if isinstance(error, JobError) and _keys(error) == ["output"]:
-            return error.faults[0].problem
-    return None
+    taken = plan.refusals.output
+    if isinstance(taken, JobError):
+        return taken.faults[0].problem
+    return None if taken is None else str(taken).partition("\n")[0]
 
 
 def _room(plan: Plan) -> str:
     if plan.disk_free_bytes is None:
         return ""
     room = f" of the {plan.disk_free_bytes / 1e9:.2f} GB that are free"
-    if any(isinstance(error, DiskFullError) for error in plan.refusals):
-        room += "\n\nhint: make room, set output to a folder elsewhere, or lower train.keep\n"
+    if plan.refusals.disk is not None:
+        room += f"\n\nhint: {MORE_ROOM}\n"
     return room
 
 

@@ -11,7 +11,7 @@ from qwen_local.backends.base import Backend
 from qwen_local.backends.probe import probe
 from qwen_local.backends.select import choose
 from qwen_local.cards.facts import card_facts, write_card
-from qwen_local.console.log import LogFile, handled, talk
+from qwen_local.console.log import LogFile, logging_to, talk
 from qwen_local.console.signals import Stopped, Stops
 from qwen_local.errors import DiskFullError, OutOfMemoryError, QwenLocalError
 from qwen_local.files import json_bytes, replace_file, room_for
@@ -58,7 +58,7 @@ def train(
         Stopped: a signal ended the run, after a checkpoint if it was the first signal.
     """
     buffered = MemoryHandler(capacity=1000)  # until there is a run.log
-    with talk(quiet=quiet), handled(buffered), ExitStack() as stack:
+    with talk(quiet=quiet), logging_to(buffered), ExitStack() as stack:
         machine = probe()
         resumed = None
         if resume is not None:
@@ -74,12 +74,12 @@ def train(
             message = "%s is finished already, after %d steps: %s"
             log.info(message, ready.plan.output, done.steps, done.stopped_because)
             return done
-        model = open_model(ready.plan.resolved, ready.plan.setup)
+        engine = open_model(ready.plan.resolved, ready.plan.setup)
         with room_for(ready.files.job, SMALL_FILES):
-            _take_folder(ready, model.backend, stack)
+            _take_folder(ready, engine, stack)
             stack.enter_context(_log_file(ready.files.log, buffered.buffer))
         stack.enter_context(keep_awake(machine.system))
-        return _train(ready, model.backend, quiet=quiet)
+        return _train(ready, engine, quiet=quiet)
 
 
 def _take_folder(ready: ReadyRun, backend: Backend, stack: ExitStack) -> None:
@@ -203,4 +203,4 @@ def _log_file(path: Path, before: list[logging.LogRecord]) -> AbstractContextMan
     handler = LogFile(path)
     for record in before:
         handler.handle(record)
-    return handled(handler)
+    return logging_to(handler)

@@ -31,8 +31,9 @@ from qwen_local.adapters.mlx_layout import write_mlx
 from qwen_local.adapters.peft_layout import write_peft
 from qwen_local.adapters.store import load_adapter
 from qwen_local.backends.base import Setup
+from qwen_local.backends.machine import Engine
 from qwen_local.backends.open import open_backend
-from qwen_local.backends.select import Choice, Engine
+from qwen_local.backends.select import Choice
 from qwen_local.errors import ModelError
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.architecture import Architecture, Place

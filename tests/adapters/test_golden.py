@@ -14,8 +14,9 @@ from safetensors.numpy import load_file
 
 from qwen_local.adapters.store import load_adapter, save_adapter
 from qwen_local.backends.base import Setup
+from qwen_local.backends.machine import Engine
 from qwen_local.backends.open import open_backend
-from qwen_local.backends.select import Choice, Engine
+from qwen_local.backends.select import Choice
 from qwen_local.embedded import tiny_model_path
 from qwen_local.models.source import fetch, find_model
 from qwen_local.rows.rows import Rows

@@ -16,7 +16,7 @@ from qwen_local.adapters.lora import Adapter, initial_arrays, lora_shapes
 from qwen_local.adapters.mlx_layout import to_mlx, to_peft
 from qwen_local.adapters.store import base_of, load_adapter, save_adapter
 from qwen_local.backends.base import Backend
-from qwen_local.backends.select import Engine
+from qwen_local.backends.machine import Engine
 from qwen_local.errors import ModelError
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import ModelFiles

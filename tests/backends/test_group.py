@@ -14,8 +14,8 @@ from torch import Tensor
 
 from qwen_local.backends.base import RowTooLargeError, StepResult
 from qwen_local.backends.group import ALONE, Group
+from qwen_local.backends.machine import Engine
 from qwen_local.backends.oom_retry import TokenBudget
-from qwen_local.backends.select import Engine
 from qwen_local.rows.rows import Rows
 from qwen_local.rows.targets import IGNORE, Targets
 from tests.conftest import MakeRows, OpenEngine

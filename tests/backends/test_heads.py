@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import qwen_local.backends.mlx.before_import  # noqa: F401  # before mlx.core is imported
-from qwen_local.backends.select import Engine
+from qwen_local.backends.machine import Engine
 
 VOCABULARY = 320
 QWEN_VOCABULARY = 151_936

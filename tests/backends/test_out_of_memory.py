@@ -22,9 +22,9 @@ import torch
 from qwen_local.backends.base import AdapterState, Backend, RowTooLargeError
 from qwen_local.backends.cuda import engine as cuda
 from qwen_local.backends.cuda import forward as cuda_forward
+from qwen_local.backends.machine import Engine
 from qwen_local.backends.mlx import engine as mlx
 from qwen_local.backends.oom_retry import TokenBudget
-from qwen_local.backends.select import Engine
 from qwen_local.errors import OutOfMemoryError
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import ModelFiles

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from qwen_local.backends.base import Backend
-from qwen_local.backends.select import Engine
+from qwen_local.backends.machine import Engine
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import ModelFiles
 from qwen_local.rows.rows import Rows

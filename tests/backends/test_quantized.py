@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qwen_local.backends.base import Backend, Setup
-from qwen_local.backends.select import Engine
+from qwen_local.backends.machine import Engine
 from qwen_local.embedded import TINY_MODEL
 from qwen_local.job.schema import LoraSpec, Quantization
 from qwen_local.models.families import TARGETS

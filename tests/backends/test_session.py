@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from qwen_local.backends.base import Backend, Completion, Sampling, Session
+from qwen_local.backends.machine import Engine
 from qwen_local.backends.prefix import reusable
-from qwen_local.backends.select import Engine
 from qwen_local.embedded import TINY_MODEL
 from qwen_local.models.source import ModelFiles, fetch, find_model
 

@@ -14,7 +14,7 @@ from typing import Any
 import pexpect
 import pytest
 
-from qwen_local.backends.select import Engine
+from qwen_local.backends.machine import Engine
 
 Cli = Callable[..., Any]
 TINY = "qwen-local/tiny"

@@ -15,7 +15,7 @@ import pytest
 
 from qwen_local import __version__
 from qwen_local.backends.base import StepResult
-from qwen_local.backends.select import Engine
+from qwen_local.backends.machine import Engine
 from qwen_local.cli.options import PRESETS, QUANTIZATIONS
 from qwen_local.embedded import tiny_model_path
 from qwen_local.job.presets import PRESET_NAMES

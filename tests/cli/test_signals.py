@@ -28,7 +28,7 @@ COMMAND = """
 import fcntl, logging, os, sys, termios, time
 from pathlib import Path
 from qwen_local.cli import cli, main
-from qwen_local.console.log import LogFile, handled, talk
+from qwen_local.console.log import LogFile, logging_to, talk
 
 log = logging.getLogger("qwen_local")
 
@@ -144,7 +144,8 @@ TALKATIVE = """
     from qwen_local.training.progress import Progress
     fcntl.ioctl(2, termios.TIOCSCTTY, 0)  # now it is ours, and closes with a SIGHUP
     try:
-        with talk(quiet=False), handled(LogFile(Path("run.log"))), Progress(20, quiet=False) as bar:
+        file = logging_to(LogFile(Path("run.log")))
+        with talk(quiet=False), file, Progress(20, quiet=False) as bar:
             assert sys.stderr.isatty()
             for step in range(1, 21):
                 if step == 5:
@@ -192,7 +193,7 @@ def test_a_stderr_closed_from_the_start_is_none(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 def test_a_log_on_a_full_disk_is_lost_without_a_word(start: Callable[..., Process]) -> None:
     process = start("""
-        with handled(LogFile(Path("/dev/full"))):
+        with logging_to(LogFile(Path("/dev/full"))):
             log.info("said")
             ready()
         print("the result")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_local.console.log import ConsoleHandler, LogFile, handled, lasting_stderr, talk
+from qwen_local.console.log import ConsoleHandler, LogFile, lasting_stderr, logging_to, talk
 
 log = logging.getLogger("qwen_local")
 
@@ -44,7 +44,7 @@ def test_messages_to_a_closed_stream_are_lost_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stderr", Gone())
-    with talk(quiet=False), handled(LogFile(tmp_path / "run.log")):
+    with talk(quiet=False), logging_to(LogFile(tmp_path / "run.log")):
         monkeypatch.undo()  # where a traceback would be seen
         log.info("said")
     assert capfd.readouterr() == ("", "")

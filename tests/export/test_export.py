@@ -24,7 +24,7 @@ from safetensors.numpy import load_file
 from qwen_local.adapters.lora import Adapter, array_shapes, lora_name, lora_shapes
 from qwen_local.adapters.peft_layout import write_peft
 from qwen_local.adapters.store import load_adapter, save_adapter
-from qwen_local.backends.select import Engine
+from qwen_local.backends.machine import Engine
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.embedded import TINY_MODEL, sample_data_path, tiny_model_path
 from qwen_local.errors import RunBusyError

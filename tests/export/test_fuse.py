@@ -16,8 +16,9 @@ import pytest
 from qwen_local.adapters.lora import Adapter
 from qwen_local.adapters.store import load_adapter, save_adapter
 from qwen_local.backends.base import Setup
+from qwen_local.backends.machine import Engine
 from qwen_local.backends.open import open_backend
-from qwen_local.backends.select import Choice, Engine
+from qwen_local.backends.select import Choice
 from qwen_local.embedded import TINY_MODEL, tiny_model_path
 from qwen_local.export import fuse as fusing
 from qwen_local.export import merge

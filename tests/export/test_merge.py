@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from qwen_local.adapters.lora import Adapter, lora_shapes
 from qwen_local.adapters.store import save_adapter
+from qwen_local.backends.machine import DType, Engine
 from qwen_local.backends.open import open_weights
-from qwen_local.backends.select import Choice, DType, Engine
+from qwen_local.backends.select import Choice
 from qwen_local.export.merge import merged_tensors, write_shards
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import ModelFiles, fetch, find_model

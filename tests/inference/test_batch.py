@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from qwen_local.backends.select import Engine
+from qwen_local.backends.machine import Engine
 from qwen_local.inference.batch import ROWS, WINDOW, batches
 
 pytestmark = pytest.mark.slow

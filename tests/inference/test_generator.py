@@ -15,8 +15,8 @@ import pytest
 from qwen_local.adapters.lora import Adapter, Origin, initial_arrays
 from qwen_local.adapters.store import base_of, save_adapter
 from qwen_local.backends.base import Completion, Sampling
+from qwen_local.backends.machine import Engine
 from qwen_local.backends.open import open_backend
-from qwen_local.backends.select import Engine
 from qwen_local.embedded import TINY_MODEL, tiny_model_path
 from qwen_local.errors import InputError
 from qwen_local.inference.generator import Generator

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qwen_local.backends.base import Sampling
-from qwen_local.backends.select import Engine
+from qwen_local.backends.machine import Engine
 from qwen_local.embedded import TINY_MODEL
 from qwen_local.inference.generator import Generator, Messages
 from qwen_local.inference.switch import Switch

@@ -33,7 +33,7 @@ from qwen_local.job.schema import (
     read_job,
 )
 from qwen_local.models.families import TARGETS
-from qwen_local.training.preparation import data_sources
+from qwen_local.training.job_data import data_sources
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_local.job.presets import PRESET_NAMES, PRESETS, PresetName, choose
+from qwen_local.job.presets import PRESET_NAMES, PRESETS, PresetName, preset_for
 from qwen_local.job.schema import ONE_OF_TWO, read_job
 from qwen_local.models.published import PUBLISHED
 
@@ -23,7 +23,7 @@ from qwen_local.models.published import PUBLISHED
     ],
 )
 def test_a_model_gets_the_preset_of_the_nearest_size(model: str, name: str) -> None:
-    preset = choose("auto", PUBLISHED[model].parameters())
+    preset = preset_for("auto", PUBLISHED[model].parameters())
     assert preset is not None
     assert preset.name == name
 
@@ -41,7 +41,7 @@ def test_a_model_gets_the_preset_of_the_nearest_size(model: str, name: str) -> N
     ],
 )
 def test_a_boundary_belongs_to_the_larger_preset(parameters: int, name: str) -> None:
-    preset = choose("auto", parameters)
+    preset = preset_for("auto", parameters)
     assert preset is not None
     assert preset.name == name
 
@@ -80,13 +80,13 @@ def test_the_tiny_preset_fits_the_embedded_model() -> None:
 
 
 def test_none_leaves_the_defaults_of_the_job() -> None:
-    assert choose("none", 2_164_928) is None
+    assert preset_for("none", 2_164_928) is None
     job = read_job(None, preset="none").complete(2_164_928)
     assert (job.train.learning_rate, job.train.epochs, job.lora.dropout) == (2e-4, 3, 0.05)
 
 
 def test_a_preset_chosen_by_name_ignores_the_model_size() -> None:
-    preset = choose("large", 1)
+    preset = preset_for("large", 1)
     assert preset is PRESETS[-1]
 
 

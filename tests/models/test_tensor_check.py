@@ -11,8 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from qwen_local.backends.base import Setup
+from qwen_local.backends.machine import Engine
 from qwen_local.backends.open import open_backend
-from qwen_local.backends.select import Choice, Engine
+from qwen_local.backends.select import Choice
 from qwen_local.errors import ModelError
 from qwen_local.models.families import architecture_of
 from qwen_local.models.source import ModelFiles, fetch, find_model

@@ -20,7 +20,7 @@ from qwen_local.recipes.movielens import (
     Question,
     build,
     by_time,
-    choose,
+    choose_ratings,
 )
 from qwen_local.recipes.movielens import questions as asked
 from qwen_local.recipes.output import TRAIN, VALID
@@ -48,7 +48,7 @@ def table(rated: list[Rated]) -> Ratings:
 
 def sides(rated: Ratings, options: MovieLensOptions) -> dict[str, list[Question]]:
     histories, _ = by_time(rated)
-    chosen, _ = choose(histories, options)
+    chosen, _ = choose_ratings(histories, options)
     return {name: list(asked(histories, which, options)) for name, which in chosen.items()}
 
 

@@ -10,7 +10,8 @@ import pytest
 
 import qwen_local
 from qwen_local.backends.base import Setup
-from qwen_local.backends.select import Choice, Machine
+from qwen_local.backends.machine import Machine
+from qwen_local.backends.select import Choice
 from qwen_local.models.source import fetch, find_model
 from qwen_local.runs.environment import environment
 

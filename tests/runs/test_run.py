@@ -42,7 +42,6 @@ def test_a_run_of_the_version_before_reads_whole() -> None:
     assert run.end is not None and run.end == run.finished
     assert (run.end.steps, run.end.best_step, run.end.run) == (4, 4, "runs/old")
     assert run.checkpoints == [4]
-    assert run.last_adapter == run.checkpoint(4)
     assert (run.best_adapter, run.eval_rows) == (None, None)
 
 
@@ -84,7 +83,7 @@ def test_a_folder_with_nothing_but_a_job_is_a_run(tmp_path: Path) -> None:
         None,
         [],
     )
-    assert (run.best_adapter, run.last_adapter, run.eval_rows) == (None, None, None)
+    assert (run.best_adapter, run.eval_rows) == (None, None)
 
 
 def test_reading_writes_nothing(old: Run) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pytest import approx
 
-from qwen_local.backends.select import Machine
+from qwen_local.backends.machine import Machine
 from qwen_local.runs.events import EvalEvent, StartEvent, TrainEvent, read_events
 from qwen_local.training import plan as plan_module
 from qwen_local.training import preparation

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from qwen_local.backends.select import Engine
+from qwen_local.backends.machine import Engine
 
 
 def said(folder: Path, command: str, *arguments: str) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import pytest
 
 from qwen_local.adapters.store import load_adapter
 from qwen_local.backends.cuda.engine import TorchBackend
+from qwen_local.backends.machine import Engine
 from qwen_local.backends.mlx.engine import MlxBackend
-from qwen_local.backends.select import Engine
 from qwen_local.datasets.tokenizer import ChatTokenizer
 from qwen_local.embedded import sample_data_path, tiny_model_path
 from qwen_local.errors import CheckpointError, JobError, RunBusyError

@@ -17,7 +17,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from qwen_local.backends.base import StepResult
-from qwen_local.backends.select import Engine
+from qwen_local.backends.machine import Engine
 from qwen_local.runs.events import AdapterEvent, EvalEvent, MemoryEvent, TrainEvent, read_events
 from qwen_local.training.tensorboard import TensorBoard
 
