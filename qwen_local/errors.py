@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 FAULTS_SHOWN = 20
 """Maximum number of faults in one message; the message counts the others."""
@@ -91,6 +91,8 @@ class InputError(QwenLocalError, ValueError):
     """Invalid input, with all of its faults."""
 
     exit_code = 2
+    more: ClassVar[str] = ""
+    """Where to see the faults that are not shown."""
 
     def __init__(self, faults: Iterable[Fault]) -> None:
         self.faults = tuple(faults)
@@ -104,7 +106,7 @@ class InputError(QwenLocalError, ValueError):
     def __str__(self) -> str:
         shown = [str(fault) for fault in self.faults[:FAULTS_SHOWN]]
         if len(self.faults) > FAULTS_SHOWN:
-            shown.append(f"... and {len(self.faults) - FAULTS_SHOWN:,} more")
+            shown.append(f"... and {len(self.faults) - FAULTS_SHOWN:,} more{self.more}")
             shown += [str(fault) for fault in self.faults[-1:] if fault.ends]
         return "\n\n".join(shown)
 
@@ -115,6 +117,8 @@ class JobError(InputError):
 
 class DatasetError(InputError):
     """Invalid data file or row."""
+
+    more = "; `qwen-local data check` counts them by kind"
 
 
 class ModelError(InputError):

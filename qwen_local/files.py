@@ -165,7 +165,9 @@ def room_for(path: Path, needed: int) -> Iterator[None]:
 def free_bytes(folder: Path) -> int:
     """Return the free bytes on the disk of this folder, which need not exist yet."""
     here = folder.absolute()
-    return shutil.disk_usage(next(path for path in (here, *here.parents) if path.exists())).free
+    # os.path.exists: Path raises for a name that is too long and below an unreadable folder
+    there = next(path for path in (here, *here.parents) if os.path.exists(path))  # noqa: PTH110
+    return shutil.disk_usage(there).free
 
 
 def array_header(path: Path) -> dict[str, tuple[int, ...]]:

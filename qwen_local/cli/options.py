@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -22,6 +24,8 @@ PRESETS = ["auto", "tiny", "small", "medium", "large", "none"]
 QUANTIZATIONS = ["none", "4bit", "8bit"]
 """`qwen_local.job.schema.Quantization`, likewise."""
 
+DATA_ENDINGS = {".jsonl", ".csv", ".parquet"}
+
 backend_option = click.option(
     "--backend",
     type=click.Choice(["auto", "mlx", "cuda"]),
@@ -40,13 +44,41 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 quiet_option = click.option("--quiet", is_flag=True, help="Print nothing but errors on stderr.")
 
 
+class _JobFile(click.Path):
+    """JOB: explains what a run, a data file or a misspelled name should have been."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path of a file.
+
+        Raises:
+            InputError: it is none.
+        """
+        from qwen_local.errors import InputError
+
+        path = Path(value)
+        if path.is_dir():
+            if (path / "job.yaml").is_file():
+                again = f"to continue it: qwen-local train --resume={shlex.quote(str(path))}"
+                raise InputError.at(str(path), "is a run; expected a job file", again)
+            raise InputError.at(str(path), "is a folder; expected a job file")
+        if path.suffix in DATA_ENDINGS:
+            problem = "is a file of data; expected a job file (YAML)"
+            raise InputError.at(str(path), problem, f"pass `data={path}`")
+        if not path.exists():
+            names = [one.name for one in path.parent.glob("*.yaml")]
+            near = difflib.get_close_matches(path.name, names, n=1)
+            meant = f"did you mean {path.with_name(near[0])}?" if near else None
+            raise InputError.at(str(path), "there is no such job file", meant)
+        return super().convert(value, param, ctx)
+
+
 def job_options(command: Command) -> Command:
     """Add JOB, the options for the most common keys, `--set` and `--preset`."""
     decorators = [
         click.argument(
             "job",
             required=False,
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            type=_JobFile(path_type=Path),
         ),
         click.option("--model", help="Hub id, local folder, or qwen-local/tiny."),
         click.option("--data", help="File, folder or hub id to train on."),

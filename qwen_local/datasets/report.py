@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -35,6 +35,18 @@ class Histogram:
         while edges[-1] < max(bins, default=0):
             edges.append(2 * edges[-1])
         return cls(edges=edges, counts=[bins.get(edge, 0) for edge in edges[1:]])
+
+    @classmethod
+    def sum(cls, parts: Iterable[Histogram]) -> Histogram:
+        """Add histograms.
+
+        >>> Histogram.sum([Histogram.of([10, 70]), Histogram.of([20])])
+        Histogram(edges=[0, 32, 64, 128], counts=[2, 0, 1])
+        """
+        bins: Counter[int] = Counter()
+        for part in parts:
+            bins.update(dict(zip(part.edges[1:], part.counts, strict=True)))
+        return cls.from_bins(bins)
 
     @staticmethod
     def edge(length: int) -> int:

@@ -26,6 +26,7 @@ from qwen_local.models.architecture import Architecture
 from qwen_local.resolve.request import Request
 from qwen_local.resolve.resolve import Resolved, resolve, with_weights
 from qwen_local.runs.directory import check_free
+from qwen_local.runs.run import is_run
 
 log = logging.getLogger("qwen_local")
 
@@ -64,7 +65,10 @@ def open_export(request: ExportRequest, *, dora: bool = True) -> Resolved:
         InputError: something cannot be used; nothing was written.
     """
     _check_names(request)
-    check_free(expanded(request.output))
+    output = expanded(request.output)
+    if is_run(output):
+        raise InputError.at("output", f"{output} is a run", "choose another folder with `output`")
+    check_free(output)
     to_resolve = Request(
         model=request.model,
         revision=request.revision,

@@ -260,9 +260,12 @@ def _entries(
     if value != A_MAPPING:
         line = node.start_mark.line + 1
         where = f"{path}:{line}: {section}" if section else f"{path}:{line}"
-        keys = _join(schema[section] if section else schema)
+        keys = schema[section] if section else list(schema)
         problem = f"expected a mapping; found {show(value)}"
-        layer.fault(Order(FILE, line), where, problem, f"write `key: value` lines with {keys}")
+        hint = f"write `key: value` lines with {_join(keys)}"
+        if section and isinstance(value, str):
+            hint = f"for example `{section}: {{{keys[0]}: {value}}}`; {section} takes {_join(keys)}"
+        layer.fault(Order(FILE, line), where, problem, hint)
         return
     first: dict[str, int] = {}
     for key_node, value_node in node.value:

@@ -21,7 +21,7 @@ def open_model(resolved: Resolved, setup: Setup) -> Backend:
         setup: from `Resolved.setup`, or a plan's.
 
     Raises:
-        ModelError: the weights cannot be had, or do not fit the architecture.
+        ModelError: the weights are not available, or do not fit the architecture.
     """
     resolved = with_weights(resolved)
     return engines.open_backend(resolved.choice, replace(setup, model=resolved.model))

@@ -160,14 +160,14 @@ def resolve(request: Request, machine: Machine, *, download: bool = True) -> Res
 
 
 def with_weights(resolved: Resolved, *, download: bool = True) -> Resolved:
-    """Have the weights on this machine, and check their names, shapes and types by their headers.
+    """Download the weights if they are missing, and check names, shapes and types by headers.
 
     Args:
         resolved: a request's choices.
-        download: False leaves out the weights of a hub model that is not whole in the cache.
+        download: False leaves out the weights of a hub model that is incomplete in the cache.
 
     Raises:
-        ModelError: the weights cannot be had, or do not fit the architecture.
+        ModelError: the weights are not available, or do not fit the architecture.
     """
     if resolved.weights or not (download or weights_here(resolved.source)):
         return resolved
@@ -196,7 +196,7 @@ def _tokenizer_folder(source: ModelSource, *, download: bool) -> Path | None:
 def _choose(
     request: Request, machine: Machine, architecture: Architecture, origin: Origin
 ) -> Choice:
-    """Choose engine and device, heeding the engine whose quantized weights the adapter knows.
+    """Choose engine and device, preferring the engine that the adapter was trained on.
 
     Args:
         request: what was asked for.
@@ -235,7 +235,7 @@ def _choose(
         except BackendError:
             return choice
     if preferred == choice.backend and backend == "auto":
-        return replace(choice, reason="the run was started on it")
+        return replace(choice, reason="the run was last on it")
     return choice
 
 

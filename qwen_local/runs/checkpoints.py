@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 COMPLETE = "COMPLETE.json"
 SCHEMA = 1
-STEP = re.compile(r"step-(\d{6,})")
+STEP = re.compile(r"step-(\d{6,9})", re.ASCII)
 NEW, OLD, DAMAGED = ".new-", ".old-", ".damaged-"
 """Prefixes: being written; being removed; damaged, left for the user to inspect and never read."""
 

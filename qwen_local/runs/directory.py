@@ -41,9 +41,9 @@ def check_free(output: Path) -> None:
         RunBusyError: another process writes a run there.
     """
     another = "choose another folder with `output`"
-    check_not_busy(output)
     files = RunFiles(output)
     try:
+        check_not_busy(output)
         there = next(place for place in (output, *output.absolute().parents) if _exists(place))
         if not there.is_dir():
             raise JobError.at("output", f"{there} is not a folder", another)

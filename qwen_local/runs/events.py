@@ -192,9 +192,13 @@ class WarningEvent(Event):
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Event from a JSON object, where every other key is one of `numbers`."""
+        """Event from a JSON object, where every other number is one of `numbers`."""
         own = ("event", "step", "kind", "message")
-        numbers = {name: value for name, value in content.items() if name not in own}
+        numbers = {
+            name: value
+            for name, value in content.items()
+            if name not in own and (value is None or isinstance(value, int | float))
+        }
         given = {name: content[name] for name in own[1:] if name in content}
         return cast(Self, _validator(cls.KIND).validate_python({**given, "numbers": numbers}))
 

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +28,7 @@ def locked(output: Path) -> Iterator[None]:
     Raises:
         RunBusyError: another process holds it.
         JobError: the folder is not writable.
+        OSError: the disk is full.
     """
     try:
         file = os.open(RunFiles(output).lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -37,7 +39,7 @@ def locked(output: Path) -> Iterator[None]:
         raise JobError.at("output", problem, "copy the run to a writable folder") from None
     try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError:
             raise RunBusyError(_busy(output, os.pread(file, 4096, 0))) from None
         except OSError as error:
@@ -53,17 +55,30 @@ def locked(output: Path) -> Iterator[None]:
         os.close(file)
 
 
+def _lock(file: int) -> None:
+    """Lock a file for this process alone.
+
+    Tried for a moment, because a `plan` that looks at the lock holds it as well.
+    """
+    for _ in range(5):
+        with suppress(BlockingIOError):
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.05)
+    return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def check_not_busy(output: Path) -> None:
     """Refuse a run directory that another process works on.
 
     Raises:
         RunBusyError: another process holds the lock.
+        OSError: the lock file cannot be read.
     """
     lock = RunFiles(output).lock
     if os.path.isfile(lock):  # noqa: PTH113 - Path raises for a name that is too long
         with lock.open("rb") as file, suppress(OSError):
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise RunBusyError(_busy(output, file.read(4096))) from None
 

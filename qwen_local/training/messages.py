@@ -7,7 +7,7 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from qwen_local.runs.events import TrainEvent, read_events
+from qwen_local.runs.events import EndEvent, TrainEvent, read_events
 from qwen_local.runs.names import RunFiles
 from qwen_local.runs.run import Run
 from qwen_local.runs.state import TrainState
@@ -45,7 +45,7 @@ def report_start(ready: ReadyRun) -> None:
     engine, dtype = ready.plan.resolved.choice.backend, ready.plan.resolved.dtype
     if (before.backend, before.dtype) != (engine, dtype):
         log.info(
-            "started with %s in %s, continues with %s in %s: the curve agrees up to rounding",
+            "previously %s in %s, now %s in %s: the curve agrees up to rounding",
             before.backend,
             before.dtype,
             engine,
@@ -63,12 +63,21 @@ def report_forecast(ready: ReadyRun, coming: Forecast, peak_memory_bytes: int) -
     )
 
 
+def report_finished(ready: ReadyRun, result: EndEvent) -> None:
+    """Log that a resumed run has nothing left to do, and what can be done with it."""
+    output = ready.plan.output
+    message = "%s is finished already, after %d steps: %s"
+    log.info(message, output, result.steps, result.stopped_because)
+    log.info("to train it further, raise train.epochs or train.steps")
+    log.info("next: qwen-local chat --adapter %s", shlex.quote(str(output)))
+
+
 def report_stopped(ready: ReadyRun, state: TrainState, reason: str) -> None:
     """Log where a signal stopped the run, and how to continue."""
     run = Run(ready.plan.output)
     log.info("stopped by %s after step %s of %s", reason, state.step, ready.plan.schedule.steps)
     if state.step and not run.files.adapter.exists():
-        log.info("no adapter is the best yet; the last is in %s", run.checkpoint(state.step))
+        log.info("no best adapter yet; the last checkpoint is %s", run.checkpoint(state.step))
     log.info("to continue: %s", resume_command(ready.plan.output))
 
 

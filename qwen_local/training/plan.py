@@ -19,6 +19,7 @@ from qwen_local.job.schema import Draft, Job
 from qwen_local.resolve.request import Request
 from qwen_local.resolve.resolve import Resolved, resolve, with_weights
 from qwen_local.runs.directory import check_free, run_folder
+from qwen_local.runs.lock import check_not_busy
 from qwen_local.runs.state import Checkpoint, Execution, Identity
 from qwen_local.training.disk import disk_need
 from qwen_local.training.job_data import (
@@ -36,7 +37,7 @@ from qwen_local.training.preparation import (
     make_workload,
     trainable_parameters,
 )
-from qwen_local.training.resume import ResumePoint, changes, peek_checkpoint
+from qwen_local.training.resume import ResumePoint, changes, check_same, peek_checkpoint
 from qwen_local.training.schedule import Schedule, make_schedule
 
 MORE_ROOM = "make room, set output to a folder elsewhere, or lower train.keep"
@@ -58,10 +59,10 @@ class Refusals:
         return (error for error in (self.output, self.data, self.disk) if error is not None)
 
     def check(self) -> None:
-        """Raise what there is, the faults of several job errors as one error.
+        """Raise the refusals, the faults of several job errors as one error.
 
         Raises:
-            QwenLocalError: there is something.
+            QwenLocalError: at least one refusal.
         """
         jobs = [error for error in self if isinstance(error, JobError)]
         for error in self:
@@ -146,18 +147,26 @@ def plan_job(
     Raises:
         InputError: whatever `train` raises for this job before it loads a weight, but for
             `Plan.refusals`.
+        RunBusyError: another process works on the run to resume.
+        CheckpointError: its checkpoint is damaged.
     """
     if elsewhere is None:
         machine = probe()
     else:
         machine = named_machine(elsewhere, backend=backend, device=device)
-    before = None if resume is None else peek_checkpoint(resume)
+    before = None
+    if resume is not None:
+        check_not_busy(resume.folder)
+        before = peek_checkpoint(resume)
     request = run_request(draft, backend=backend, device=device, before=before)
     folder = None if resume is None else resume.folder
     plan = plan_run(request, machine, execute=False, folder=folder, quiet=False)
     if before is None:
         return plan
-    changed = changes(before.identity.job, plan.job.model_dump(mode="json"))
+    if plan.data.prepared is None:
+        changed = changes(before.identity.job, plan.job.model_dump(mode="json"))
+    else:  # the base model may be absent, so its fingerprint is left to `train`
+        changed = check_same(draft, before.identity, identity_of(plan, before.identity.base))
     return keep_budget(plan, before.execution, set(changed))
 
 
@@ -170,11 +179,12 @@ def run_request(draft: Draft, *, backend: str, device: str, before: Checkpoint |
         device: `auto`, `gpu` or `cpu`.
         before: the checkpoint that the run continues from; None for a new run.
     """
+    same = before is not None and before.identity.job["model"]["name"] == draft.job.model.name
     return Request.of_job(
         draft,
         backend=backend,
         device=device,
-        commit=None if before is None else before.identity.base_commit,
+        commit=before.identity.base_commit if before is not None and same else None,
         preferred=None if before is None else before.execution.backend,
     )
 
@@ -290,14 +300,14 @@ def make_plan(
 
 
 def keep_budget(plan: Plan, before: Execution, changed: set[str]) -> Plan:
-    """Return the plan with the memory budget of the run's earlier part, on the same device.
+    """Return the plan with the memory budget of the run's previous process, on the same device.
 
     What the user has changed since stays changed. A budget that was halved once would run out of
     memory again.
 
     Args:
         plan: of the resumed run.
-        before: the earlier part's engine and budget.
+        before: engine and budget of the previous process.
         changed: job keys that were changed since.
     """
     same = (plan.resolved.choice.backend, plan.resolved.choice.device, plan.memory.available)
@@ -308,7 +318,7 @@ def keep_budget(plan: Plan, before: Execution, changed: set[str]) -> Plan:
         setup = replace(setup, micro_batch_tokens=before.micro_batch_tokens)
     if "train.gradient_checkpointing" not in changed:
         setup = replace(setup, gradient_checkpointing=before.gradient_checkpointing)
-    return plan.with_setup(setup, _as_memory_has_shown(setup))
+    return plan.with_setup(setup, _budget_reason(setup))
 
 
 def cap_budget(plan: Plan, tokens: int | None) -> Plan:
@@ -316,11 +326,13 @@ def cap_budget(plan: Plan, tokens: int | None) -> Plan:
     if tokens is None or tokens >= plan.setup.micro_batch_tokens:
         return plan
     setup = replace(plan.setup, micro_batch_tokens=tokens)
-    return plan.with_setup(setup, _as_memory_has_shown(setup))
+    return plan.with_setup(setup, _budget_reason(setup))
 
 
-def _as_memory_has_shown(setup: Setup) -> str:
-    return f"micro-batches of {setup.micro_batch_tokens:,} tokens, the budget of the process before"
+def _budget_reason(setup: Setup) -> str:
+    return (
+        f"micro-batches of {setup.micro_batch_tokens:,} tokens, the budget of the previous process"
+    )
 
 
 def identity_of(plan: Plan, base: str) -> Identity:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from qwen_local.backends.memory import USABLE
+from qwen_local.datasets.prepare import Prepared
 from qwen_local.datasets.report import Histogram
 from qwen_local.errors import JobError
 from qwen_local.training.advice import evaluation_advice, memory_hint, quantization_advice
@@ -61,7 +62,7 @@ def plan_json(plan: Plan, elsewhere: str | None = None) -> dict[str, Any]:
         "evaluation_advice": _evaluation_advice(plan),
         "supervised_tokens": None if prepared is None else prepared.train.supervised,
         "tokens": None if prepared is None else prepared.train.tokens,
-        "histogram": None if prepared is None else asdict(prepared.report.sources[0].lengths),
+        "histogram": None if prepared is None else asdict(_lengths(prepared)),
         "histogram_missing": _without_tokenizer(plan),
         "micro_batch_tokens": plan.setup.micro_batch_tokens,
         "gradient_checkpointing": plan.setup.gradient_checkpointing,
@@ -84,6 +85,7 @@ def plan_page(plan: Plan, elsewhere: str | None = None) -> str:
     schedule = plan.schedule
     lines = [] if elsewhere is None else [f"machine     {elsewhere}"]
     lines += [
+        f"model       {plan.resolved.source.name}",
         f"backend     {choice.backend} on the {choice.device} in {plan.resolved.dtype} "
         f"({choice.reason})",
         f"parameters  {plan.trainable:,} trainable of {total:,} "
@@ -100,7 +102,7 @@ def plan_page(plan: Plan, elsewhere: str | None = None) -> str:
     lines += [f"  {part:<12}{size / 1e9:>8.2f} GB" for part, size in sizes.items() if size]
     lines.append(f"  of the {choice.device:<5}{memory.available / 1e9:>8.2f} GB")
     usable = USABLE * memory.available / 1e9
-    tight = f"  it does not fit: a tenth is to stay free, which leaves {usable:.2f} GB"
+    tight = f"  it does not fit: at most {USABLE:.0%} may be used, {usable:.2f} GB"
     lines.append("  it fits" if memory.fits else tight)
     if plan.data.prepared is None:
         lines.append(
@@ -112,7 +114,7 @@ def plan_page(plan: Plan, elsewhere: str | None = None) -> str:
         lines.append(f"\nhint: {memory_hint(plan.job, plan.setup, plan.workload)}\n")
     lines.append(f"disk        up to {plan.disk_bytes / 1e9:.2f} GB{_room(plan)}")
     taken = _output_taken(plan)
-    refused = f"\n  train will not write there: {taken}" if taken else ""
+    refused = f"\n  train refuses it: {taken}" if taken else ""
     lines.append(f"output      {plan.output}{refused}")
     return "\n".join(lines)
 
@@ -192,8 +194,12 @@ def _tokens(plan: Plan) -> list[str]:
         f"tokens      {tokens:,} an epoch, {supervised:,} of them "
         f"supervised ({supervised / tokens:.0%})",
         "lengths     of all conversations, in tokens",
-        *_bars(prepared.report.sources[0].lengths),
+        *_bars(_lengths(prepared)),
     ]
+
+
+def _lengths(prepared: Prepared) -> Histogram:
+    return Histogram.sum(source.lengths for source in prepared.report.sources)
 
 
 def _bars(histogram: Histogram) -> list[str]:

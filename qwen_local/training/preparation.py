@@ -1,4 +1,4 @@
-"""Checks, engine setup and rows of a job, shared by `train` and `plan`."""
+"""Checks and engine setup of a job, shared by `train` and `plan`."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class ReadyRun:
     """State to continue from; a new run's is empty."""
     resumed: Resumed | None
     changed: Mapping[str, tuple[Any, Any]]
-    """Changes since the run started: (before, now) by key."""
+    """Changes since the checkpoint: (before, now) by key."""
     child: Child | None
     """Set under `train.restarts`."""
 
@@ -129,6 +129,7 @@ def ready_run(
 
 def _report_choices(plan: Plan) -> None:
     resolved, choice = plan.resolved, plan.resolved.choice
+    log.info("model: %s", resolved.source.name)
     log.info("backend: %s on the %s (%s)", choice.backend, choice.device, choice.reason)
     log.info("dtype: %s (%s)", resolved.dtype, resolved.dtype_reason)
     log.info("memory: %s", plan.memory_reason)

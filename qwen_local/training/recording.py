@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 from qwen_local.adapters.lora import Adapter, Origin
@@ -26,23 +27,29 @@ def make_recorder(ready: ReadyRun, backend: Backend, *, quiet: bool) -> Recorder
         ready: the run; its directory exists.
         backend: the engine that trains.
         quiet: show no progress.
+
+    Raises:
+        DiskFullError: the disk is full.
+        OSError: a file of the run cannot be written.
     """
     plan, state, files = ready.plan, ready.state, ready.files
-    eval_rows, board = (
-        EvalRowsWriter(files.eval_rows, evaluated=state.evaluated_step),
-        _board(ready),
-    )
-    events = EventWriter(files.metrics)  # last, because nothing after it can fail and leave it open
-    checkpoints = _checkpoint_writer(ready, backend, events)
-    return Recorder(
-        events,
-        checkpoints,
-        eval_rows,
-        progress=Progress(plan.schedule.steps, quiet=quiet, done=state.step),
-        health=Health(plan.resolved.architecture.vocabulary, state.health or None),
-        save_every=plan.job.train.save_every,
-        board=board,
-    )
+    eval_rows = EvalRowsWriter(files.eval_rows, evaluated=state.evaluated_step)
+    health = Health(plan.resolved.architecture.vocabulary, state.health or None)
+    with ExitStack() as opened:  # closes what is open if the next one fails
+        if (board := _board(ready)) is not None:
+            opened.callback(board.close)
+        events = opened.enter_context(closing(EventWriter(files.metrics)))
+        recorder = Recorder(
+            events,
+            _checkpoint_writer(ready, backend, events),
+            eval_rows,
+            progress=Progress(plan.schedule.steps, quiet=quiet, done=state.step),
+            health=health,
+            save_every=plan.job.train.save_every,
+            board=board,
+        )
+        opened.pop_all()  # the recorder closes them
+    return recorder
 
 
 def _checkpoint_writer(ready: ReadyRun, backend: Backend, events: EventWriter) -> CheckpointWriter:

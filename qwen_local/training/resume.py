@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +88,7 @@ def find_run(draft: Draft, resume: str, *, any_model: bool = False) -> ResumePoi
     given = draft.job.output
     model = None if any_model else draft.job.model.name
     folder = _latest(model) if given is None else expanded(given)
-    if resume and (folder is None or not _names_a_step(resume)):
+    if resume and not _names_a_step(resume):
         problem = f"{resume} is neither a run nor a checkpoint"
         raise JobError.at("resume", problem, "name a run's folder, or one in its checkpoints/")
     if folder is None:
@@ -162,15 +161,27 @@ def job_of_run(resume: str) -> Path | None:
 def peek_checkpoint(point: ResumePoint) -> Checkpoint | None:
     """Read the checkpoint that a resumed run would continue from, and change nothing.
 
-    None if there is none that can be read: `load_checkpoint` reports why.
+    None if the run ended before its first checkpoint.
+
+    Raises:
+        CheckpointError: the requested one, or every one, is damaged.
     """
+    found = _read_checkpoint(point)
+    return None if found is None else found[1]
+
+
+def _read_checkpoint(point: ResumePoint) -> tuple[int, Checkpoint, list[Damage]] | None:
     root = RunFiles(point.folder).checkpoints
-    with suppress(DamagedError):
+    ways = "name another with `resume=CHECKPOINT`, or start a new run in another `output`"
+    try:
+        if point.step is None:
+            return checkpoints.newest(root, from_files)
+        return point.step, from_files(checkpoints.read(root / step_name(point.step))), []
+    except DamagedError as error:
+        where, problem = root, "no checkpoint can be loaded"
         if point.step is not None:
-            return from_files(checkpoints.read(root / step_name(point.step)))
-        found = checkpoints.newest(root, from_files)
-        return None if found is None else found[1]
-    return None
+            where, problem = root / step_name(point.step), "is damaged"
+        raise CheckpointError(f"{where}: {problem}: {error}\n\nhint: {ways}") from None
 
 
 def load_checkpoint(point: ResumePoint) -> Restored | None:
@@ -179,28 +190,16 @@ def load_checkpoint(point: ResumePoint) -> Restored | None:
     None if the run ended before its first checkpoint.
 
     Raises:
-        CheckpointError: the requested one, or every one, is damaged.
+        CheckpointError: the requested one, or every one, is damaged; or the run had checkpoints,
+            and they are gone.
     """
     root = RunFiles(point.folder).checkpoints
     checkpoints.recover(root)
-    damages: list[Damage] = []
-    try:
-        if point.step is not None:
-            step, checkpoint = (
-                point.step,
-                from_files(checkpoints.read(root / step_name(point.step))),
-            )
-        else:
-            found = checkpoints.newest(root, from_files)
-            if found is None:
-                _check_had_none(point.folder)
-                return None
-            step, checkpoint, damages = found
-    except DamagedError as error:
-        raise CheckpointError(
-            f"{root}: no checkpoint can be loaded: {error}\n\n"
-            "hint: name another with `resume=CHECKPOINT`, or start a new run in another `output`"
-        ) from None
+    found = _read_checkpoint(point)
+    if found is None:
+        _check_had_none(point.folder)
+        return None
+    step, checkpoint, damages = found
     for damage in damages:
         log.info("warning: %s is damaged: %s", damage.folder, damage.problem)
     lost = checkpoints.steps_in(root)[0] - step if damages else 0
@@ -361,6 +360,4 @@ def _flat(job: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(str, value))}]"
-    return show(value)
+    return as_yaml(value) if isinstance(value, list | tuple | Mapping) else show(value)

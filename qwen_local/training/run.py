@@ -57,8 +57,9 @@ def train(
         DiskFullError: the disk is full.
         Stopped: a signal ended the run, after a checkpoint if it was the first signal.
     """
-    buffered = MemoryHandler(capacity=1000)  # until there is a run.log
-    with talk(quiet=quiet), logging_to(buffered), ExitStack() as stack:
+    early = MemoryHandler(capacity=1000)
+    with talk(quiet=quiet), ExitStack() as stack, ExitStack() as until_there_is_a_log:
+        until_there_is_a_log.enter_context(logging_to(early))
         machine = probe()
         resumed = None
         if resume is not None:
@@ -71,13 +72,13 @@ def train(
             draft, machine, backend=backend, device=device, resumed=resumed, quiet=quiet
         )
         if (done := ready.result) is not None:
-            message = "%s is finished already, after %d steps: %s"
-            log.info(message, ready.plan.output, done.steps, done.stopped_because)
+            messages.report_finished(ready, done)
             return done
         engine = open_model(ready.plan.resolved, ready.plan.setup)
         with room_for(ready.files.job, SMALL_FILES):
             _take_folder(ready, engine, stack)
-            stack.enter_context(_log_file(ready.files.log, buffered.buffer))
+            until_there_is_a_log.close()
+            stack.enter_context(_log_file(ready.files.log, early.buffer))
         stack.enter_context(keep_awake(machine.system))
         return _train(ready, engine, quiet=quiet)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from qwen_local.rows.rows import AnyRows, Rows
 from qwen_local.training.loop import MEMORY_HINT, Data
 from qwen_local.training.recorder import Recorder
 
+T = TypeVar("T")
 Choose = Callable[[np.ndarray, int, int], np.ndarray]
 """(lengths_R, most rows, budget) -> indices of the rows of a micro-batch."""
 
@@ -52,24 +54,24 @@ def warm_up(
         OutOfMemoryError: memory does not hold the longest row.
     """
     choices: list[Choose] = [_packed] if backend.layout.packed else [_first, _largest]
+    tokens, seconds = 0, 0.0
 
     def compute(
-        rows: AnyRows, places: Sequence[str], most: int, work: Callable[[Rows], object]
-    ) -> None:
+        rows: AnyRows, places: Sequence[str], most: int, choose: Choose, work: Callable[[Rows], T]
+    ) -> T:
         with watching_budget(backend, partial(recorder.budget_halved, step)):
-            for choose in choices:
-                indices = choose(rows.lengths_R, most, backend.micro_batch_tokens)
-                with naming_rows(places, indices, hint=MEMORY_HINT):
-                    work(rows.take(indices))
+            indices = choose(rows.lengths_R, most, backend.micro_batch_tokens)
+            with naming_rows(places, indices, hint=MEMORY_HINT):
+                return work(rows.take(indices))
 
-    compute(data.train, data.train_places, batch_size, backend.warm_up)
-    indices = choices[-1](data.train.lengths_R, batch_size, backend.micro_batch_tokens)
-    started = time.monotonic()
-    tokens = backend.warm_up(data.train.take(indices))
-    took = time.monotonic() - started
-    if data.evaluation is not None:
-        compute(data.evaluation, data.eval_places, len(data.evaluation), backend.score)
-    return WarmUp(seconds=took, tokens=tokens, peak_memory_bytes=backend.peak_memory_bytes())
+    for choose in (*choices, choices[-1]):
+        started = time.monotonic()
+        tokens = compute(data.train, data.train_places, batch_size, choose, backend.warm_up)
+        seconds = time.monotonic() - started
+    if (rows := data.evaluation) is not None:
+        for choose in choices:
+            compute(rows, data.eval_places, len(rows), choose, backend.score)
+    return WarmUp(seconds=seconds, tokens=tokens, peak_memory_bytes=backend.peak_memory_bytes())
 
 
 NEARLY_FULL = 0.98

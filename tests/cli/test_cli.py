@@ -198,7 +198,7 @@ BAD_INPUT = {
     [
         ("train.eval_every=1", ""),
         ("data.eval_fraction=0", ""),
-        ("train.eval_every=4", "no adapter is the best yet; the last is in "
+        ("train.eval_every=4", "no best adapter yet; the last checkpoint is "
          "run/checkpoints/step-000003\n"),
     ],
 )  # fmt: skip
@@ -297,16 +297,6 @@ def test_a_flag_of_the_wrong_kind_is_a_matter_of_usage(cli: Cli) -> None:
         "Usage: qwen-local train [OPTIONS] [JOB]\n"
         "Try 'qwen-local train --help' for help.\n\n"
         "Error: Invalid value for '--learning-rate': 'fast' is not a valid float.\n"
-    )
-
-
-def test_a_job_file_that_is_not_there_is_a_matter_of_usage(cli: Cli) -> None:
-    said = cli("plan", "job.yaml")
-    assert (said.code, said.out) == (2, "")
-    assert said.err == (
-        "Usage: qwen-local plan [OPTIONS] [JOB]\n"
-        "Try 'qwen-local plan --help' for help.\n\n"
-        "Error: Invalid value for '[JOB]': File 'job.yaml' does not exist.\n"
     )
 
 
@@ -626,3 +616,25 @@ def test_an_answer_that_would_not_fit_behind_its_prompt_is_refused(cli: Cli) -> 
         f"--max-tokens: {found} prompt tokens and 2048 more exceed the model's 2048 positions\n\n"
         f"hint: at most {2048 - found} fit after this prompt\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [
+        ("run", "run: is a run; expected a job file\n\nhint: to continue it: qwen-local train "
+         "--resume=run\n"),
+        ("folder", "folder: is a folder; expected a job file\n"),
+        ("rows.jsonl", "rows.jsonl: is a file of data; expected a job file (YAML)\n\n"
+         "hint: pass --data rows.jsonl\n"),
+        ("jop.yaml", "jop.yaml: there is no such job file\n\nhint: did you mean job.yaml?\n"),
+        ("none", "none: there is no such job file\n"),
+    ],
+)  # fmt: skip
+def test_what_is_no_job_file_is_named_with_what_was_meant(job: str, said: str, cli: Cli) -> None:
+    Path("run").mkdir()
+    Path("folder").mkdir()
+    for name in ("job.yaml", "run/job.yaml", "rows.jsonl"):
+        Path(name).write_text("train: {steps: 1}\n")
+    for command in ("train", "plan"):
+        found = cli(command, job)
+        assert (found.code, found.out, found.err) == (2, "", said)

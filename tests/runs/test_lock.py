@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,17 @@ def test_a_run_is_held_by_one_process_which_is_named(tmp_path: Path) -> None:
         f"since {owner['since']}\n\nhint: wait for it, or stop it first"
     )
     check_free(tmp_path)  # a lock that nobody holds is no content
+
+
+def test_a_look_at_the_lock_keeps_nobody_out(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        pass
+    with (tmp_path / ".lock").open("rb") as first:
+        fcntl.flock(first, fcntl.LOCK_SH)
+        check_free(tmp_path)  # two looks at once
+        threading.Timer(0.1, lambda: fcntl.flock(first, fcntl.LOCK_UN)).start()
+        with locked(tmp_path):
+            pass
 
 
 def test_the_lock_of_a_process_that_died_is_taken_over(tmp_path: Path) -> None:

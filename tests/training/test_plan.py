@@ -16,6 +16,7 @@ from pytest import approx
 
 from qwen_local.backends.machine import Machine
 from qwen_local.runs.events import EvalEvent, StartEvent, TrainEvent, read_events
+from qwen_local.runs.lock import locked
 from qwen_local.training import plan as plan_module
 from qwen_local.training import preparation
 
@@ -188,7 +189,7 @@ def test_a_plan_advises_4_bit_where_the_model_fits_only_so(
     assert planned(cli, *job)["advice"] == advice
     assert (
         "\n  of the gpu     18.00 GB\n"
-        "  it does not fit: a tenth is to stay free, which leaves 16.20 GB\n"
+        "  it does not fit: at most 90% may be used, 16.20 GB\n"
         "  with 512 tokens in every row, as the rows are not known\n"
         f"  advice: {advice}\n\nhint: it fits with --quantization 4bit\n"
     ) in cli("plan", *job).out
@@ -370,7 +371,7 @@ def test_train_does_what_the_plan_of_the_same_job_says(cli: Cli, backend: str) -
 def test_an_output_that_is_taken_is_told_and_refused_only_by_train(cli: Cli) -> None:
     Path("run").mkdir()
     Path("run/metrics.jsonl").touch()
-    said = "\noutput      run\n  train will not write there: run is not empty\n"
+    said = "\noutput      run\n  train refuses it: run is not empty\n"
     assert cli("plan", "--output", "run").out.endswith(said)
     assert planned(cli, "--output", "run")["output_taken"] == "run is not empty"
     assert planned(cli, "--output", "other")["output_taken"] is None
@@ -382,6 +383,45 @@ def test_a_dry_run_is_a_plan(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     job = ("--steps", "7", "--output", "run")
     assert cli("train", "--dry-run", *job) == cli("plan", *job)
     assert cli("train", "--dry-run", "--json", *job) == cli("plan", "--json", *job)
+
+
+DRY = (["--dry-run"], [])
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_a_resumed_run_refuses_what_train_refuses(cli: Cli) -> None:
+    job = ("--device", "cpu", "--steps", "2", "--set", "data.limit=40", "--output", "run")
+    assert cli("train", *job, "--set", "train.save_every=1").code == 0
+    assert cli("train", "--resume=run", "--steps", "3", "--dry-run").code == 0
+    for changed in (("--lora-rank", "4"), ("--seed", "5")):
+        dry, wet = (cli("train", "--resume=run", *changed, *more) for more in DRY)
+        assert (dry.code, wet.code) == (2, 2)
+        assert dry.err == wet.err.partition("\n")[2]  # which begins with "run: run"
+        assert "this run started with" in dry.err
+    with locked(Path("run")):
+        dry, wet = (cli("train", "--resume=run", *more) for more in DRY)
+    assert (dry.code, wet.code) == (3, 3)
+    assert dry.err == wet.err.partition("\n")[2]
+    Path("run/checkpoints/step-000001/progress.json").write_text("{}")
+    for more in DRY:
+        said = cli("train", "--resume=1", "--output", "run", *more)
+        assert said.code == 1
+        assert "run/checkpoints/step-000001: is damaged: progress.json" in said.err
+
+
+def test_the_lengths_of_all_sources_are_counted(cli: Cli, tmp_path: Path) -> None:
+    for name, words in (("a", 1), ("b", 70)):
+        line = json.dumps({"prompt": "Say it.", "completion": " a" * words})
+        (tmp_path / f"{name}.jsonl").write_text(line + "\n")
+    found = planned(cli, "--set", "data.train=[a.jsonl, b.jsonl]", "--set", "data.eval_fraction=0")
+    assert found["histogram"] == {"edges": [0, 32, 64, 128], "counts": [1, 0, 1]}
+
+
+def test_an_output_whose_name_is_too_long_is_reported_by_a_plan(cli: Cli) -> None:
+    said = cli("plan", "--json", "--output", "a" * 300)
+    assert said.code == 0
+    [refusal] = json.loads(said.out)["refusals"]
+    assert "File name too long" in refusal
 
 
 @pytest.mark.slow
