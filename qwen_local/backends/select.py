@@ -14,27 +14,10 @@ from typing import Literal
 from qwen_local.backends.machine import Device, DType, Engine, Machine
 from qwen_local.backends.mlx.constants import GROUP
 from qwen_local.backends.nvidia import dotted, install_torch, unusable_card
-from qwen_local.backends.probe import bitsandbytes_fault, probe
+from qwen_local.backends.probe import bitsandbytes_fault
 from qwen_local.errors import BackendError, Fault
 from qwen_local.job.schema import Quantization
 from qwen_local.models.architecture import Architecture, Stored
-
-__all__ = [
-    "ENGINES",
-    "Choice",
-    "DType",
-    "Device",
-    "Engine",
-    "Machine",
-    "choose",
-    "probe",
-    "quantization_fault",
-    "quantization_faults",
-    "resolve_dtype",
-    "rounds_inputs",
-    "unsupported_system",
-    "without_engine",
-]
 
 ENGINES: dict[Engine, str] = {"mlx": "MLX", "cuda": "PyTorch"}
 """Names in messages."""

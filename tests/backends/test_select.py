@@ -8,13 +8,10 @@ from typing import Literal
 
 import pytest
 
-from qwen_local.backends.machine import Capability, Card
+from qwen_local.backends.machine import Capability, Card, Device, DType, Machine
 from qwen_local.backends.nvidia import TORCH, covers
 from qwen_local.backends.select import (
     Choice,
-    Device,
-    DType,
-    Machine,
     choose,
     quantization_fault,
     resolve_dtype,

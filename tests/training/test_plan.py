@@ -385,7 +385,7 @@ def test_a_dry_run_is_a_plan(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli("train", "--dry-run", "--json", *job) == cli("plan", "--json", *job)
 
 
-DRY = (["--dry-run"], [])
+DRY: tuple[tuple[str, ...], ...] = (("--dry-run",), ())
 
 
 @pytest.mark.slow
