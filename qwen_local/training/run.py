@@ -135,14 +135,16 @@ def _train(ready: ReadyRun, backend: Backend, *, quiet: bool) -> EndEvent:
             raise
         peak = backend.peak_memory_bytes()
         result = end_event(ready, now, reason, peak)
+        signum = stops.signum if reason == stops.name else None
+        if signum is None:
+            _write_card(ready)  # before the end, after which a resumed run has nothing left to do
         recorder.write(result)
-        if stops.signum is not None and reason == stops.name:
+        if signum is not None:
             messages.report_stopped(ready, now, reason)
-            raise Stopped(stops.signum)
+            raise Stopped(signum)
     if coming is not None and now.step > state.step:
         messages.report_forecast_error(ready, coming, now, peak)
         messages.report_padding(ready)
-    _write_card(ready)
     messages.report_outcome(state, now, reason, plan.output)
     return result
 

@@ -51,6 +51,18 @@ def test_a_run_that_goes_on_leaves_a_new_card(tmp_path: Path) -> None:
     assert "\n- 3 optimizer steps; " in (tmp_path / "run/adapter/README.md").read_text("utf-8")
 
 
+def test_a_run_that_was_killed_before_its_end_was_written_has_a_card(tmp_path: Path) -> None:
+    short_run(tmp_path / "run")
+    card, metrics = tmp_path / "run/adapter/README.md", tmp_path / "run/metrics.jsonl"
+    before = card.read_text("utf-8")
+    lines = metrics.read_text("utf-8").splitlines(keepends=True)
+    assert '"event": "end"' in lines[-1]
+    metrics.write_text("".join(lines[:-1]), "utf-8")
+    card.unlink()
+    short_run(tmp_path / "run", resume="")
+    assert card.read_text("utf-8") == before
+
+
 def test_a_card_that_cannot_be_written_fails_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
