@@ -1,5 +1,5 @@
 # Two commands matter: `make demo` and `make test`. Both set up .venv first.
-# `make test-fast` is the part that runs no engine: about two minutes on two cores.
+# `make test-fast` is the part that runs no engine: over a minute on two cores.
 
 PYTHON ?= python3
 VENV := .venv
@@ -28,7 +28,7 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pyte
 test: install
 	$(PYTEST)
 
-# The same, measured against the floor in pyproject.toml: slower where Python itself does the work.
+# The same, measured against the floor in pyproject.toml.
 coverage: install
 	$(PYTEST) --cov --cov-report=
 
@@ -42,7 +42,7 @@ lint: install
 types: install
 	$(BIN)/mypy
 
-check: lint types test
+check: lint types coverage
 
 clean:
 	rm -rf $(VENV) build *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

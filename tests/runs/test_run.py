@@ -61,7 +61,10 @@ def test_every_line_of_its_events_is_read() -> None:
 # --- leniency ---
 
 
-@pytest.mark.parametrize("broken", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 10_000, b"a: &a [*a]\n"])
+NESTED = pytest.param(b"[" * 3_000, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("broken", [b"", b"{", b"[]", b"\xff\xfe", NESTED, b"a: &a [*a]\n"])
 @pytest.mark.parametrize("name", ["job.yaml", "environment.json", "data.json", "metrics.jsonl"])
 def test_a_broken_file_leaves_the_others_readable(name: str, broken: bytes, old: Run) -> None:
     (old.folder / name).write_bytes(broken)
