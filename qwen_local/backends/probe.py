@@ -145,8 +145,8 @@ def _engine(engine: Engine) -> tuple[ModuleType | None, str | None]:
         return None, None
     name = "mlx.core" if engine == "mlx" else "torch"
     try:
-        if engine == "mlx":
-            import_module("qwen_local.backends.mlx.before_import")
+        first = "mlx.before_import" if engine == "mlx" else "cuda.before_torch"
+        import_module(f"qwen_local.backends.{first}")
         return import_module(name), None
     except Exception as error:  # whatever a broken installation raises is reported
         return None, f"{name} cannot be imported: {in_a_line(error)}"

@@ -285,6 +285,11 @@ def _last_message(run: Run, deaths: Sequence[str], *, stopping: bool) -> str:
     hints = []
     if "SIGKILL" in deaths:
         hints.append("a system that is out of memory sends SIGKILL")
+    if "SIGABRT" in deaths and sys.platform == "darwin":
+        hints.append(
+            "macOS ends work that delays the display: turn it off (`pmset displaysleepnow`), or "
+            "lower train.micro_batch_tokens"
+        )
     if run.files.job.exists():
         hints.append(f"to continue: {resume_command(run.folder)}")
     message = f"the training process died{times}{when} ({', '.join(deaths)}); " + (

@@ -21,7 +21,7 @@ from transformers.models.qwen3 import modeling_qwen3
 from qwen_local.backends.base import Setup
 from qwen_local.backends.cuda import attention
 from qwen_local.backends.cuda.attention import Borders, row_by_row
-from qwen_local.backends.cuda.engine import TorchBackend
+from qwen_local.backends.cuda.engine import TorchBackend, _set_up_gpu
 from qwen_local.backends.cuda.forward import hidden_states
 from qwen_local.backends.cuda.fused import AdaptedLinear, GatedSilu, Norm, Rotary
 from qwen_local.job.schema import LoraSpec
@@ -253,7 +253,15 @@ def test_one_kernel_is_given_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """As PyTorch's own and flash-attn's want it, each under its names."""
     seen: list[tuple[Any, ...]] = []
 
-    def varlen(*given: Any, enable_gqa: bool = False, **options: Any) -> Tensor:
+    def varlen(
+        *given: Any,
+        enable_gqa: bool = False,
+        window_size: Any = None,
+        scale: float | None = None,
+        **options: Any,
+    ) -> Tensor:
+        for name, value in (("window_size", window_size), ("scale", scale)):
+            options |= {} if value is None else {name: value}
         seen.append((*given[3:], options | ({"enable_gqa": True} if enable_gqa else {})))
         return given[0]
 
@@ -271,8 +279,12 @@ def test_one_kernel_is_given_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     pytorch = types.SimpleNamespace(varlen_attn=varlen)
     flash = types.SimpleNamespace(flash_attn_varlen_func=lambda *a, **o: varlen(*a, **o))
     older = types.SimpleNamespace(varlen_attn=lambda q, k, v: None)
+    as_in_2_11 = types.SimpleNamespace(
+        varlen_attn=lambda *a, window_size, scale: varlen(*a, window_size=window_size, scale=scale)
+    )
     for modules in (
         {"torch.nn.attention.varlen": pytorch, "flash_attn": flash},
+        {"torch.nn.attention.varlen": as_in_2_11, "flash_attn": flash},
         {"torch.nn.attention.varlen": older, "flash_attn": flash},
     ):
         kernel = chosen(**modules)
@@ -281,10 +293,27 @@ def test_one_kernel_is_given_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     starts = borders.starts
     assert starts.dtype == torch.int32
     options = [{"window_size": (-1, 0), "enable_gqa": True, "scale": 0.5}]
+    options += [{"window_size": (-1, 0), "scale": 0.5}]
     options += [{"causal": True, "softmax_scale": 0.5}]
     assert [s[2:] for s in seen] == [(5, 5, o) for o in options]
     assert all(s[0] is starts and s[1] is starts for s in seen)
     assert chosen() is None
+
+
+def test_a_gpu_computes_attention_without_cudnn_and_float32_as_float32() -> None:
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    precision = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        _set_up_gpu("bfloat16")
+        assert torch.get_float32_matmul_precision() == "high"
+        _set_up_gpu("float32")
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        torch.set_float32_matmul_precision(precision)
 
 
 def test_a_layer_without_an_adapter_is_the_plain_one() -> None:

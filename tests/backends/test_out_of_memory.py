@@ -410,7 +410,7 @@ def test_a_first_step_after_a_rehearsal_allocates_nothing_that_lasts(
         (mlx.ran_out_of_memory, RuntimeError("std::bad_alloc"), True),
         (mlx.ran_out_of_memory, RuntimeError("[METAL] ... failed: Insufficient Memory (8)"), True),
         (mlx.ran_out_of_memory, MemoryError(), True),
-        (mlx.ran_out_of_memory, RuntimeError("[METAL] ... Impacting Interactivity (e)"), False),
+        (mlx.ran_out_of_memory, RuntimeError("[METAL] ... Impacting Interactivity (e)"), True),
         (mlx.ran_out_of_memory, ValueError("[matmul] Last dimension of first input"), False),
     ],
 )

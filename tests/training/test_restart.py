@@ -30,8 +30,15 @@ from qwen_local.runs.events import (
     TrainEvent,
     read_events,
 )
+from qwen_local.runs.run import Run
 from qwen_local.training.child import VARIABLE, this_child
-from qwen_local.training.restart import DiedError, halved, run_with_restarts, train_with_restarts
+from qwen_local.training.restart import (
+    DiedError,
+    _last_message,
+    halved,
+    run_with_restarts,
+    train_with_restarts,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -616,3 +623,12 @@ def test_a_restarted_training_whose_terminal_closes_has_saved(tmp_path: Path) ->
         .read_text()
         .endswith("to continue: qwen-local train --resume=run\n")
     )
+
+
+@pytest.mark.parametrize(("system", "told"), [("darwin", True), ("linux", False)])
+def test_an_abort_on_a_mac_is_explained(
+    system: str, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    message = _last_message(Run(tmp_path), ["SIGABRT"], stopping=False)
+    assert ("hint: macOS ends work that delays the display" in message) is told

@@ -1,6 +1,6 @@
 """Causal attention of packed rows: one sequence, in which no row attends to another.
 
-On a GPU one kernel computes all rows: PyTorch's own (`torch.nn.attention.varlen`, from 2.12 on) or
+On a GPU one kernel computes all rows: PyTorch's own (`torch.nn.attention.varlen`, from 2.11 on) or
 flash-attn's, if it is installed; both are FlashAttention-2 (arXiv:2307.08691) for 16-bit floats.
 On a CPU, and in float32, each row is computed by itself.
 
@@ -104,9 +104,11 @@ def flash_kernel() -> Kernel | None:
     """Return one kernel for all rows on a GPU, if one is installed."""
     with suppress(ImportError):
         varlen = importlib.import_module("torch.nn.attention.varlen").varlen_attn
-        if "enable_gqa" in inspect.signature(varlen).parameters:
-            causal = {"window_size": (-1, 0), "enable_gqa": True}
-            return _kernel(varlen, scale_is="scale", **causal)
+        takes = inspect.signature(varlen).parameters
+        if "window_size" in takes and "scale" in takes:
+            # 2.11 has no `enable_gqa`: its kernel takes fewer key heads without being asked.
+            grouped = {"enable_gqa": True} if "enable_gqa" in takes else {}
+            return _kernel(varlen, scale_is="scale", window_size=(-1, 0), **grouped)
     with suppress(ImportError):
         varlen = importlib.import_module("flash_attn").flash_attn_varlen_func
         return _kernel(varlen, scale_is="softmax_scale", causal=True)

@@ -37,6 +37,7 @@ from qwen_local.backends.cuda.forward import hidden_states
 from qwen_local.backends.cuda.head import Columns, SupervisedLoss, score_rows
 from qwen_local.backends.cuda.quantized import load
 from qwen_local.backends.cuda.session import TorchSession
+from qwen_local.backends.machine import DType
 from qwen_local.backends.oom_retry import MicroBatches, TokenBudget
 from qwen_local.backends.optimizer import ADAM_BETAS, ADAM_EPSILON, clip_factor, dropout_seed
 from qwen_local.backends.process_memory import peak_resident_bytes
@@ -55,13 +56,23 @@ OUT_OF_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # no memory is left for the library's handle
     "std::bad_alloc",
 )
 """Texts of a `RuntimeError` that means the same as a `torch.OutOfMemoryError`."""
 
 
+def ran_out_of_memory(error: Exception) -> bool:
+    """Return True if an error of PyTorch means out of memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
+
+
 class TorchBackend:
     """The contract of `qwen_local.backends.base.Backend` on PyTorch."""
+
+    ran_out_of_memory = staticmethod(ran_out_of_memory)
 
     def __init__(self, setup: Setup) -> None:
         vector_math.call_once()
@@ -76,6 +87,8 @@ class TorchBackend:
             layout=PACKED,
             group=setup.group,
         )
+        if setup.device == "gpu":
+            _set_up_gpu(setup.dtype)
         transformers.utils.logging.disable_progress_bar()
         base = load(setup, self._device)
         base.requires_grad_(False)
@@ -384,11 +397,14 @@ def _numpy(tensor: Tensor) -> np.ndarray:
     return copy
 
 
-def ran_out_of_memory(error: Exception) -> bool:
-    """Return True if an error of PyTorch means out of memory."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
+def _set_up_gpu(dtype: DType) -> None:
+    """Set what PyTorch chooses otherwise on some GPUs."""
+    # On compute capability 9.0 PyTorch prefers cuDNN's attention, which builds a plan of half a
+    # second for each new length, and every row and every answer has its own (PyTorch 2.11, 2.13).
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    if dtype == "float32":
+        # NVIDIA's containers allow TF32, which rounds the factors of a product to 10 bits.
+        torch.set_float32_matmul_precision("highest")
 
 
 def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> Completion:

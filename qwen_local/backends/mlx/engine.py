@@ -58,16 +58,31 @@ OUT_OF_MEMORY = (
     "Insufficient Memory",  # of a command buffer; in older releases the process ends instead
     "out of memory",  # CUDA
     "std::bad_alloc",
+    # macOS ends work that takes too long; smaller micro-batches take less time.
+    "Impacting Interactivity",
+    "GPU Timeout",
+    "GPU Hang",
 )
-"""Texts of a `RuntimeError` of MLX that means out of memory. On a Linux CPU there is none: a failed
-allocation goes unnoticed, and the process ends by a signal."""
+"""Texts of a `RuntimeError` of MLX that smaller micro-batches may avoid: out of memory or of time.
+
+On a Linux CPU there is none: a failed allocation goes unnoticed, and the process ends by a signal.
+"""
 
 Tree = dict[str, Any]
 T = TypeVar("T")
 
 
+def ran_out_of_memory(error: Exception) -> bool:
+    """Return True if an error of MLX means out of memory."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
+
+
 class MlxBackend:
     """The contract of `qwen_local.backends.base.Backend` on MLX."""
+
+    ran_out_of_memory = staticmethod(ran_out_of_memory)
 
     def __init__(self, setup: Setup, *, few_shapes: bool | None = None) -> None:
         """Load the model.
@@ -404,13 +419,6 @@ def keep_wired() -> None:
     recommended = mx.device_info().get("max_recommended_working_set_size")
     if recommended is not None:
         mx.set_wired_limit(int(recommended))
-
-
-def ran_out_of_memory(error: Exception) -> bool:
-    """Return True if an error of MLX means out of memory."""
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 def _free() -> None:
