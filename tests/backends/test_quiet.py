@@ -12,7 +12,16 @@ import pytest
 pytestmark = pytest.mark.slow
 
 OURS = (
-    *("backend: ", "dtype: ", "memory: ", "advice: ", "trainable: ", "data: ", "steps: "),
+    *(
+        "model: ",
+        "backend: ",
+        "dtype: ",
+        "memory: ",
+        "advice: ",
+        "trainable: ",
+        "data: ",
+        "steps: ",
+    ),
     *("time: ", "planned ", "supervised: "),
     *("step ", "done in ", "adapter: ", "next: "),
 )

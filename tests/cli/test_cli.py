@@ -417,7 +417,8 @@ def test_the_result_goes_to_stdout_and_the_talk_to_stderr_and_to_the_log(
     said = cli(*SHORT, "--backend", "cuda", "--output", "run")
     assert (said.code, said.out) == (0, "run/adapter\n")
     talk = said.err.splitlines()
-    assert talk[:2] == [
+    assert talk[:3] == [
+        "model: qwen-local/tiny",
         "backend: cuda on the cpu (requested)",
         "dtype: float32 (the CPU is fastest and exact in it)",
     ]

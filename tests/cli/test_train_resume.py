@@ -120,7 +120,11 @@ def test_a_finished_run_says_so_and_can_be_made_longer(cli: Cli) -> None:
     assert (said.code, said.out) == (0, "runs/mine/adapter\n")
     talk = said.err.splitlines()
     assert talk[0] == "run: runs/mine"
-    assert talk[-1] == "runs/mine is finished already, after 2 steps: all steps done"
+    assert talk[-3:] == [
+        "runs/mine is finished already, after 2 steps: all steps done",
+        "to train it further, raise train.epochs or train.steps",
+        "next: qwen-local chat --adapter runs/mine",
+    ]
     said = cli("train", "--resume", "--epochs", "1", "--device", "cpu")
     assert said.code == 0
     assert [line for line in said.err.splitlines() if line.startswith(("changed", "resumed"))] == [

@@ -112,6 +112,7 @@ def test_a_process_of_its_own_without_cache_and_network_counts_the_same(tmp_path
 # --- what it says ---
 
 REPORT = """\
+model       Qwen/Qwen2.5-Coder-1.5B-Instruct
 backend     mlx on the gpu in bfloat16 (there is an Apple GPU, which MLX uses through Metal)
 parameters  18,464,768 trainable of 1,562,179,072 (1.182 %)
 data        1000.jsonl: 947 rows to train on, 53 to evaluate on
@@ -322,7 +323,8 @@ def test_a_job_is_planned_for_a_machine_that_is_not_here(
     assert (plan["machine"], plan["backend"], plan["device"]) == (name, backend, "gpu")
     assert (plan["dtype"], plan["memory"]["fits"]) == ("bfloat16", fits)
     assert plan["disk_free_bytes"] is None
-    assert cli("plan", *job).out.startswith(f"machine     {name}\nbackend     {backend} on the gpu")
+    head = f"machine     {name}\nmodel       Qwen/Qwen3-8B\nbackend     {backend} on the gpu"
+    assert cli("plan", *job).out.startswith(head)
 
 
 def test_an_engine_that_the_named_machine_has_not_is_refused(cli: Cli) -> None:
