@@ -141,7 +141,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     """Opening an engine fails a test not marked as slow: so the mark cannot be forgotten."""
     with pytest.MonkeyPatch.context() as patch:
         if item.get_closest_marker("slow") is None:
-            patch.setattr(engine_opener, "engine_class", _refuse)
+            patch.setattr(engine_opener, "load_engine", _refuse)
         return (yield)
 
 

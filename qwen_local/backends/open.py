@@ -9,9 +9,7 @@ from qwen_local.errors import OutOfMemoryError
 
 if TYPE_CHECKING:
     from qwen_local.backends.base import Backend, Setup
-    from qwen_local.backends.cuda.engine import TorchBackend
     from qwen_local.backends.machine import Engine
-    from qwen_local.backends.mlx.engine import MlxBackend
     from qwen_local.backends.select import Choice
     from qwen_local.backends.weights import Weights
     from qwen_local.models.source import ModelFiles
@@ -23,13 +21,31 @@ def open_backend(choice: Choice, setup: Setup) -> Backend:
     Raises:
         OutOfMemoryError: memory does not hold the model.
     """
-    engine = engine_class(choice.backend)
     try:
-        return engine(setup)
+        return load_engine(choice.backend, setup)
     except Exception as error:
-        if not engine.ran_out_of_memory(error):
+        if not _ran_out_of_memory(choice.backend, error):
             raise
         raise OutOfMemoryError(_too_large(choice, setup)) from None
+
+
+def load_engine(engine: Engine, setup: Setup) -> Backend:
+    """Import an engine, and load the model into it."""
+    if engine == "mlx":
+        from qwen_local.backends.mlx.engine import MlxBackend
+
+        return MlxBackend(setup)
+    from qwen_local.backends.cuda.engine import TorchBackend
+
+    return TorchBackend(setup)
+
+
+def _ran_out_of_memory(engine: Engine, error: Exception) -> bool:
+    if engine == "mlx":
+        from qwen_local.backends.mlx.engine import ran_out_of_memory
+    else:
+        from qwen_local.backends.cuda.engine import ran_out_of_memory
+    return ran_out_of_memory(error)
 
 
 def _too_large(choice: Choice, setup: Setup) -> str:
@@ -43,17 +59,6 @@ def _too_large(choice: Choice, setup: Setup) -> str:
         f"out of memory: {setup.model.name}{size} does not fit into {where}\n\n"
         f"hint: {ways[0]}, or {', or '.join(ways[1:])}"
     )
-
-
-def engine_class(engine: Engine) -> type[TorchBackend | MlxBackend]:
-    """Import an engine."""
-    if engine == "mlx":
-        from qwen_local.backends.mlx.engine import MlxBackend
-
-        return MlxBackend
-    from qwen_local.backends.cuda.engine import TorchBackend
-
-    return TorchBackend
 
 
 def open_weights(choice: Choice, model: ModelFiles) -> Weights:

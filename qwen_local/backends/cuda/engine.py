@@ -72,8 +72,6 @@ def ran_out_of_memory(error: Exception) -> bool:
 class TorchBackend:
     """The contract of `qwen_local.backends.base.Backend` on PyTorch."""
 
-    ran_out_of_memory = staticmethod(ran_out_of_memory)
-
     def __init__(self, setup: Setup) -> None:
         vector_math.call_once()
         self._setup = setup

@@ -82,8 +82,6 @@ def ran_out_of_memory(error: Exception) -> bool:
 class MlxBackend:
     """The contract of `qwen_local.backends.base.Backend` on MLX."""
 
-    ran_out_of_memory = staticmethod(ran_out_of_memory)
-
     def __init__(self, setup: Setup, *, few_shapes: bool | None = None) -> None:
         """Load the model.
 
