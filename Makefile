@@ -2,6 +2,7 @@
 # `make test-fast` is the part that runs no engine: over a minute on two cores.
 
 PYTHON ?= python3
+TESTS ?=  # folders or files for test-fast; all by default
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -33,7 +34,7 @@ coverage: install
 	$(PYTEST) --cov --cov-report=
 
 test-fast: install
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" $(TESTS)
 
 lint: install
 	$(BIN)/ruff check .
