@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import fcntl
 import json
@@ -160,6 +161,20 @@ def room_for(path: Path, needed: int) -> Iterator[None]:
         if error.errno not in NO_ROOM:
             raise
         raise DiskFullError(path, needed, free_bytes(path.parent)) from error
+
+
+def similar_name(path: Path, pattern: str = "*") -> Path | None:
+    """Return what the user may have meant by a path that does not exist: a neighbor of like name.
+
+    Args:
+        path: does not exist.
+        pattern: of the names that come into question.
+    """
+    beside: list[str] = []
+    with suppress(OSError):
+        beside = [other.name for other in path.parent.glob(pattern)]
+    close = difflib.get_close_matches(path.name, beside, n=1)
+    return path.with_name(close[0]) if close else None
 
 
 def free_bytes(folder: Path) -> int:

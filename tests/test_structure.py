@@ -249,6 +249,24 @@ def test_a_match_on_an_engine_is_a_comparison(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "snippet",
+    [
+        'if engine == "mlx": pass',
+        'x = choice.backend != "cuda" and gpu',
+        'if name in ("mlx", "other"): pass',
+        'match engine:\n    case "cuda" | None: pass',
+    ],
+)
+def test_a_comparison_is_found_whatever_it_looks_like(snippet: str, tmp_path: Path) -> None:
+    assert engine_comparisons(read_package(package(tmp_path, a=snippet)))
+
+
+@pytest.mark.parametrize("snippet", ['x = {"mlx": 1}["mlx"]', 'open("mlx")', 'device == "gpu"'])
+def test_what_only_looks_like_a_comparison_is_none(snippet: str, tmp_path: Path) -> None:
+    assert engine_comparisons(read_package(package(tmp_path, a=snippet))) == []
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("is_told, ToldOnce, retell, stole", {"tell": 2}),

@@ -23,7 +23,7 @@ def open_backend(choice: Choice, setup: Setup) -> Backend:
     """
     try:
         return load_engine(choice.backend, setup)
-    except Exception as error:
+    except Exception as error:  # each engine has its own for memory; the others pass
         if not _ran_out_of_memory(choice.backend, error):
             raise
         raise OutOfMemoryError(_too_large(choice, setup)) from None

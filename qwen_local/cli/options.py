@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -25,6 +23,7 @@ QUANTIZATIONS = ["none", "4bit", "8bit"]
 """`qwen_local.job.schema.Quantization`, likewise."""
 
 DATA_ENDINGS = {".jsonl", ".csv", ".parquet"}
+"""Of no job file; a job may end in `.json`, because JSON is YAML."""
 
 backend_option = click.option(
     "--backend",
@@ -54,21 +53,24 @@ class _JobFile(click.Path):
             InputError: it is none.
         """
         from qwen_local.errors import InputError
+        from qwen_local.files import similar_name
 
         path = Path(value)
         if path.is_dir():
-            if (path / "job.yaml").is_file():
-                again = f"to continue it: qwen-local train --resume={shlex.quote(str(path))}"
+            from qwen_local.runs.run import is_run
+            from qwen_local.training.resume import resume_command
+
+            if is_run(path):
+                again = f"to continue it: {resume_command(path)}"
                 raise InputError.at(str(path), "is a run; expected a job file", again)
             raise InputError.at(str(path), "is a folder; expected a job file")
         if path.suffix in DATA_ENDINGS:
             problem = "is a file of data; expected a job file (YAML)"
             raise InputError.at(str(path), problem, f"pass `data={path}`")
         if not path.exists():
-            names = [one.name for one in path.parent.glob("*.yaml")]
-            near = difflib.get_close_matches(path.name, names, n=1)
-            meant = f"did you mean {path.with_name(near[0])}?" if near else None
-            raise InputError.at(str(path), "there is no such job file", meant)
+            meant = similar_name(path, "*.yaml")
+            hint = None if meant is None else f"did you mean {meant}?"
+            raise InputError.at(str(path), "there is no such job file", hint)
         return super().convert(value, param, ctx)
 
 

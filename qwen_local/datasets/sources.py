@@ -4,7 +4,6 @@ dataset_info.json."""
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import importlib
 import re
@@ -33,7 +32,7 @@ from qwen_local.datasets.record_files import (
     unpacked,
 )
 from qwen_local.errors import DatasetError, Fault
-from qwen_local.files import expanded
+from qwen_local.files import expanded, similar_name
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?::([\w.+-]+))?(?:\[([\w.+-]+)\])?")
 """`owner/name`, optionally with `:subset` and `[split]` after it."""
@@ -199,11 +198,8 @@ def _missing(name: str, path: Path) -> Fault:
     problem = "no such file or folder"
     if "/" not in name and not looks_local(path):
         problem += ", and not the id of a data set on the hub either (owner/name)"
-    beside = []
-    with contextlib.suppress(OSError):
-        beside = [other.name for other in path.parent.iterdir()]
-    close = difflib.get_close_matches(path.name, beside, n=1)
-    hint = f"did you mean {path.with_name(close[0])}?" if close else None
+    meant = similar_name(path)
+    hint = None if meant is None else f"did you mean {meant}?"
     if hint is None and not path.is_absolute():
         hint = "a relative path counts from the folder that the command runs in"
     return Fault(name, problem, hint)

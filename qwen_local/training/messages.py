@@ -69,7 +69,7 @@ def report_finished(ready: ReadyRun, result: EndEvent) -> None:
     message = "%s is finished already, after %d steps: %s"
     log.info(message, output, result.steps, result.stopped_because)
     log.info("to train it further, raise train.epochs or train.steps")
-    log.info("next: qwen-local chat --adapter %s", shlex.quote(str(output)))
+    _report_next(output)
 
 
 def report_stopped(ready: ReadyRun, state: TrainState, reason: str) -> None:
@@ -155,6 +155,10 @@ def report_outcome(start: TrainState, state: TrainState, reason: str, output: Pa
         evaluated,
     )
     log.info("adapter: %s (PEFT), %s (mlx-lm)", files.peft, files.mlx)
+    _report_next(output)
+
+
+def _report_next(output: Path) -> None:
     log.info("next: qwen-local chat --adapter %s", shlex.quote(str(output)))
 
 

@@ -625,10 +625,10 @@ def test_a_restarted_training_whose_terminal_closes_has_saved(tmp_path: Path) ->
     )
 
 
-@pytest.mark.parametrize(("system", "told"), [("darwin", True), ("linux", False)])
+@pytest.mark.parametrize(("system", "explained"), [("darwin", True), ("linux", False)])
 def test_an_abort_on_a_mac_is_explained(
-    system: str, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    system: str, explained: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "platform", system)
     message = _last_message(Run(tmp_path), ["SIGABRT"], stopping=False)
-    assert ("hint: macOS ends work that delays the display" in message) is told
+    assert ("hint: macOS ends work that delays the display" in message) is explained
