@@ -1,0 +1,111 @@
+"""Steps of a LoRA job on the card that computes nothing: what each costs in launches and host time.
+
+    python -m tests.fake_gpu.step FOLDER '{"size": "0.6B", "workload": "movielens", "batch": 8}'
+
+It runs on the card (`card.environment`) and prints JSON. Keys that are not given: `quantization`,
+`dropout`, `gradient_checkpointing`, `dtype`, `micro_batch_tokens`, `rank`.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.made_rows import made_rows
+from qwen_local.backends.base import Setup
+from qwen_local.backends.open import open_backend
+from qwen_local.backends.select import Choice
+from qwen_local.job.schema import LoraSpec
+from qwen_local.models.source import fetch, find_model
+from tests.fake_gpu import card
+from tests.fake_gpu.models import zero_model
+
+WARM, MEASURED = 3, 5
+
+
+def main() -> None:
+    """Run the job that the command line gives."""
+    folder, given = Path(sys.argv[1]), json.loads(sys.argv[2])
+    print(json.dumps(measure(folder, **given)))
+
+
+def measure(
+    folder: Path,
+    *,
+    size: str = "0.6B",
+    workload: str = "movielens",
+    batch: int = 8,
+    rank: int = 16,
+    dropout: float = 0.0,
+    names: bool = False,
+    **setup: Any,
+) -> dict[str, Any]:
+    """Return counts for each step, host CPU milliseconds (median), and peaks in bytes."""
+    import torch
+
+    model = fetch(find_model(str(zero_model(size, folder))))
+    lora = LoraSpec(rank=rank, alpha=2 * rank, dropout=dropout)
+    asked = Setup(
+        **{
+            "model": model,
+            "lora": lora,
+            "device": "gpu",
+            "dtype": "bfloat16",
+            "max_grad_norm": 1.0,
+            "micro_batch_tokens": 16_384,
+            **setup,
+        }
+    )
+    engine = open_backend(Choice("cuda", "gpu", "the card"), asked)
+    rows = made_rows(
+        workload, batch * (WARM + MEASURED), np.random.default_rng(0), vocabulary=2000
+    )
+    milliseconds, tokens = [], 0
+    for number in range(WARM + MEASURED):
+        part = rows.take(range(number * batch, (number + 1) * batch))
+        if number == WARM:
+            card.reset()
+        begun = time.process_time()
+        engine.step(part, lr=1e-4, tokens=part.supervised)
+        if number >= WARM:
+            milliseconds.append(1000 * (time.process_time() - begun))
+            tokens += part.tokens
+    counts = card.counts()
+    found = {
+        "tokens": tokens // MEASURED,
+        "launches": counts.total / MEASURED,
+        "kernels": counts.launches / MEASURED,
+        "products": counts.products / MEASURED,
+        "replays": counts.replays / MEASURED,
+        "syncs": counts.syncs / MEASURED,
+        "allocations": counts.allocations / MEASURED,
+        "host_ms": round(statistics.median(milliseconds), 1),
+        "allocated": torch.cuda.max_memory_allocated(),
+        "reserved": torch.cuda.max_memory_reserved(),
+        "micro_batch_tokens": engine.micro_batch_tokens,
+    }
+    if names:
+        found["names"] = _by_name(folder)
+    return found
+
+
+def _by_name(folder: Path) -> dict[str, float]:
+    """Return launches a step of the kernels that are launched most, by readable name."""
+    counted = card.kernels(folder / "kernels.txt").most_common(60)
+    text = "\n".join(name for name, _ in counted)
+    readable = subprocess.run(["c++filt"], input=text, text=True, capture_output=True, check=True)
+    names = readable.stdout.splitlines()
+    return {
+        name[:160]: number / MEASURED for name, (_, number) in zip(names, counted, strict=True)
+    }
+
+
+if __name__ == "__main__":
+    main()
