@@ -203,15 +203,3 @@ def quantization_faults(
         machine = replace(machine, bitsandbytes_fault=bitsandbytes_fault())
     if (fault := quantization_fault(machine, choice, quantization)) is not None:
         yield fault
-
-
-def rounds_inputs(choice: Choice, quantization: Quantization, stored: Stored | None) -> bool:
-    """Return True if quantized layers also round their inputs, as LLM.int8() does.
-
-    Args:
-        choice: the engine.
-        quantization: format that the base model is loaded in.
-        stored: format of its files; None for floats.
-    """
-    int8 = quantization == "8bit" or (stored is not None and stored.bits == 8)
-    return choice.backend == "cuda" and int8

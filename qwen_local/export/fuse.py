@@ -15,7 +15,7 @@ from qwen_local.backends.machine import DType
 from qwen_local.backends.weights import Weights
 from qwen_local.cards.facts import card_facts, write_card
 from qwen_local.export.blocks import Variant, WeightSource, tensor_reader
-from qwen_local.export.live import live_variants, merged_variants
+from qwen_local.export.live import live_variants, merged_variant
 from qwen_local.export.merge import (
     merged_tensors,
     verify,
@@ -144,7 +144,7 @@ def _prove(
     variants = live_variants(opened, weights)
     variants |= {EXPORT: Variant(WeightSource.from_files(files, written))}
     if requantize == "none":
-        variants |= merged_variants(opened, weights)
+        variants |= merged_variant(opened, weights)
         tensors = merged_tensors(
             files.architecture, opened.known_adapter, weights, opened.quantization
         )

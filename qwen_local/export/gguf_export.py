@@ -24,7 +24,7 @@ from qwen_local.export.gguf_encoding import (
 from qwen_local.export.gguf_model import write_model
 from qwen_local.export.gguf_read import GgufWeights
 from qwen_local.export.gguf_vocabulary import read_vocabulary
-from qwen_local.export.live import merged_variants
+from qwen_local.export.live import merged_variant
 from qwen_local.export.merge import merged_tensors, verify
 from qwen_local.export.ollama import modelfile
 from qwen_local.export.proof import EXPORT
@@ -76,7 +76,7 @@ def write_gguf(
         lambda array: rounding_bound(array, encoding_of(array.shape, outtype)),
     )
     source = WeightSource.from_arrays(base, written.read, written.read)
-    return {EXPORT: Variant(source), **merged_variants(opened, weights)}
+    return {EXPORT: Variant(source), **merged_variant(opened, weights)}
 
 
 def file_name_of(opened: Resolved, about: About, encoding: Encoding, *, lora: bool = False) -> str:

@@ -25,9 +25,9 @@ from qwen_local.resolve.resolve import Resolved
 FLOAT32_ERROR = 1e-4
 """Allowed difference of float32 logits, relative to the largest logit if that exceeds 1."""
 
-LIVE, BASE, EXPORT, MERGE, BASE_FLOATS = "live", "base", "export", "merge", "base floats"
-"""Variants: the live adapter on its base model, the base model alone, the export, the merge before
-rounding, and the base model's weights as floats if live layers round their inputs (LLM.int8())."""
+LIVE, BASE, EXPORT, MERGE = "live", "base", "export", "merge"
+"""Variants: the live adapter on its base model, the base model alone, the export, and the merge before
+rounding."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,8 +141,7 @@ def measure(
     """Run every variant over the samples and compare them.
 
     Args:
-        variants: LIVE, BASE and EXPORT; MERGE if something was merged; BASE_FLOATS if live layers
-            round their inputs, which then allows twice the difference that this rounding makes.
+        variants: LIVE, BASE and EXPORT; MERGE if something was merged.
         samples: compared at supervised positions.
         resolved: the base model's engine.
         scratch: a folder for one block at a time.
@@ -161,11 +160,9 @@ def measure(
     }
     pairs = {pair: _Difference() for pair in ((EXPORT, LIVE), (LIVE, BASE))}
     pairs |= {(name, LIVE): _Difference() for name in (MERGE,) if name in variants}
-    pairs |= {(name, BASE): _Difference() for name in (BASE_FLOATS,) if name in variants}
     largest = _compare_logits(statistics, pairs, targets_N)
     row_N = np.repeat(np.arange(len(rows)), rows.lengths_R)[supervised_N]
     over_N = row_N >= samples.fixed if samples.of_run else row_N >= 0
-    input_rounding = pairs.get((BASE_FLOATS, BASE))
     merge = pairs.get((MERGE, LIVE))
     export = pairs[EXPORT, LIVE]
     same_N = statistics[EXPORT].greedy_N == statistics[LIVE].greedy_N
@@ -174,8 +171,7 @@ def measure(
         rms_logit_difference=export.root_mean_square,
         rms_adapter_effect=pairs[LIVE, BASE].root_mean_square,
         merge_logit_difference=None if merge is None else merge.largest,
-        allowed_logit_difference=FLOAT32_ERROR * max(1.0, largest)
-        + (0.0 if input_rounding is None else 2 * input_rounding.largest),
+        allowed_logit_difference=FLOAT32_ERROR * max(1.0, largest),
         top1_agreement=float(same_N.mean()),
         positions=len(targets_N),
         rows_of_run=samples.of_run,

@@ -47,7 +47,7 @@ AFFINE_GROUPS = (32, 64, 128)
 """Values that `mlx.core.quantize` accepts in its affine mode."""
 BITSANDBYTES: Mapping[str, Mapping[str, object]] = {
     "load_in_4bit": {"bnb_4bit_quant_type": "nf4", "bnb_4bit_quant_storage": "uint8"},
-    "load_in_8bit": {"llm_int8_threshold": 6.0, "llm_int8_has_fp16_weight": False},
+    "load_in_8bit": {"llm_int8_has_fp16_weight": False},
 }
 """The supported formats of bitsandbytes, each with its required settings."""
 QUANTIZED_HINT = (

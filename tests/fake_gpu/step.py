@@ -64,9 +64,7 @@ def measure(
         }
     )
     engine = open_backend(Choice("cuda", "gpu", "the card"), asked)
-    rows = made_rows(
-        workload, batch * (WARM + MEASURED), np.random.default_rng(0), vocabulary=2000
-    )
+    rows = made_rows(workload, batch * (WARM + MEASURED), np.random.default_rng(0), vocabulary=2000)
     milliseconds, tokens = [], 0
     for number in range(WARM + MEASURED):
         part = rows.take(range(number * batch, (number + 1) * batch))
@@ -102,9 +100,7 @@ def _by_name(folder: Path) -> dict[str, float]:
     text = "\n".join(name for name, _ in counted)
     readable = subprocess.run(["c++filt"], input=text, text=True, capture_output=True, check=True)
     names = readable.stdout.splitlines()
-    return {
-        name[:160]: number / MEASURED for name, (_, number) in zip(names, counted, strict=True)
-    }
+    return {name[:160]: number / MEASURED for name, (_, number) in zip(names, counted, strict=True)}
 
 
 if __name__ == "__main__":

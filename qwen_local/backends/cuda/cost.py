@@ -13,7 +13,6 @@ layer; q = heads x head size, kv = the same of key-value heads, r = rank), all i
 | low-rank vector of every target                    | r x targets      |
 | dropout: each target's dropped input and its mask, | input size       |
 | instead of the inputs that targets share           |                  |
-| LLM.int8(): the float16 input of every layer       | all input sizes  |
 
 A mask entry has one byte on a GPU and the width of the dtype on a CPU. With gradient checkpointing:
 one hidden vector per block and a single block in full.
@@ -94,7 +93,7 @@ class TorchCost:
             libraries=workload.libraries,
             weights=frozen_bytes(setup) + _dequantized(setup),
             loading=_loading(setup),
-            adapter=4 * workload.trainable,
+            adapter=(4 + _copy_width(setup)) * workload.trainable,
             optimizer=3 * 4 * workload.trainable,
             activations=activations,
             head=head,
@@ -125,6 +124,11 @@ class TorchCost:
         return NF4_IS_SLOW if nf4 and small else ""
 
 
+def _copy_width(setup: Setup) -> int:
+    """Bytes of a parameter's copy in the computing dtype."""
+    return 0 if setup.dtype == "float32" else BYTES[setup.dtype]
+
+
 def packed_positions(workload: Workload, budget: int) -> int:
     """Positions of the largest micro-batch: the longest rows of a step together, or the budget.
 
@@ -142,8 +146,6 @@ def _kept(setup: Setup) -> int:
     kept = shape.layers * _block(setup)
     if setup.gradient_checkpointing:
         kept = shape.layers * shape.hidden * width + _block(setup)
-    if setup.quantization == "8bit":  # bitsandbytes keeps them with checkpointing as well
-        kept += shape.layers * 2 * sum(into for _, into in shape.linear_shapes().values())
     return kept
 
 

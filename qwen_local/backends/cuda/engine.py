@@ -58,6 +58,9 @@ OUT_OF_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_NOT_INITIALIZED",  # no memory is left for the library's handle
     "std::bad_alloc",
+    # The allocator asks the driver who holds the memory, which fails on parts of a card (MIG) and
+    # in some containers, and then its own report is lost.
+    "NVML_SUCCESS == r INTERNAL ASSERT FAILED",
 )
 """Texts of a `RuntimeError` that means the same as a `torch.OutOfMemoryError`."""
 
@@ -99,6 +102,7 @@ class TorchBackend:
             base.lm_head.weight = base.model.embed_tokens.weight
         self._head: Tensor = base.lm_head.weight
         self._parameters: dict[str, torch.nn.Parameter] = {}
+        self._copies: dict[Tensor, Tensor] = {}
         if setup.lora is not None:
             self._attach(base, setup)
 
@@ -126,6 +130,10 @@ class TorchBackend:
             for name, parameter in self._model.named_parameters()
             if parameter.requires_grad
         }
+        dtype = getattr(torch, setup.dtype)
+        if dtype != torch.float32:
+            matrices = [p for p in self._parameters.values() if p.dim() == 2]
+            self._copies = {p: torch.empty_like(p, dtype=dtype) for p in matrices}
         self._magnitudes = {n: _numpy(p) for n, p in self._parameters.items() if p.dim() == 1}
         self.load_adapter(initial_arrays(setup.model.architecture, setup.lora, setup.seed))
 
@@ -139,6 +147,7 @@ class TorchBackend:
                 torch._foreach_mul_(self._gradients(), factor)
             with self._budget.no_retry():
                 self._optimizer.step()
+                self._copy_adapter()
             self._steps += 1
         return StepResult(loss_sum, grad_norm, applied, finite, self._budget.positions)
 
@@ -194,6 +203,7 @@ class TorchBackend:
                     parameter.zero_()
                 else:
                     parameter.copy_(torch.from_numpy(array))
+        self._copy_adapter()
         self._steps = 0
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(),
@@ -328,6 +338,12 @@ class TorchBackend:
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self._parameters.values() if p.grad is not None]
 
+    @torch.no_grad()
+    def _copy_adapter(self) -> None:
+        """Bring the copies of the adapter in the computing dtype up to date."""
+        if self._copies:
+            torch._foreach_copy_(list(self._copies.values()), list(self._copies))
+
     def _make_moments(self) -> None:
         """Give AdamW the arrays that it would make at its first step.
 
@@ -349,6 +365,7 @@ class TorchBackend:
             self._to_device(batch.ids_BW[0]),
             Borders.of(batch.lengths, self._to_device),
             self._to_device(batch.positions_N),
+            copies=self._copies,
             recompute=self._setup.gradient_checkpointing,
             dropout=self._setup.lora is not None and self._setup.lora.dropout > 0,
         )

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # as PyTorch's own documentation has it
 
+from qwen_local.backends.cuda.product import product, scaled
+
 Dense = Callable[[], Tensor]
 """Returns the weight [O, I] of a linear layer in the computing dtype; a quantized weight is
 dequantized at every call."""
@@ -30,6 +32,7 @@ class AdaptedLinear(torch.autograd.Function):
         x_TI: Tensor,
         a_rI: Tensor,
         b_Or: Tensor,
+        copies: tuple[Tensor, Tensor],
         dense: Dense,
         bias_O: Tensor | None,
         scale: float,
@@ -40,14 +43,15 @@ class AdaptedLinear(torch.autograd.Function):
         Args:
             ctx: autograd's.
             x_TI: input of the frozen layer.
-            a_rI: float32.
-            b_Or: float32.
+            a_rI: float32; its gradient is formed, its values are read from the copy.
+            b_Or: likewise.
+            copies: of A and B in the dtype of x.
             dense: the frozen weight.
             bias_O: the frozen bias, if any.
             scale: of the adapter.
             dropped_TI: input of the adapter after dropout; None for x itself.
         """
-        a, b = a_rI.to(x_TI.dtype), b_Or.to(x_TI.dtype)
+        a, b = copies
         into_TI = x_TI if dropped_TI is None else dropped_TI
         low_Tr = into_TI @ a.T
         y_TO = F.linear(x_TI, dense(), bias_O)
@@ -55,24 +59,21 @@ class AdaptedLinear(torch.autograd.Function):
         y_TO.addmm_(low_Tr, b.T, alpha=scale)
         # Enough for A and B: dA needs the adapter's input, dB the low-rank vector, and dx only
         # weights. The output is not kept; neither is x where dropout made another input, nor a
-        # dequantized weight, which `dense` makes again. A and B are kept in float32, which costs
-        # nothing, as they exist anyway; their copies in 16 bits are temporary.
-        ctx.save_for_backward(into_TI, low_Tr, a_rI, b_Or)
-        ctx.dense, ctx.scale, ctx.same = dense, scale, dropped_TI is None
+        # dequantized weight, which `dense` makes again.
+        ctx.save_for_backward(into_TI, low_Tr)
+        ctx.copies, ctx.dense, ctx.scale, ctx.same = copies, dense, scale, dropped_TI is None
         return y_TO
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Return gradients of x, A, B and of the dropped x."""
         (dy_TO,) = grad_outputs
-        into_TI, low_Tr, a_rI, b_Or = ctx.saved_tensors
-        a, b = a_rI.to(dy_TO.dtype), b_Or.to(dy_TO.dtype)
+        into_TI, low_Tr = ctx.saved_tensors
+        a, b = ctx.copies
         # With s the scale and z = x A': dz = s dy B, dA = dz' x, dB = s dy' z, dx = dy W + dz A.
-        dlow_Tr = (dy_TO @ b).mul_(ctx.scale)
-        # Products in the computing dtype, as autograd would form them; gradients in float32, in
-        # which micro-batches add up.
-        da = (dlow_Tr.T @ into_TI).to(a_rI.dtype)
-        db = (dy_TO.T @ low_Tr).mul_(ctx.scale).to(b_Or.dtype)
+        dlow_Tr = scaled(dy_TO, b, ctx.scale)
+        # In float32, in which micro-batches add up.
+        da, db = product(dlow_Tr.T, into_TI), product(dy_TO.T, low_Tr, scale=ctx.scale)
         dx = ddropped = None
         if ctx.needs_input_grad[0]:  # not in the first layers: the embedding is frozen
             dx = dy_TO @ ctx.dense()
@@ -80,9 +81,9 @@ class AdaptedLinear(torch.autograd.Function):
             # two inputs, and autograd applies the mask to the second before it adds them.
             if ctx.same:
                 dx.addmm_(dlow_Tr, a)
-        if ctx.needs_input_grad[6]:
+        if ctx.needs_input_grad[7]:
             ddropped = dlow_Tr @ a
-        return dx, da, db, None, None, None, ddropped
+        return dx, da, db, None, None, None, None, ddropped
 
 
 class GatedSilu(torch.autograd.Function):

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qwen_local.backends.cuda.product import product
+
 Columns = Mapping[str, Tensor]
 """The columns of `rows.targets.Targets` as tensors, [N] or [C] each."""
 
@@ -57,10 +59,7 @@ def logits_in(room_CV: Tensor, hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
         hidden_CD: in the dtype of the weight.
         weight_VD: the head.
     """
-    logits_CV = room_CV[: len(hidden_CD)]
-    if weight_VD.dtype == torch.float32:
-        return torch.mm(hidden_CD, weight_VD.T, out=logits_CV)
-    return logits_CV.copy_(hidden_CD @ weight_VD.T)
+    return product(hidden_CD, weight_VD.T, out=room_CV[: len(hidden_CD)])
 
 
 def room(positions: int, weight_VD: Tensor, chunk: int) -> Tensor:
@@ -87,7 +86,7 @@ def _nll_and_gradient(
         logits_CV.div_(total_C1)
         rest_C1, total_C1 = rest_C1 / total_C1, torch.ones_like(total_C1)
     # The division and the target's own entry are put behind the product: [C, D] is small.
-    others_CD = (logits_CV.to(weight_VD.dtype) @ weight_VD).float()
+    others_CD = product(logits_CV.to(weight_VD.dtype), weight_VD)
     own_CD = rest_C1 * weight_VD[targets_C["ids"].long()]
     return nll_C, others_CD.sub_(own_CD).div_(total_C1)
 

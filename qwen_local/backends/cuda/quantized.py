@@ -1,8 +1,9 @@
 """Frozen linear layers in 4 or 8 bits, by bitsandbytes.
 
 `4bit` is NF4 in blocks of 64 with the blocks' scales quantized once more (QLoRA, arXiv:2305.14314);
-`8bit` is LLM.int8() (arXiv:2208.07339), which also rounds the inputs of a layer. Embeddings, norms
-and the head stay floats. Weights are quantized from the dtype of the files, so that every machine
+`8bit` is the weights of LLM.int8() (arXiv:2208.07339), a scale for each row. Its products are not
+used: they round the inputs of a layer, and stop the host in every layer to look for outliers among
+them. Embeddings, norms and the head stay floats. Weights are quantized from the dtype of the files, so that every machine
 gets the same codes, whatever dtype it computes in.
 """
 
@@ -14,11 +15,13 @@ from qwen_local.backends.cuda import before_import  # noqa: F401  # first: it im
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  # as PyTorch's own documentation has it
 
 from qwen_local.backends.base import Setup
 from qwen_local.backends.weights import QUANTIZED_BITS
@@ -97,22 +100,49 @@ def bitsandbytes_config(
 
 
 def settle(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Make a model that was quantized from its files' dtype compute in another.
+    """Make a model that was quantized from its files' dtype compute in another, in products alone.
 
-    bitsandbytes dequantizes to the dtype that was quantized, and would round there. On a CPU with
+    In 4 bits bitsandbytes dequantizes to the dtype that was quantized, and would round there. On a CPU with
     AVX512-BF16 it repacks the weights in place in the first forward pass outside training, after
     which there is no gradient and no way back.
     """
-    from bitsandbytes.nn.modules import Linear4bit, Params4bit  # optional package
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt, Params4bit  # optional package
 
     for module in model.modules():
-        if isinstance(module, Linear4bit):
+        if isinstance(module, Linear8bitLt):
+            module.row_scales = module.weight.SCB / INT8_LEVELS
+            module.forward = partial(_forward, module)
+        elif isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
             assert isinstance(module.weight, Params4bit)
             module.weight.quant_state.dtype = dtype
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
+
+
+def _forward(layer: torch.nn.Linear, x: Tensor) -> Tensor:
+    return F.linear(x, dense_weight(layer, x.dtype), layer.bias)
+
+
+def dense_weight(layer: Any, dtype: torch.dtype) -> Tensor:
+    """Return the weight of a frozen linear layer [O, I]; a quantized one is dequantized each time.
+
+    Args:
+        layer: of PyTorch, or of bitsandbytes after `settle`.
+        dtype: of the result. A weight that is not quantized has it already.
+    """
+    weight = layer.weight
+    if weight.dtype == torch.int8:
+        # In float32, rounded once, in one pass.
+        dense = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+        return torch.mul(weight.data, layer.row_scales[:, None], out=dense)
+    if (state := getattr(weight, "quant_state", None)) is not None:
+        from bitsandbytes.functional import dequantize_4bit  # optional package
+
+        values: Tensor = dequantize_4bit(weight.data, state)
+        return values.to(dtype)
+    return weight  # type: ignore[no-any-return]
 
 
 def dequantized(weight: Tensor, quantization: Quantization) -> Tensor:

@@ -14,8 +14,6 @@ import sys
 
 def import_bitsandbytes() -> None:
     """Import bitsandbytes, if it is installed, without its kernels from the hub."""
-    # LLM.int8() computes in float16 by design, and would warn about it in every layer.
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if "bitsandbytes" in sys.modules or importlib.util.find_spec("bitsandbytes") is None:
         return
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
