@@ -113,6 +113,8 @@ class Machine:
     """Compute capability of the NVIDIA card that PyTorch uses."""
     gpu_bytes: int
     """GPU memory that a program may use; 0 without a GPU."""
+    gpu_free_bytes: int | None = None
+    """What other programs leave of an NVIDIA card's memory now; None if unknown."""
     disks: tuple[Disk, ...] = ()
 
     def bytes_on(self, device: Device) -> int:

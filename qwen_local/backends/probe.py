@@ -65,7 +65,7 @@ def probe(*, thorough: bool = False) -> Machine:
         distribution=_distribution(macos),
         macos=macos,
         rosetta=rosetta,
-        wsl=_wsl(),
+        wsl=wsl(),
         dxg=(ROOT / "dev/dxg").exists(),
         cpu=_cpu(),
         python=platform.python_version(),
@@ -91,6 +91,7 @@ def probe(*, thorough: bool = False) -> Machine:
         gpu=_gpu_name(mlx if metal else None, torch if cuda else None),
         gpu_capability=capability if cuda else None,
         gpu_bytes=_gpu_bytes(mlx if metal else None, torch if cuda else None),
+        gpu_free_bytes=_gpu_free_bytes(torch) if cuda and not metal else None,
         disks=_disks(),
     )
 
@@ -232,7 +233,7 @@ def _macos() -> tuple[int, int] | None:
     return (int(major), int(rest.partition(".")[0] or 0)) if major.isdigit() else None
 
 
-def _wsl() -> Literal[1, 2] | None:
+def wsl() -> Literal[1, 2] | None:
     """Return the generation of WSL from the name of its kernel, which a user may have built."""
     release = _text("proc/sys/kernel/osrelease")
     if "WSL2" in release or "microsoft" in release:
@@ -401,3 +402,12 @@ def _gpu_bytes(mlx: ModuleType | None, torch: ModuleType | None) -> int:
     if torch is not None:
         return int(torch.cuda.get_device_properties(0).total_memory)
     return 0
+
+
+def _gpu_free_bytes(torch: ModuleType | None) -> int | None:
+    """Return what other programs leave of the card's memory; None if the driver does not say."""
+    assert torch is not None
+    try:
+        return int(torch.cuda.mem_get_info(0)[0])
+    except RuntimeError:  # a card that is full, where the question itself takes memory
+        return 0

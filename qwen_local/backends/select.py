@@ -17,7 +17,7 @@ from qwen_local.backends.nvidia import dotted, install_torch, unusable_card
 from qwen_local.backends.probe import bitsandbytes_fault
 from qwen_local.errors import BackendError, Fault
 from qwen_local.job.schema import Quantization
-from qwen_local.models.architecture import Architecture, Stored
+from qwen_local.models.architecture import Architecture
 
 ENGINES: dict[Engine, str] = {"mlx": "MLX", "cuda": "PyTorch"}
 """Names in messages."""

@@ -79,11 +79,16 @@ def train(
 
         print_plan(draft, backend=backend, device=device, as_json=as_json, resume=point)
         return 0
-    if draft.job.train.restarts and this_child() is None:
-        from qwen_local.training.restart import train_with_restarts
+    if this_child() is None:
+        from qwen_local.training.restart import restarts_of, train_with_restarts
 
+        restarts = restarts_of(draft, job=job, backend=backend, device=device)
+    else:
+        restarts = 0
+    if restarts:
         return train_with_restarts(
             draft,
+            restarts,
             context.meta[__name__],
             job=job,
             resume=resume,

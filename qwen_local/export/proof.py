@@ -26,8 +26,8 @@ FLOAT32_ERROR = 1e-4
 """Allowed difference of float32 logits, relative to the largest logit if that exceeds 1."""
 
 LIVE, BASE, EXPORT, MERGE = "live", "base", "export", "merge"
-"""Variants: the live adapter on its base model, the base model alone, the export, and the merge before
-rounding."""
+"""Variants: the live adapter on its base model, the base model alone, the export, and the merge
+before rounding."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

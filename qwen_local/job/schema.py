@@ -319,8 +319,11 @@ class TrainSpec(_Section):
         default=EarlyStopping(),
         description="mapping of patience and min_delta; null = train all steps",
     )
-    restarts: Annotated[int, Field(ge=0, le=100)] = Field(
-        default=0, description="maximum number of restarts from the last checkpoint after a crash"
+    restarts: Literal["auto"] | Annotated[int, Field(ge=0, le=100)] = Field(
+        default="auto",
+        description="maximum number of restarts from the last checkpoint after a crash; "
+        "auto = 3 on a Mac's GPU, else 0",
+        examples=[3],
     )
     report_to: tuple[Literal["tensorboard"], ...] = Field(
         default=(), description="list of other places that receive the training curves"

@@ -1,4 +1,4 @@
-"""Advice on quantization, on runs that do not fit into memory, and on slow evaluation."""
+"""Advice on quantization, memory that is too small or taken, and slow evaluation."""
 
 from __future__ import annotations
 
@@ -35,6 +35,18 @@ def quantization_advice(setup: Setup, workload: Workload) -> str | None:
         slow = cost_of(workload.engine).slow_quantization(setup)
         return f"model.quantization=none fits, with {share(need('none'))}; {saves}{slow}"
     return f"{saves}, on a CPU" if setup.device == "cpu" else None
+
+
+def free_memory_warning(memory: Memory, free_bytes: int | None) -> str | None:
+    """Return a warning if a run that fits a GPU needs more than other programs leave of it now."""
+    if free_bytes is None or memory.device != "gpu" or not memory.fits:
+        return None
+    if memory.total <= free_bytes:
+        return None
+    return (
+        f"only {free_bytes / 1e9:.2f} GB are free now: other programs hold the rest (nvidia-smi "
+        "lists them), and less may be computed at once"
+    )
 
 
 SHORTEST = 256

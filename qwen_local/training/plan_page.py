@@ -9,7 +9,12 @@ from qwen_local.backends.memory import USABLE
 from qwen_local.datasets.prepare import Prepared
 from qwen_local.datasets.report import Histogram
 from qwen_local.errors import JobError
-from qwen_local.training.advice import evaluation_advice, memory_hint, quantization_advice
+from qwen_local.training.advice import (
+    evaluation_advice,
+    free_memory_warning,
+    memory_hint,
+    quantization_advice,
+)
 from qwen_local.training.plan import MORE_ROOM, Plan
 
 BAR = 40
@@ -39,7 +44,8 @@ def plan_json(plan: Plan, elsewhere: str | None = None) -> dict[str, Any]:
     schedule = plan.schedule
     prepared, job = plan.data.prepared, plan.job
     total = plan.total_parameters
-    fits = plan.memory.fits
+    memory = plan.memory
+    fits = memory.fits
     return {
         "machine": elsewhere or "here",
         "job": job.model_dump(mode="json"),
@@ -67,8 +73,9 @@ def plan_json(plan: Plan, elsewhere: str | None = None) -> dict[str, Any]:
         "micro_batch_tokens": plan.setup.micro_batch_tokens,
         "gradient_checkpointing": plan.setup.gradient_checkpointing,
         "memory_reason": plan.memory_reason,
-        "memory": plan.memory.to_json(),
+        "memory": memory.to_json(),
         "memory_hint": None if fits else memory_hint(job, plan.setup, plan.workload),
+        "memory_warning": free_memory_warning(memory, plan.resolved.machine.gpu_free_bytes),
         "advice": quantization_advice(plan.setup, plan.workload),
         "disk_bytes": plan.disk_bytes,
         "disk_free_bytes": plan.disk_free_bytes,
@@ -104,6 +111,8 @@ def plan_page(plan: Plan, elsewhere: str | None = None) -> str:
     usable = USABLE * memory.available / 1e9
     tight = f"  it does not fit: at most {USABLE:.0%} may be used, {usable:.2f} GB"
     lines.append("  it fits" if memory.fits else tight)
+    if (warning := free_memory_warning(memory, plan.resolved.machine.gpu_free_bytes)) is not None:
+        lines.append(f"  {warning}")
     if plan.data.prepared is None:
         lines.append(
             f"  with {plan.job.data.max_length:,} tokens in every row, as the rows are not known"

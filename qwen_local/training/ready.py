@@ -15,7 +15,7 @@ from qwen_local.runs.names import RunFiles
 from qwen_local.runs.run import Run
 from qwen_local.runs.state import Identity, TrainState
 from qwen_local.training import stopping
-from qwen_local.training.advice import quantization_advice
+from qwen_local.training.advice import free_memory_warning, quantization_advice
 from qwen_local.training.child import Child, this_child
 from qwen_local.training.plan import (
     Plan,
@@ -133,6 +133,9 @@ def _report_choices(plan: Plan) -> None:
     log.info("backend: %s on the %s (%s)", choice.backend, choice.device, choice.reason)
     log.info("dtype: %s (%s)", resolved.dtype, resolved.dtype_reason)
     log.info("memory: %s", plan.memory_reason)
+    free = plan.resolved.machine.gpu_free_bytes
+    if (warning := free_memory_warning(plan.memory, free)) is not None:
+        log.warning("memory: %s", warning)
     if (advice := quantization_advice(plan.setup, plan.workload)) is not None:
         log.info("advice: %s", advice)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -37,12 +38,34 @@ Command = Callable[[bool], Sequence[str]]
 """(True to resume from the newest checkpoint) -> command line of the process."""
 
 
+RESTARTS_ON_METAL = 3
+"""Automatic restarts where macOS ends a process whose work keeps the display waiting, and Metal one
+that runs out of memory."""
+
+
 class DiedError(QwenLocalError):
     """The training process died, and is not restarted."""
 
 
+def restarts_of(draft: Draft, *, job: Path | None, backend: str, device: str) -> int:
+    """Return the number of restarts that a job allows.
+
+    Args:
+        draft: the job.
+        job: its file. One that can be read only once rules out automatic restarts.
+        backend: as asked for. No engine is imported here: on a Mac `auto` is taken for MLX.
+        device: as asked for.
+    """
+    if draft.job.train.restarts != "auto":
+        return draft.job.train.restarts
+    metal = platform.system() == "Darwin" and backend != "cuda" and device != "cpu"
+    readable = job is None or job.is_file()
+    return RESTARTS_ON_METAL if metal and readable else 0
+
+
 def train_with_restarts(
     draft: Draft,
+    restarts: int,
     arguments: Sequence[str],
     *,
     job: Path | None,
@@ -53,7 +76,8 @@ def train_with_restarts(
     """Run `qwen-local train` in a process that is restarted if it dies.
 
     Args:
-        draft: the job, with at least one restart.
+        draft: the job.
+        restarts: most restarts, at least one.
         arguments: of `qwen-local train`, as the user gave them.
         job: the job file among them.
         resume: see `resume.find_run`; None for a new run.
@@ -83,7 +107,7 @@ def train_with_restarts(
         return [*program, "train", f"--output={folder}", *resumed, *given]
 
     with talk(quiet=quiet):
-        return run_with_restarts(folder, command, restarts=draft.job.train.restarts)
+        return run_with_restarts(folder, command, restarts=restarts)
 
 
 def run_with_restarts(folder: Path, command: Command, *, restarts: int) -> int:

@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers.models.qwen3 import modeling_qwen3
 
 from qwen_local.backends.base import Setup
-from qwen_local.backends.cuda import attention
+from qwen_local.backends.cuda import attention, engine
 from qwen_local.backends.cuda.attention import Borders, row_by_row
 from qwen_local.backends.cuda.engine import TorchBackend, _set_up_gpu
 from qwen_local.backends.cuda.forward import hidden_states
@@ -313,6 +313,21 @@ def test_a_gpu_computes_attention_without_cudnn_and_float32_as_float32() -> None
     finally:
         torch.backends.cuda.enable_cudnn_sdp(True)
         torch.set_float32_matmul_precision(precision)
+
+
+def test_under_wsl_memory_runs_out_before_the_driver_of_windows_hides_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shares: list[float] = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (18 * 10**9, 24 * 10**9))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    try:
+        for generation in (None, 2):
+            monkeypatch.setattr(engine, "wsl", lambda kind=generation: kind)
+            _set_up_gpu("bfloat16")
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+    assert shares == [pytest.approx(0.95 * 0.75)]
 
 
 def test_a_layer_without_an_adapter_is_the_plain_one() -> None:

@@ -53,6 +53,7 @@ def fake_torch(**cuda: Any) -> SimpleNamespace:
         "get_device_capability": lambda _: (8, 6),
         "get_device_name": lambda _: "NVIDIA GeForce RTX 3090",
         "get_device_properties": lambda _: SimpleNamespace(total_memory=24),
+        "mem_get_info": lambda _: (21, 24),
         **cuda,
     }
     return SimpleNamespace(cuda=SimpleNamespace(**cuda), version=SimpleNamespace(cuda="13.0"))
@@ -202,6 +203,7 @@ def test_a_card_is_seen_with_its_memory_its_driver_and_the_cuda_of_the_wheel(
     assert (machine.nvidia, machine.driver, machine.torch_cuda) == (True, "580.95.05", "13.0")
     assert (machine.cuda, machine.bfloat16, machine.gpu_bytes) == (True, True, 24)
     assert (machine.gpu, machine.gpu_capability) == ("NVIDIA GeForce RTX 3090", (8, 6))
+    assert machine.gpu_free_bytes == 21
     [card] = machine.cards
     assert card == Card(name="NVIDIA GeForce RTX 3090", memory_bytes=24 * 2**30, capability=(8, 6))
 

@@ -99,7 +99,8 @@ def build(environment: Path, folder: Path) -> None:
     include = (f"-I{folder / 'include'}", f"-I{headers}")
     for library in LIBRARIES:
         names = asked_for[library] - own
-        text, extra = "".join(f"int {name}(void) {{ return 0; }}\n" for name in names), include
+        text = "".join(f"int {name}(void) {{ return 0; }}\n" for name in names)
+        extra: tuple[str, ...] = include
         if library == RUNTIME:
             text = ours + text
         elif library == DRIVER:  # whoever looks into it must find the runtime's as well
@@ -149,8 +150,21 @@ def _compile(folder: Path, library: str, text: str, extra: Iterable[str]) -> Non
     versions.write_text(f"{library} {{ global: *; }};\n")
     versioned = () if library in (DRIVER, MANAGEMENT) else (f"-Wl,--version-script={versions}",)
     done = subprocess.run(
-        ["gcc", "-O2", "-w", "-shared", "-fPIC", f"-Wl,-soname,{library}", *versioned]
-        + ["-o", str(folder / library), str(source), *extra, "-lpthread", "-ldl"],
+        [
+            "gcc",
+            "-O2",
+            "-w",
+            "-shared",
+            "-fPIC",
+            f"-Wl,-soname,{library}",
+            *versioned,
+            "-o",
+            str(folder / library),
+            str(source),
+            *extra,
+            "-lpthread",
+            "-ldl",
+        ],
         capture_output=True,
         text=True,
         check=False,

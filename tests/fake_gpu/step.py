@@ -76,7 +76,7 @@ def measure(
             milliseconds.append(1000 * (time.process_time() - begun))
             tokens += part.tokens
     counts = card.counts()
-    found = {
+    found: dict[str, Any] = {
         "tokens": tokens // MEASURED,
         "launches": counts.total / MEASURED,
         "kernels": counts.launches / MEASURED,

@@ -121,7 +121,7 @@ def test_no_job_is_the_embedded_job() -> None:
             "save_every": "auto",
             "keep": 2,
             "early_stopping": {"patience": 3, "min_delta": 0.0},
-            "restarts": 0,
+            "restarts": "auto",
             "report_to": (),
         },
         "output": None,
@@ -535,7 +535,7 @@ REPORT_TO = "hint: write [tensorboard], or [] for metrics.jsonl only"
             "train.restarts",
             "-1",
             "must be at least 0; found -1\n\nhint: restarts: maximum number of restarts from the "
-            "last checkpoint after a crash; for example 0",
+            "last checkpoint after a crash; auto = 3 on a Mac's GPU, else 0; for example 3",
         ),
         (
             "data.max_length",
@@ -943,7 +943,7 @@ TRAIN_SPECS = st.builds(
             min_delta=st.floats(0, allow_infinity=False),
         )
     ),
-    restarts=st.integers(0, 100),
+    restarts=st.just("auto") | st.integers(0, 100),
     report_to=st.sampled_from([(), ("tensorboard",)]),
 )
 JOBS = st.builds(
@@ -1013,7 +1013,7 @@ train:
   early_stopping:
     patience: 3
     min_delta: 0.0
-  restarts: 0
+  restarts: auto
   report_to: []
 output: runs/a
 """

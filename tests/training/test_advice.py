@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,11 @@ from qwen_local.backends.memory import Workload
 from qwen_local.job.schema import LoraSpec, Quantization, TrainSpec
 from qwen_local.models.published import PUBLISHED
 from qwen_local.models.source import ModelFiles
-from qwen_local.training.advice import evaluation_advice, quantization_advice
+from qwen_local.training.advice import (
+    evaluation_advice,
+    free_memory_warning,
+    quantization_advice,
+)
 from qwen_local.training.schedule import make_schedule
 
 GB = 10**9
@@ -154,6 +159,19 @@ def test_on_a_cpu_quantization_is_a_matter_of_memory_alone() -> None:
         f"model.quantization=4bit would leave room, with about {need('Qwen3-8B', '4bit', 'cpu')} "
         "of the 32.00 GB"
     )
+
+
+def test_memory_that_other_programs_hold_is_told_where_it_is_needed() -> None:
+    memory = estimate_memory(*case("Qwen3-0.6B", "none", 24 * GB))
+    assert memory.fits
+    told = free_memory_warning(memory, memory.total - 1)
+    assert told is not None
+    assert told.startswith(f"only {(memory.total - 1) / 1e9:.2f} GB are free now: other programs")
+    assert free_memory_warning(memory, memory.total) is None
+    assert free_memory_warning(memory, None) is None
+    assert free_memory_warning(replace(memory, device="cpu"), 1) is None
+    # What does not fit the whole card has a hint of its own.
+    assert free_memory_warning(replace(memory, available=memory.total), 1) is None
 
 
 R4 = {"rows": 78_271, "eval_rows": 4_450}

@@ -36,6 +36,7 @@ from qwen_local.training.restart import (
     DiedError,
     _last_message,
     halved,
+    restarts_of,
     run_with_restarts,
     train_with_restarts,
 )
@@ -450,13 +451,41 @@ def test_the_parent_imports_no_engine() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize(
+    ("system", "sets", "given", "expected"),
+    [
+        ("Darwin", [], {}, 3),
+        ("Darwin", [], {"backend": "mlx", "device": "gpu"}, 3),
+        ("Darwin", [], {"backend": "cuda"}, 0),
+        ("Darwin", [], {"device": "cpu"}, 0),
+        ("Darwin", [], {"job": Path("/dev/fd/0")}, 0),  # read once, and there is a way without
+        ("Darwin", ["train.restarts=0"], {}, 0),
+        ("Darwin", ["train.restarts=9"], {"device": "cpu"}, 9),
+        ("Linux", [], {}, 0),
+        ("Linux", [], {"backend": "mlx"}, 0),
+        ("Linux", ["train.restarts=1"], {}, 1),
+    ],
+)
+def test_a_run_on_metal_is_restarted_of_itself(
+    system: str,
+    sets: list[str],
+    given: dict[str, Any],
+    expected: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """macOS ends a process whose work keeps the display waiting: MLX issue 3267."""
+    monkeypatch.setattr("platform.system", lambda: system)
+    asked = {"job": None, "backend": "auto", "device": "auto", **given}
+    assert restarts_of(read_job(None, sets=sets), **asked) == expected
+
+
 def test_a_job_that_can_be_read_only_once_is_refused() -> None:
     read, write = os.pipe()
     os.close(write)
     draft = read_job(None, sets=["train.restarts=1"])
     with pytest.raises(JobError) as refused:
         train_with_restarts(
-            draft, [], job=Path(f"/dev/fd/{read}"), resume=None, quiet=True, debug=False
+            draft, 1, [], job=Path(f"/dev/fd/{read}"), resume=None, quiet=True, debug=False
         )
     os.close(read)
     assert str(refused.value) == (
@@ -511,9 +540,9 @@ def test_each_process_gets_the_same_arguments_and_the_folder_of_the_run(
         return restarts
 
     monkeypatch.setattr("qwen_local.training.restart.run_with_restarts", only_noted)
-    draft = read_job(None, sets=["train.restarts=7"], flags={"output": output})
+    draft = read_job(None, flags={"output": output})
     code = train_with_restarts(
-        draft, arguments, job=None, resume=resume, quiet=True, debug=resume is not None
+        draft, 7, arguments, job=None, resume=resume, quiet=True, debug=resume is not None
     )
     debug = ["--debug"] if resume is not None else []
     program = [sys.executable, "-P", "-m", "qwen_local", *debug, "train"]

@@ -37,6 +37,9 @@ class Watch(transformers.TrainerCallback):  # type: ignore[misc]
         self.losses: list[float] = []
         self.supervised: list[int] = []
         self.tokens: list[int] = []
+        # Ours does the same (see `backends/cuda/engine.py`): left on, it would plan each new length
+        # anew on compute capability 9.0, and the comparison would flatter us.
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any

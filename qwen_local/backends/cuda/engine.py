@@ -40,6 +40,7 @@ from qwen_local.backends.cuda.session import TorchSession
 from qwen_local.backends.machine import DType
 from qwen_local.backends.oom_retry import MicroBatches, TokenBudget
 from qwen_local.backends.optimizer import ADAM_BETAS, ADAM_EPSILON, clip_factor, dropout_seed
+from qwen_local.backends.probe import wsl
 from qwen_local.backends.process_memory import peak_resident_bytes
 from qwen_local.rows.micro_batch import MicroBatch
 from qwen_local.rows.planner import MOST, PACKED, Layout
@@ -50,6 +51,9 @@ T = TypeVar("T")
 
 GENERATE_BATCH = 32
 """Prompts completed together."""
+
+FREE_SHARE = 0.95
+"""Share of a card's free memory that a process may take under WSL."""
 
 OUT_OF_MEMORY = (
     "out of memory",  # "CUDA error: ...", "Triton Error [CUDA]: ..."
@@ -417,6 +421,11 @@ def _set_up_gpu(dtype: DType) -> None:
     # On compute capability 9.0 PyTorch prefers cuDNN's attention, which builds a plan of half a
     # second for each new length, and every row and every answer has its own (PyTorch 2.11, 2.13).
     torch.backends.cuda.enable_cudnn_sdp(False)
+    if wsl() == 2:
+        # The driver of Windows never says that memory ran out: it moves arrays to the memory of the
+        # machine, and a step takes ten times as long. PyTorch then says it, at this share.
+        free, total = torch.cuda.mem_get_info()
+        torch.cuda.set_per_process_memory_fraction(FREE_SHARE * free / total)
     if dtype == "float32":
         # NVIDIA's containers allow TF32, which rounds the factors of a product to 10 bits.
         torch.set_float32_matmul_precision("highest")

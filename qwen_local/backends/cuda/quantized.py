@@ -3,8 +3,8 @@
 `4bit` is NF4 in blocks of 64 with the blocks' scales quantized once more (QLoRA, arXiv:2305.14314);
 `8bit` is the weights of LLM.int8() (arXiv:2208.07339), a scale for each row. Its products are not
 used: they round the inputs of a layer, and stop the host in every layer to look for outliers among
-them. Embeddings, norms and the head stay floats. Weights are quantized from the dtype of the files, so that every machine
-gets the same codes, whatever dtype it computes in.
+them. Embeddings, norms and the head stay floats. Weights are quantized from the dtype of the files,
+so that every machine gets the same codes, whatever dtype it computes in.
 """
 
 from __future__ import annotations
@@ -102,16 +102,22 @@ def bitsandbytes_config(
 def settle(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Make a model that was quantized from its files' dtype compute in another, in products alone.
 
-    In 4 bits bitsandbytes dequantizes to the dtype that was quantized, and would round there. On a CPU with
-    AVX512-BF16 it repacks the weights in place in the first forward pass outside training, after
-    which there is no gradient and no way back.
+    In 4 bits bitsandbytes dequantizes to the dtype that was quantized, and would round there. On a
+    CPU with AVX512-BF16 it repacks the weights in place in the first forward pass outside training,
+    after which there is no gradient and no way back.
     """
-    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt, Params4bit  # optional package
+    from bitsandbytes.nn.modules import (  # optional package
+        Int8Params,
+        Linear4bit,
+        Linear8bitLt,
+        Params4bit,
+    )
 
     for module in model.modules():
         if isinstance(module, Linear8bitLt):
+            assert isinstance(module.weight, Int8Params)
             module.row_scales = module.weight.SCB / INT8_LEVELS
-            module.forward = partial(_forward, module)
+            module.forward = partial(_forward, module)  # type: ignore[method-assign]
         elif isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
             assert isinstance(module.weight, Params4bit)
@@ -132,7 +138,7 @@ def dense_weight(layer: Any, dtype: torch.dtype) -> Tensor:
         layer: of PyTorch, or of bitsandbytes after `settle`.
         dtype: of the result. A weight that is not quantized has it already.
     """
-    weight = layer.weight
+    weight: Tensor = layer.weight
     if weight.dtype == torch.int8:
         # In float32, rounded once, in one pass.
         dense = torch.empty(weight.shape, dtype=dtype, device=weight.device)
@@ -142,7 +148,7 @@ def dense_weight(layer: Any, dtype: torch.dtype) -> Tensor:
 
         values: Tensor = dequantize_4bit(weight.data, state)
         return values.to(dtype)
-    return weight  # type: ignore[no-any-return]
+    return weight
 
 
 def dequantized(weight: Tensor, quantization: Quantization) -> Tensor:

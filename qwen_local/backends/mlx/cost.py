@@ -44,9 +44,9 @@ FIRST_STEP = 20 << 20
 GPU_CONTEXT = 0
 """Metal's working set counts arrays only."""
 
-FAVORITE: dict[Device, int] = {"cpu": 512, "gpu": 8192}
+FAVORITE: dict[Device, int] = {"cpu": 512, "gpu": 2048}
 """Positions of one forward pass where memory does not matter. A larger product gains nothing on a
-CPU."""
+CPU. On Metal macOS may end a process whose work keeps the display waiting (MLX issue 3267)."""
 
 SCORES_AT_ONCE = 3
 """Squares of a head's attention weights beside those that are kept: the scores, and the gradients

@@ -32,7 +32,7 @@ from qwen_local.backends.base import (
     Setup,
     StepResult,
 )
-from qwen_local.backends.mlx.constants import CACHE_BYTES, HEAD_CHUNK
+from qwen_local.backends.mlx.constants import CACHE_BYTES, HEAD_CHUNK, cache_limit
 from qwen_local.backends.mlx.dropout import DropoutKeys, checkpoint_blocks, put_dropout
 from qwen_local.backends.mlx.head import Columns, loss_and_gradient, losses
 from qwen_local.backends.mlx.quantized import back, quantize
@@ -120,6 +120,8 @@ class MlxBackend:
             quantize(self._model, setup.quantization, setup.model.architecture)
         self._model.set_dtype(self._dtype)
         mx.eval(self._model.parameters())
+        if self._gpu:
+            keep_buffers()
         self._model.freeze()
         if setup.lora is not None:
             self._attach(setup)
@@ -417,6 +419,13 @@ def keep_wired() -> None:
     recommended = mx.device_info().get("max_recommended_working_set_size")
     if recommended is not None:
         mx.set_wired_limit(int(recommended))
+
+
+def keep_buffers() -> None:
+    """Let MLX keep freed buffers beside the weights that are loaded; see `cache_limit`."""
+    recommended = mx.device_info().get("max_recommended_working_set_size")
+    if recommended is not None:
+        mx.set_cache_limit(cache_limit(int(recommended), mx.get_active_memory()))
 
 
 def _free() -> None:

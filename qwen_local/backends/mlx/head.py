@@ -47,19 +47,48 @@ def nll(logits_CV: mx.array, targets_C: Columns) -> tuple[mx.array, mx.array, mx
         the sum of the exponentials, the greatest of which is 1.
     """
     at = mx.maximum(targets_C["ids"], 0)[:, None]
-    max_C1 = _in_blocks(logits_CV, -math.inf).max(1).max(1, keepdims=True)
+    max_C1 = _largest(logits_CV)
     target_C1 = mx.take_along_axis(logits_CV, at, 1) - max_C1
-    others_CV = mx.put_along_axis(_exp(logits_CV - max_C1), at, mx.array(0.0), 1)
-    rest_C1 = _in_blocks(others_CV, 0.0).sum(1).sum(1, keepdims=True)
+    others_CV = _put(_exp(logits_CV - max_C1), at, mx.array(0.0))
+    rest_C1 = _sum(others_CV)
     exp_C1 = mx.exp(target_C1)
     total_C1 = rest_C1 + exp_C1
     nll_C1 = mx.where(exp_C1 > rest_C1, mx.log1p(rest_C1 / exp_C1), mx.log(total_C1) - target_C1)
-    return nll_C1.squeeze(1), mx.put_along_axis(others_CV, at, -rest_C1, 1), total_C1
+    return nll_C1.squeeze(1), _put(others_CV, at, -rest_C1), total_C1
 
 
 def counted(targets_C: Columns) -> mx.array:
     """Return True where a position counts in the loss, and False where it is padding: [C]."""
     return targets_C["ids"] >= 0
+
+
+# On Metal a pass over [C, V] costs its memory traffic, and a compiled step joins passes that no
+# array is put into: there a row is reduced at once, and its target chosen by comparison. On a CPU
+# the same would take many times as long.
+
+
+def on_gpu() -> bool:
+    """Return True if arrays are computed on a GPU."""
+    return bool(mx.default_device() == mx.gpu)
+
+
+def _largest(values_CV: mx.array) -> mx.array:
+    if on_gpu():
+        return values_CV.max(1, keepdims=True)
+    return _in_blocks(values_CV, -math.inf).max(1).max(1, keepdims=True)
+
+
+def _sum(values_CV: mx.array) -> mx.array:
+    if on_gpu():
+        return values_CV.sum(1, keepdims=True)
+    return _in_blocks(values_CV, 0.0).sum(1).sum(1, keepdims=True)
+
+
+def _put(values_CV: mx.array, at_C1: mx.array, new: mx.array) -> mx.array:
+    """The same with one entry of each row replaced."""
+    if on_gpu():
+        return mx.where(mx.arange(values_CV.shape[1]) == at_C1, new, values_CV)
+    return mx.put_along_axis(values_CV, at_C1, new, 1)
 
 
 def _in_blocks(values_CV: mx.array, fill: float) -> mx.array:
@@ -78,7 +107,7 @@ def _exp(values: mx.array) -> mx.array:
     Built for x86, MLX calls the C library for every `fma` of its own exponential: 14 ns an entry,
     where the library's `powf` takes 6 and is no less exact.
     """
-    if platform.machine() in X86 and mx.default_device() == mx.cpu:
+    if platform.machine() in X86 and not on_gpu():
         return mx.power(mx.array(math.e), values)
     return mx.exp(values)
 
