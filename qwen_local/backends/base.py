@@ -50,6 +50,8 @@ class Setup:
     widths: tuple[int, ...] = ()
     """Widths of micro-batches, rising, where every shape is compiled; empty for any width."""
     gradient_checkpointing: bool = False
+    cuda_graphs: bool = False
+    """Pad micro-batches to few shapes, and record each as a CUDA graph where there is a card."""
     group: Group = ALONE
     """Ranks that train together; by default this process alone."""
 

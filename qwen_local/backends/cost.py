@@ -11,7 +11,7 @@ from typing import Protocol
 
 from qwen_local.backends.base import Setup
 from qwen_local.backends.cuda.cost import TorchCost
-from qwen_local.backends.machine import Device, Engine
+from qwen_local.backends.machine import Capability, Device, Engine
 from qwen_local.backends.memory import Memory, Workload
 from qwen_local.backends.mlx.cost import MlxCost
 
@@ -39,6 +39,25 @@ class Cost(Protocol):
 
     def compiles(self, device: Device) -> bool:
         """Return True if the engine compiles its step for every shape, so that few pay off."""
+        ...
+
+    def can_record(self, setup: Setup, capability: Capability | None) -> bool:
+        """Return True if passes can be recorded and launched as a whole (`Setup.cuda_graphs`).
+
+        Args:
+            setup: of the engine.
+            capability: of the NVIDIA card; None without one.
+        """
+        ...
+
+    def launch_bound(self, setup: Setup, workload: Workload, capability: Capability | None) -> bool:
+        """Return True if launching a pass takes longer than computing it.
+
+        Args:
+            setup: of the engine, with its memory budget.
+            workload: of the run.
+            capability: as above.
+        """
         ...
 
     def slow_quantization(self, setup: Setup) -> str:

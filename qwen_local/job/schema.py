@@ -297,6 +297,12 @@ class TrainSpec(_Section):
         description="recompute activations to save memory; auto = only if needed",
         examples=[True],
     )
+    cuda_graphs: Literal["auto"] | bool = Field(
+        default="auto",
+        description="record micro-batches as CUDA graphs on an NVIDIA card; "
+        "auto = where the card would wait for the host",
+        examples=[False],
+    )
     micro_batch_tokens: Literal["auto"] | Count = Field(
         default="auto",
         description="maximum number of tokens per micro-batch, including padding",

@@ -107,6 +107,7 @@ class Execution:
     """Memory of the device in bytes."""
     micro_batch_tokens: int
     gradient_checkpointing: bool
+    cuda_graphs: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,10 +179,14 @@ def from_files(files: Mapping[str, bytes]) -> Checkpoint:
     )
 
 
+WITHOUT_GRAPHS: Mapping[str, Any] = {"cuda_graphs": False}
+"""What checkpoints lack that were written before there were graphs."""
+
+
 def _progress(content: bytes) -> tuple[TrainState, Identity, Execution]:
     fields = json.loads(content)
     identity = _exactly(Identity, fields.pop("identity"))
-    execution = _exactly(Execution, fields.pop("execution"))
+    execution = _exactly(Execution, WITHOUT_GRAPHS | fields.pop("execution"))
     return _exactly(TrainState, fields), identity, execution
 
 

@@ -318,6 +318,8 @@ def keep_budget(plan: Plan, before: Execution, changed: set[str]) -> Plan:
         setup = replace(setup, micro_batch_tokens=before.micro_batch_tokens)
     if "train.gradient_checkpointing" not in changed:
         setup = replace(setup, gradient_checkpointing=before.gradient_checkpointing)
+    if "train.cuda_graphs" not in changed:
+        setup = replace(setup, cuda_graphs=before.cuda_graphs)
     return plan.with_setup(setup, _budget_reason(setup))
 
 

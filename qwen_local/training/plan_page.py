@@ -17,6 +17,8 @@ from qwen_local.training.advice import (
 )
 from qwen_local.training.plan import MORE_ROOM, Plan
 
+GRAPHS = "passes are recorded as CUDA graphs"
+
 BAR = 40
 """Width of the histogram's longest bar."""
 
@@ -72,6 +74,7 @@ def plan_json(plan: Plan, elsewhere: str | None = None) -> dict[str, Any]:
         "histogram_missing": _without_tokenizer(plan),
         "micro_batch_tokens": plan.setup.micro_batch_tokens,
         "gradient_checkpointing": plan.setup.gradient_checkpointing,
+        "cuda_graphs": plan.setup.cuda_graphs,
         "memory_reason": plan.memory_reason,
         "memory": memory.to_json(),
         "memory_hint": None if fits else memory_hint(job, plan.setup, plan.workload),
@@ -104,6 +107,7 @@ def plan_page(plan: Plan, elsewhere: str | None = None) -> str:
         _evaluation(plan),
         *_tokens(plan),
         f"memory      {plan.memory_reason}",
+        *([f"            {GRAPHS}"] if plan.setup.cuda_graphs else []),
     ]
     sizes = {part: getattr(memory, part) for part in PARTS}
     lines += [f"  {part:<12}{size / 1e9:>8.2f} GB" for part, size in sizes.items() if size]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qwen_local.backends.cost import cost_of
+from qwen_local.backends.cost import cost_of, estimate_memory
+from qwen_local.backends.machine import Capability
 from qwen_local.backends.memory import Workload
 from qwen_local.backends.probe import in_a_line
 from qwen_local.backends.process_memory import peak_resident_bytes
@@ -80,12 +81,25 @@ def make_setup(job: Job, resolved: Resolved, workload: Workload) -> Fit:
         max_grad_norm=job.train.max_grad_norm,
         widths=choose_widths(workload.lengths_R) if compiled else (),
     )
-    return fit(
+    fitted = fit(
         setup,
         workload,
         budget=job.train.micro_batch_tokens,
         checkpointing=job.train.gradient_checkpointing,
     )
+    return _recorded(fitted, job, workload, resolved.machine.gpu_capability)
+
+
+def _recorded(fitted: Fit, job: Job, workload: Workload, capability: Capability | None) -> Fit:
+    """Return the fit with CUDA graphs where the job asks for them, or where they pay and fit."""
+    asked, cost = job.train.cuda_graphs, cost_of(workload.engine)
+    if not asked or not cost.can_record(fitted.setup, capability):
+        return fitted
+    setup = replace(fitted.setup, cuda_graphs=True)
+    pays = cost.launch_bound(fitted.setup, workload, capability)
+    if asked == "auto" and not (pays and estimate_memory(setup, workload).fits):
+        return fitted
+    return replace(fitted, setup=setup)
 
 
 def trainable_parameters(job: Job, architecture: Architecture) -> int:

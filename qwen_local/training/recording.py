@@ -81,6 +81,7 @@ def _checkpoint_writer(ready: ReadyRun, backend: Backend, events: EventWriter) -
         available=plan.memory.available,
         micro_batch_tokens=backend.micro_batch_tokens,
         gradient_checkpointing=setup.gradient_checkpointing,
+        cuda_graphs=setup.cuda_graphs,
     )
     return CheckpointWriter(
         plan.output,

@@ -41,6 +41,7 @@ FREE = {
     "train.report_to",
     "train.micro_batch_tokens",
     "train.gradient_checkpointing",
+    "train.cuda_graphs",
 }
 """Keys that may change when a run resumes."""
 NUMBER = re.compile("[0-9]{1,9}")

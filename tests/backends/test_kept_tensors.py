@@ -11,6 +11,7 @@ import torch
 from qwen_local.backends.base import Setup
 from qwen_local.backends.cost import estimate_memory
 from qwen_local.backends.cuda.engine import TorchBackend
+from qwen_local.backends.cuda.inputs import Inputs
 from qwen_local.backends.memory import Workload
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import fetch, find_model
@@ -35,7 +36,7 @@ def kept_bytes(setup: Setup) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        backend._hidden(batch)
+        backend._hidden(Inputs.of(batch, torch.from_numpy))
     own = {p.untyped_storage().data_ptr() for p in backend._model.parameters()}
     return sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in own)
 

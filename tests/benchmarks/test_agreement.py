@@ -37,7 +37,7 @@ def leaking(*given: Any, **named: Any) -> Any:
     """Attention that takes all rows for one."""
     queries, keys, values, borders = given
     total = sum(borders.lengths)
-    whole = attention.Borders((total,), borders.positions_T, borders.starts)
+    whole = attention.Borders((total,), total, borders.positions_T, borders.starts)
     return attention.attention(queries, keys, values, whole, **named)
 
 

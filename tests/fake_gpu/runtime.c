@@ -447,7 +447,7 @@ Error cudaStreamEndCapture(void *s, void **graph) { capturing = 0; *graph = (voi
 Error cudaGraphInstantiateWithFlags(void **exec, void *graph, unsigned long long flags) { *exec = (void *)64; return OK; }
 Error cudaGraphInstantiate(void **exec, void *graph, unsigned long long flags) { *exec = (void *)64; return OK; }
 Error cudaGraphLaunch(void *exec, void *s) { count[REPLAYS]++; return fault; }
-Error cudaGraphGetNodes(void *graph, void *nodes, size_t *n) { *n = 0; return OK; }
+Error cudaGraphGetNodes(void *graph, void *nodes, size_t *n) { *n = count[CAPTURED]; return OK; }
 Error cudaThreadExchangeStreamCaptureMode(int *mode) {
     static __thread int now;
     int before = now;

@@ -116,6 +116,7 @@ def test_no_job_is_the_embedded_job() -> None:
             "max_grad_norm": 1.0,
             "seed": 0,
             "gradient_checkpointing": "auto",
+            "cuda_graphs": "auto",
             "micro_batch_tokens": "auto",
             "eval_every": "auto",
             "save_every": "auto",
@@ -680,8 +681,8 @@ def test_an_unknown_preset_is_a_fault() -> None:
 
 TRAIN = (
     "epochs, steps, batch_size, learning_rate, schedule, warmup_ratio, warmup_steps, "
-    "weight_decay, max_grad_norm, seed, gradient_checkpointing, micro_batch_tokens, eval_every, "
-    "save_every, keep, early_stopping, restarts and report_to"
+    "weight_decay, max_grad_norm, seed, gradient_checkpointing, cuda_graphs, micro_batch_tokens, "
+    "eval_every, save_every, keep, early_stopping, restarts and report_to"
 )
 
 
@@ -932,6 +933,7 @@ TRAIN_SPECS = st.builds(
     max_grad_norm=or_null(st.floats(0, exclude_min=True, allow_infinity=False)),
     seed=st.integers(0, 2**32 - 1),
     gradient_checkpointing=st.just("auto") | st.booleans(),
+    cuda_graphs=st.just("auto") | st.booleans(),
     micro_batch_tokens=st.just("auto") | counts(),
     eval_every=st.just("auto") | counts(),
     save_every=st.just("auto") | counts(),
@@ -1006,6 +1008,7 @@ train:
   max_grad_norm: 1.0
   seed: 0
   gradient_checkpointing: auto
+  cuda_graphs: auto
   micro_batch_tokens: auto
   eval_every: auto
   save_every: auto

@@ -121,7 +121,7 @@ steps       357 (119 an epoch), warm-up 10; batch 8, learning rate 0.0002, cosin
 evaluation  11 times, every 36 steps: about 9 % of the time
 tokens      unknown: Qwen/Qwen2.5-Coder-1.5B-Instruct is not on this machine, so there is no \
 tokenizer
-memory      2,048 tokens computed at once, as 4,096 would not fit; activations are \
+memory      2,048 tokens computed at once, the most that a GPU gains from; activations are \
 recomputed, as nothing would fit otherwise
   weights         3.09 GB
   adapter         0.07 GB

@@ -35,15 +35,27 @@ class Borders:
     """Starts and ends of packed rows."""
 
     lengths: tuple[int, ...]
-    """Positions of each of the R rows."""
+    """Positions of each of the R rows; 0 for a row of padding."""
+    longest: int
+    """At least the largest of the lengths."""
     positions_T: Tensor
     """int64 [T], on the device: each position's place in its row."""
     starts: Tensor
     """int32 [R + 1], on the device: start of each row, and the end of the last."""
 
     @classmethod
-    def of(cls, lengths: Sequence[int], to_device: Callable[[np.ndarray], Tensor]) -> Borders:
+    def of(
+        cls,
+        lengths: Sequence[int],
+        to_device: Callable[[np.ndarray], Tensor],
+        longest: int | None = None,
+    ) -> Borders:
         """Return the borders of rows of these lengths.
+
+        Args:
+            lengths: of the rows.
+            to_device: moves an array.
+            longest: at least the largest of the lengths, which it is by default.
 
         >>> borders = Borders.of([2, 3], torch.from_numpy)
         >>> borders.positions_T.tolist(), borders.starts.tolist()
@@ -51,7 +63,12 @@ class Borders:
         """
         starts = np.concatenate([[0], np.cumsum(lengths)])
         places_T = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
-        return cls(tuple(lengths), to_device(places_T), to_device(starts.astype(np.int32)))
+        return cls(
+            tuple(lengths),
+            max(lengths) if longest is None else longest,
+            to_device(places_T),
+            to_device(starts.astype(np.int32)),
+        )
 
 
 def attention(
@@ -67,7 +84,8 @@ def attention(
         scale: of the products.
     """
     qkv = queries_THE, keys_TKE, values_TKE
-    if queries_THE.is_cuda and _flash(queries_THE) and (kernel := flash_kernel()) is not None:
+    kernel = kernel_for(queries_THE.device, queries_THE.dtype, queries_THE.shape[-1])
+    if kernel is not None:
         return kernel(*qkv, borders, scale)
     return row_by_row(*qkv, borders, scale)
 
@@ -83,6 +101,8 @@ def row_by_row(
     split = (x.split(borders.lengths) for x in (queries_THE, keys_TKE, values_TKE))
     outputs = []
     for row in zip(*split, strict=True):
+        if not len(row[0]):
+            continue
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in row)
         attn = scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=scale, enable_gqa=grouped
@@ -91,12 +111,13 @@ def row_by_row(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _flash(queries_THE: Tensor) -> bool:
-    """Return True if FlashAttention-2 supports this dtype, head size and card."""
-    halves = queries_THE.dtype in (torch.bfloat16, torch.float16)
-    capable = torch.cuda.get_device_capability(queries_THE.device) >= AMPERE
-    size = queries_THE.shape[-1]
-    return halves and capable and size <= LARGEST_HEAD and size % 8 == 0
+@functools.cache
+def kernel_for(device: torch.device, dtype: torch.dtype, size: int) -> Kernel | None:
+    """Return one kernel for all rows, if one computes this dtype and head size on this device."""
+    halves = dtype in (torch.bfloat16, torch.float16)
+    if device.type != "cuda" or not halves or size > LARGEST_HEAD or size % 8:
+        return None
+    return flash_kernel() if torch.cuda.get_device_capability(device) >= AMPERE else None
 
 
 @functools.cache
@@ -117,7 +138,7 @@ def flash_kernel() -> Kernel | None:
 
 def _kernel(varlen: Callable[..., Tensor], *, scale_is: str, **options: object) -> Kernel:
     def kernel(q: Tensor, k: Tensor, v: Tensor, borders: Borders, scale: float) -> Tensor:
-        starts, longest = borders.starts, max(borders.lengths)
+        starts, longest = borders.starts, borders.longest
         settings = {**options, scale_is: scale}
         return varlen(q, k, v, starts, starts, longest, longest, **settings)
 

@@ -30,7 +30,7 @@ import numpy as np
 
 from qwen_local.backends.base import Setup
 from qwen_local.backends.cuda.constants import HEAD_CHUNK
-from qwen_local.backends.machine import Device
+from qwen_local.backends.machine import BFLOAT16_SINCE, Capability, Device
 from qwen_local.backends.memory import (
     BYTES,
     Memory,
@@ -65,6 +65,23 @@ allocates stays (measured with glibc; its `M_MMAP_THRESHOLD` at 128 KiB brings i
 KEPT_BY_CUDA = 0.1
 """The same share for PyTorch's allocator on a GPU, whose blocks are split and joined again."""
 
+FLOPS: dict[Capability, float] = {
+    (8, 0): 312e12,  # A100, A800
+    (8, 6): 71e12,  # RTX 3090
+    (8, 9): 165e12,  # RTX 4090
+    (9, 0): 989e12,  # H100, H200
+    (10, 0): 2250e12,  # B200
+    (12, 0): 210e12,  # RTX 5090
+}
+"""16-bit operations a second of the fastest cards, by the compute capability that began them
+(NVIDIA's white papers, without sparsity)."""
+SUSTAINED = 0.6
+"""Share of it that products of a model's sizes reach."""
+SECONDS_TO_LAUNCH = 1.04e-3
+"""Of a block, forward and backward: 104 launches (counted) of 10 microseconds, Python included."""
+MOST_PADDING = 1.25
+"""Positions computed for one that counts where shapes must be few (see `inputs.padded`)."""
+
 SMALL_MODEL = 2 * 10**9
 """Parameters of a model that `NF4_IS_SLOW` holds for; 1.5B and 1.7B have up to 1.8 billion."""
 
@@ -85,6 +102,8 @@ class TorchCost:
         head = _head(setup, math.ceil(workload.supervised * max(packed, evaluated)))
         if setup.device == "gpu":
             cache = round(KEPT_BY_CUDA * (activations + head))
+            if setup.cuda_graphs:  # which have memory of their own, one for all of them
+                cache += round(MOST_PADDING * (activations + head))
         else:  # checkpointed or not, a pass allocates the same
             cache = round(
                 KEPT_BY_MALLOC * (setup.model.architecture.layers * _block(setup) * packed)
@@ -116,6 +135,32 @@ class TorchCost:
     def compiles(self, device: Device) -> bool:
         """See `Cost.compiles`."""
         return False
+
+    def can_record(self, setup: Setup, capability: Capability | None) -> bool:
+        """See `Cost.can_record`."""
+        if setup.device != "gpu" or capability is None or setup.dtype == "float32":
+            return False  # attention is then computed row by row
+        assert setup.lora is not None
+        # A block that is computed twice reads the state of the generator in between.
+        return capability >= BFLOAT16_SINCE and not (
+            setup.gradient_checkpointing and setup.lora.dropout
+        )
+
+    def launch_bound(self, setup: Setup, workload: Workload, capability: Capability | None) -> bool:
+        """See `Cost.launch_bound`."""
+        if not self.can_record(setup, capability):
+            return False
+        assert capability is not None
+        shape = setup.model.architecture
+        passes = 3 if setup.gradient_checkpointing else 2
+        a_step = workload.batch_size * float(workload.lengths_R.mean())
+        positions = min(setup.micro_batch_tokens, a_step)
+        weights = shape.layers * sum(layer_sizes(shape))
+        head = shape.vocabulary * shape.hidden * workload.supervised
+        operations = 2 * positions * (passes * weights + 2 * head)
+        known = [flops for since, flops in FLOPS.items() if since <= capability]
+        computing = operations / (SUSTAINED * known[-1])
+        return MOST_PADDING * computing < SECONDS_TO_LAUNCH * shape.layers * passes / 2
 
     def slow_quantization(self, setup: Setup) -> str:
         """See `Cost.slow_quantization`."""

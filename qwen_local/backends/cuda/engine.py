@@ -31,10 +31,12 @@ from qwen_local.backends.base import (
     StepResult,
 )
 from qwen_local.backends.cuda import vector_math
-from qwen_local.backends.cuda.attention import Borders
+from qwen_local.backends.cuda.attention import kernel_for
 from qwen_local.backends.cuda.constants import HEAD_CHUNK
 from qwen_local.backends.cuda.forward import hidden_states
-from qwen_local.backends.cuda.head import Columns, SupervisedLoss, score_rows
+from qwen_local.backends.cuda.graphs import Graphs
+from qwen_local.backends.cuda.head import SupervisedLoss, score_rows
+from qwen_local.backends.cuda.inputs import Inputs, padded
 from qwen_local.backends.cuda.quantized import load
 from qwen_local.backends.cuda.session import TorchSession
 from qwen_local.backends.machine import DType
@@ -107,8 +109,13 @@ class TorchBackend:
         self._head: Tensor = base.lm_head.weight
         self._parameters: dict[str, torch.nn.Parameter] = {}
         self._copies: dict[Tensor, Tensor] = {}
+        self._graphs: Graphs | None = None
         if setup.lora is not None:
             self._attach(base, setup)
+            shape = setup.model.architecture
+            dtype = getattr(torch, setup.dtype)
+            if setup.cuda_graphs and kernel_for(self._device, dtype, shape.head_dim):
+                self._graphs = Graphs(self._pass, self._gradients)
 
     def _attach(self, base: transformers.PreTrainedModel, setup: Setup) -> None:
         """Put LoRA layers into the model and an optimizer over them."""
@@ -158,7 +165,7 @@ class TorchBackend:
     def warm_up(self, rows: Rows) -> int:
         """See `Backend.warm_up`."""
         self._within_memory(rows, lambda b: self._mean_gradient(b, rows.supervised), most=1)
-        self._optimizer.zero_grad(set_to_none=True)
+        self._zero_gradients()
         return self._budget.positions
 
     @torch.no_grad()
@@ -167,7 +174,9 @@ class TorchBackend:
         self._model.eval()
 
         def losses(batch: MicroBatch) -> np.ndarray:
-            return _numpy(score_rows(self._hidden(batch), self._head, *self._targets(batch)))
+            inputs = Inputs.of(batch, self._to_device)
+            hidden_ND = self._hidden(inputs)
+            return _numpy(score_rows(hidden_ND, self._head, inputs.targets_N, self._chunk))
 
         return self._within_memory(rows, lambda b: scores(len(rows), b, losses))
 
@@ -312,6 +321,8 @@ class TorchBackend:
         """Free what a failed pass left behind."""
         for parameter in self._parameters.values():
             parameter.grad = None
+        if self._graphs is not None:
+            self._graphs.clear()
         gc.collect()  # an error that a library keeps in a variable forms a cycle with its traceback
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -324,13 +335,10 @@ class TorchBackend:
         """
         self._model.train()
         self._make_moments()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._zero_gradients()
         loss = torch.zeros((), dtype=torch.float32, device=self._device)
         for number, batch in enumerate(batches):
-            with self._dropout(number):
-                part = SupervisedLoss.apply(self._hidden(batch), self._head, *self._targets(batch))
-            part.backward()
-            loss += part.detach()
+            loss += self._micro_batch(batch, number)
         batches.join()
         gradients = self._gradients()
         gradients, loss = self._group.sum((gradients, loss))
@@ -338,6 +346,33 @@ class TorchBackend:
         norm = torch.nn.utils.get_total_norm(gradients)
         loss_sum, grad_norm = torch.stack([loss, norm.float()]).tolist()  # the one host sync
         return loss_sum, grad_norm
+
+    def _micro_batch(self, batch: MicroBatch, number: int) -> Tensor:
+        """Add a micro-batch to the gradients; return its loss, a float32 scalar."""
+        longest = None
+        if self._setup.cuda_graphs:  # always, or dropout would differ where a graph is used
+            batch, longest = padded(batch)
+        inputs = Inputs.of(batch, self._to_device, longest=longest)
+        seed = dropout_seed(self._setup.seed, self._steps, number)
+        with self._seeded(seed):
+            return self._pass(inputs) if self._graphs is None else self._graphs.run(inputs, seed)
+
+    def _pass(self, inputs: Inputs) -> Tensor:
+        """Add the gradient of sum(nll) over a micro-batch to `grad`; return the sum."""
+        hidden_ND = self._hidden(inputs)
+        loss = SupervisedLoss.apply(hidden_ND, self._head, inputs.targets_N, self._chunk)
+        loss.backward()
+        return loss.detach()
+
+    def _zero_gradients(self) -> None:
+        """Forget the gradients; those that graphs add to stay where they are."""
+        if self._graphs is None:
+            self._optimizer.zero_grad(set_to_none=True)
+            return
+        for parameter in self._parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        torch._foreach_zero_(self._gradients())
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self._parameters.values() if p.grad is not None]
@@ -362,21 +397,17 @@ class TorchBackend:
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
 
-    def _hidden(self, batch: MicroBatch) -> Tensor:
+    def _hidden(self, inputs: Inputs) -> Tensor:
         """Hidden states after the last norm at the supervised positions, [N, D]."""
         return hidden_states(
             self._backbone,
-            self._to_device(batch.ids_BW[0]),
-            Borders.of(batch.lengths, self._to_device),
-            self._to_device(batch.positions_N),
+            inputs.ids_T,
+            inputs.borders,
+            inputs.positions_N,
             copies=self._copies,
             recompute=self._setup.gradient_checkpointing,
             dropout=self._setup.lora is not None and self._setup.lora.dropout > 0,
         )
-
-    def _targets(self, batch: MicroBatch) -> tuple[Columns, int]:
-        columns = batch.targets.columns
-        return {name: self._to_device(column) for name, column in columns.items()}, self._chunk
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         """Copy to the device without waiting for the copy."""
@@ -392,10 +423,10 @@ class TorchBackend:
         return torch.autocast(self._device.type, getattr(torch, self._setup.dtype))
 
     @contextmanager
-    def _dropout(self, micro_batch: int) -> Iterator[None]:
-        """Draw dropout from (seed, step, micro-batch); the caller's generators stay untouched."""
+    def _seeded(self, seed: int) -> Iterator[None]:
+        """Draw dropout from this seed; the caller's generators stay untouched."""
         with torch.random.fork_rng(devices=[0] if self._device.type == "cuda" else []):
-            torch.manual_seed(dropout_seed(self._setup.seed, self._steps, micro_batch))
+            torch.manual_seed(seed)
             yield
 
     def _set_learning_rate(self, lr: float) -> float:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # as PyTorch's own documentation has it
 
-from qwen_local.backends.cuda.product import product, scaled
+from qwen_local.backends.cuda.product import add_gradient, scaled
 
 Dense = Callable[[], Tensor]
 """Returns the weight [O, I] of a linear layer in the computing dtype; a quantized weight is
@@ -24,7 +24,11 @@ dequantized at every call."""
 
 
 class AdaptedLinear(torch.autograd.Function):
-    """x W' + bias + scale * (x A') B', with gradients for x, A and B."""
+    """x W' + bias + scale * (x A') B', with gradients for x, A and B.
+
+    Those of A and B are added to `grad` by their own products: in float32, in which micro-batches
+    add up, and without a pass for each sum.
+    """
 
     @staticmethod
     def forward(
@@ -43,7 +47,7 @@ class AdaptedLinear(torch.autograd.Function):
         Args:
             ctx: autograd's.
             x_TI: input of the frozen layer.
-            a_rI: float32; its gradient is formed, its values are read from the copy.
+            a_rI: float32; for its `grad`. Its values are read from the copy.
             b_Or: likewise.
             copies: of A and B in the dtype of x.
             dense: the frozen weight.
@@ -61,19 +65,20 @@ class AdaptedLinear(torch.autograd.Function):
         # weights. The output is not kept; neither is x where dropout made another input, nor a
         # dequantized weight, which `dense` makes again.
         ctx.save_for_backward(into_TI, low_Tr)
-        ctx.copies, ctx.dense, ctx.scale, ctx.same = copies, dense, scale, dropped_TI is None
+        ctx.parameters, ctx.copies, ctx.dense = (a_rI, b_Or), copies, dense
+        ctx.scale, ctx.same = scale, dropped_TI is None
         return y_TO
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        """Return gradients of x, A, B and of the dropped x."""
+        """Return gradients of x and of the dropped x."""
         (dy_TO,) = grad_outputs
         into_TI, low_Tr = ctx.saved_tensors
-        a, b = ctx.copies
+        (a_rI, b_Or), (a, b) = ctx.parameters, ctx.copies
         # With s the scale and z = x A': dz = s dy B, dA = dz' x, dB = s dy' z, dx = dy W + dz A.
         dlow_Tr = scaled(dy_TO, b, ctx.scale)
-        # In float32, in which micro-batches add up.
-        da, db = product(dlow_Tr.T, into_TI), product(dy_TO.T, low_Tr, scale=ctx.scale)
+        add_gradient(a_rI, dlow_Tr.T, into_TI)
+        add_gradient(b_Or, dy_TO.T, low_Tr, scale=ctx.scale)
         dx = ddropped = None
         if ctx.needs_input_grad[0]:  # not in the first layers: the embedding is frozen
             dx = dy_TO @ ctx.dense()
@@ -83,7 +88,7 @@ class AdaptedLinear(torch.autograd.Function):
                 dx.addmm_(dlow_Tr, a)
         if ctx.needs_input_grad[7]:
             ddropped = dlow_Tr @ a
-        return dx, da, db, None, None, None, None, ddropped
+        return dx, None, None, None, None, None, None, ddropped
 
 
 class GatedSilu(torch.autograd.Function):

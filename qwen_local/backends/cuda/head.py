@@ -4,7 +4,7 @@ The head is frozen, so the gradient with respect to its input can be formed in t
 forms the loss: chunk by chunk, one chunk's logits exist at a time and none are kept for the
 backward pass. (The idea of Cut Cross-Entropy, arXiv:2411.09009, in plain PyTorch.)
 
-Only `nll_in_place` and `_nll_and_gradient` know what is in the columns of targets.
+Only `nll_in_place`, `_nll_and_gradient` and `counted` know what is in the columns of targets.
 
 Shapes: N = supervised positions, C = positions of a chunk, D = hidden size, V = vocabulary.
 """
@@ -31,14 +31,14 @@ def nll_in_place(logits_CV: Tensor, targets_C: Columns) -> tuple[Tensor, Tensor,
 
     Args:
         logits_CV: float32. Afterwards exp(logit - the largest of the row), and 0 at the target.
-        targets_C: `ids`, int32.
+        targets_C: `ids`, int32; what comes of padding (a negative id) has no meaning.
 
     Returns:
         (nll float32 [C], rest float32 [C, 1]: the sum of what is left in the row, total float32
         [C, 1]: the same with the target's). The gradient with respect to the logits is what is left
         / total, and -rest / total at the target.
     """
-    at = targets_C["ids"].long().unsqueeze(1)
+    at = targets_C["ids"].long().clamp_min(0).unsqueeze(1)
     largest_C1 = logits_CV.amax(1, keepdim=True)
     shifted_C1 = logits_CV.gather(1, at) - largest_C1
     others_CV = logits_CV.sub_(largest_C1).exp_().scatter_(1, at, 0.0)
@@ -49,6 +49,11 @@ def nll_in_place(logits_CV: Tensor, targets_C: Columns) -> tuple[Tensor, Tensor,
         target_C1 > rest_C1, torch.log1p(rest_C1 / target_C1), total_C1.log() - shifted_C1
     )
     return nll_C1.squeeze(1), rest_C1, total_C1
+
+
+def counted(targets_C: Columns) -> Tensor:
+    """Return 1 where a position counts in the loss, and 0 where it is padding: float32 [C]."""
+    return (targets_C["ids"] >= 0).float()
 
 
 def logits_in(room_CV: Tensor, hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
@@ -79,7 +84,8 @@ def _nll_and_gradient(
         targets_C: see `nll_in_place`.
 
     Returns:
-        (nll float32 [C], gradient with respect to the hidden states float32 [C, D]).
+        (nll float32 [C], gradient with respect to the hidden states float32 [C, D]); both 0 for
+        padding.
     """
     nll_C, rest_C1, total_C1 = nll_in_place(logits_CV, targets_C)
     if weight_VD.dtype == torch.float16:  # which does not hold every total
@@ -87,8 +93,9 @@ def _nll_and_gradient(
         rest_C1, total_C1 = rest_C1 / total_C1, torch.ones_like(total_C1)
     # The division and the target's own entry are put behind the product: [C, D] is small.
     others_CD = product(logits_CV.to(weight_VD.dtype), weight_VD)
-    own_CD = rest_C1 * weight_VD[targets_C["ids"].long()]
-    return nll_C, others_CD.sub_(own_CD).div_(total_C1)
+    own_CD = rest_C1 * weight_VD[targets_C["ids"].long().clamp_min(0)]
+    real_C = counted(targets_C)
+    return nll_C * real_C, others_CD.sub_(own_CD).mul_(real_C[:, None] / total_C1)
 
 
 def _part(targets_N: Columns, part: slice) -> Columns:

@@ -31,7 +31,7 @@ from collections.abc import Collection
 import numpy as np
 
 from qwen_local.backends.base import Setup
-from qwen_local.backends.machine import Device
+from qwen_local.backends.machine import Capability, Device
 from qwen_local.backends.memory import BYTES, Memory, Workload, dropped_inputs, frozen_bytes
 from qwen_local.backends.mlx.constants import CACHE_BYTES, HEAD_CHUNK
 
@@ -101,6 +101,14 @@ class MlxCost:
     def compiles(self, device: Device) -> bool:
         """See `Cost.compiles`."""
         return device == "gpu"
+
+    def can_record(self, setup: Setup, capability: Capability | None) -> bool:
+        """See `Cost.can_record`."""
+        return False
+
+    def launch_bound(self, setup: Setup, workload: Workload, capability: Capability | None) -> bool:
+        """See `Cost.launch_bound`."""
+        return False
 
     def slow_quantization(self, setup: Setup) -> str:
         """See `Cost.slow_quantization`."""
