@@ -340,6 +340,26 @@ def test_bitsandbytes_is_taken_for_granted_on_a_named_machine(cli: Cli) -> None:
     assert planned(cli, *job, "--for", "rtx-3090")["memory"]["fits"]
 
 
+def test_passes_are_recorded_where_the_card_would_wait_and_the_job_does_not_forbid_it(
+    cli: Cli, tmp_path: Path
+) -> None:
+    """Rows of 128 tokens are 1,024 a step: an A800 computes faster than they are launched."""
+    data = ("--data", generated_rows(tmp_path, 50), "--set", "data.max_length=128")
+    job = ("--model", "Qwen/Qwen3-0.6B", *data, "--for", "a800")
+    plan = planned(cli, *job)
+    assert plan["cuda_graphs"] is True
+    said = "\n            passes are recorded as CUDA graphs\n"
+    assert said in cli("plan", *job).out
+    off = planned(cli, *job, "--set", "train.cuda_graphs=false")
+    assert off["cuda_graphs"] is False
+    assert off["memory"]["cache"] < plan["memory"]["cache"]
+    long = ("--set", "data.max_length=2048")
+    assert planned(cli, *job, *long)["cuda_graphs"] is False
+    assert planned(cli, *job, *long, "--set", "train.cuda_graphs=true")["cuda_graphs"] is True
+    mac = (*job[:-1], "m4-pro-24", "--set", "train.cuda_graphs=true")
+    assert planned(cli, *mac)["cuda_graphs"] is False
+
+
 # --- that it is true ---
 
 
