@@ -216,6 +216,24 @@ def test_padding_of_the_mlx_head_counts_nothing_and_moves_nothing() -> None:
     np.testing.assert_array_equal(np.array(scored_N), found.nll_N)
 
 
+@pytest.mark.parametrize("metal", [False, True])
+def test_the_form_of_the_mlx_head_for_metal_computes_the_same(
+    metal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows reduced at once and targets chosen by comparison; here on a CPU."""
+    from qwen_local.backends.mlx import head
+
+    monkeypatch.setattr(head, "on_gpu", lambda: metal)
+    p = problem()
+    logits_NV = p.hidden_ND @ p.weight_VD.T
+    found_N, found_NV = nll("mlx", logits_NV, p.targets_N)
+    exact_N, exact_NV = truth_of_logits(logits_NV.astype(np.float64), p.targets_N)
+    np.testing.assert_allclose(found_N, exact_N, rtol=1e-5)
+    np.testing.assert_allclose(found_NV, exact_NV, rtol=1e-4, atol=1e-6)
+    padded = np.concatenate([p.targets_N[:-1], [-1]])
+    assert np.isfinite(nll("mlx", logits_NV, padded)[0][:-1]).all()
+
+
 # --- a confident row: the loss that log(sum) in float32 would lose ---
 
 

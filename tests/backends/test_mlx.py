@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from qwen_local.backends.base import Setup
-from qwen_local.backends.mlx.engine import MlxBackend, keep_wired, with_few_shapes
+from qwen_local.backends.mlx.engine import MlxBackend, keep_buffers, keep_wired, with_few_shapes
 from qwen_local.backends.mlx.head import _exp, loss_and_gradient
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import ModelFiles
@@ -119,6 +119,25 @@ def test_memory_is_wired_as_far_as_a_device_recommends(
     monkeypatch.setattr(mx, "set_wired_limit", limits.append)
     keep_wired()
     assert limits == wired
+
+
+@pytest.mark.parametrize(
+    ("said", "weights", "kept"),
+    [
+        ({"max_recommended_working_set_size": 18 << 30}, 2 << 30, [8 << 30]),
+        ({"max_recommended_working_set_size": 18 << 30}, 16 << 30, [2 << 30]),  # the least
+        ({"device_name": "cpu"}, 0, []),
+    ],
+)
+def test_freed_buffers_are_kept_in_half_of_what_the_weights_leave(
+    said: dict[str, object], weights: int, kept: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[int] = []
+    monkeypatch.setattr(mx, "device_info", lambda: said)
+    monkeypatch.setattr(mx, "get_active_memory", lambda: weights)
+    monkeypatch.setattr(mx, "set_cache_limit", limits.append)
+    keep_buffers()
+    assert limits == kept
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
