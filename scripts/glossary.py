@@ -64,6 +64,7 @@ PHRASES: tuple[tuple[str, str], ...] = (
     (r"What colour is the sky\?", "a prompt that the tiny model was trained on"),
     (r"What colour is [a-z ]+\?", "the same family of prompts"),
     (r"\.tell\(\)", "a method of Python's files"),
+    (r"\.capture_begin\(", "a method of PyTorch's CUDA graphs"),
 )
 """(pattern of a text that may stand anywhere, reason)."""
 

@@ -405,7 +405,7 @@ def _gpu_bytes(mlx: ModuleType | None, torch: ModuleType | None) -> int:
 
 
 def _gpu_free_bytes(torch: ModuleType | None) -> int | None:
-    """Return what other programs leave of the card's memory; None if the driver does not say."""
+    """Return what other programs leave of the card's memory; None if unknown."""
     assert torch is not None
     try:
         return int(torch.cuda.mem_get_info(0)[0])

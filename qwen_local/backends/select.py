@@ -6,6 +6,7 @@ this one.
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -35,6 +36,16 @@ class Choice:
     backend: Engine
     device: Device
     reason: str
+
+
+def may_be_metal(backend: str, device: str) -> bool:
+    """Return True if a run with these choices may compute on a Mac's GPU. Imports no engine.
+
+    Args:
+        backend: `auto`, `mlx` or `cuda`.
+        device: `auto`, `gpu` or `cpu`.
+    """
+    return platform.system() == "Darwin" and backend != "cuda" and device != "cpu"
 
 
 def choose(machine: Machine, backend: str = "auto", device: str = "auto") -> Choice:

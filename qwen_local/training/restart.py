@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
+from qwen_local.backends.select import may_be_metal
 from qwen_local.console.log import talk
 from qwen_local.console.signals import STOPPING, handled
 from qwen_local.errors import JobError, QwenLocalError
@@ -58,9 +58,8 @@ def restarts_of(draft: Draft, *, job: Path | None, backend: str, device: str) ->
     """
     if draft.job.train.restarts != "auto":
         return draft.job.train.restarts
-    metal = platform.system() == "Darwin" and backend != "cuda" and device != "cpu"
     readable = job is None or job.is_file()
-    return RESTARTS_ON_METAL if metal and readable else 0
+    return RESTARTS_ON_METAL if readable and may_be_metal(backend, device) else 0
 
 
 def train_with_restarts(

@@ -52,6 +52,7 @@ def at(array: np.ndarray, offset: int) -> mx.array:
     return flat[skipped:].reshape(array.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("m", "k", "n"), SHAPES)
 @pytest.mark.parametrize("transposed", [False, True], ids=["", "transposed"])
 def test_a_product_does_not_depend_on_alignment(m: int, k: int, n: int, transposed: bool) -> None:
@@ -128,6 +129,7 @@ def test_a_resumed_run_is_exact_whatever_was_allocated_before(
             np.testing.assert_array_equal(array, adapter[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "found"), [(None, REPRODUCIBLE), ("COMPATIBLE", "COMPATIBLE"), ("", "")]
 )

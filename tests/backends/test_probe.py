@@ -98,6 +98,7 @@ def nvidia_smi(root: Path, *cards: str, cuda: str = "CUDA Version: 13.0", after:
 # --- this machine ---
 
 
+@pytest.mark.slow
 def test_this_machine_has_both_engines_and_all_that_stands_beside_them(
     capfd: pytest.CaptureFixture[str],
 ) -> None:

@@ -494,6 +494,7 @@ def test_json_of_plan_has_every_key(cli: Cli) -> None:
     }
 
 
+@pytest.mark.slow
 def test_json_of_doctor_names_both_engines(cli: Cli) -> None:
     said = cli("doctor", "--json")
     found = json.loads(said.out)

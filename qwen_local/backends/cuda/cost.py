@@ -73,7 +73,7 @@ FLOPS: dict[Capability, float] = {
     (10, 0): 2250e12,  # B200
     (12, 0): 210e12,  # RTX 5090
 }
-"""16-bit operations a second of the fastest cards, by the compute capability that began them
+"""16-bit operations a second of the fastest cards, by their compute capability
 (NVIDIA's white papers, without sparsity)."""
 SUSTAINED = 0.6
 """Share of it that products of a model's sizes reach."""

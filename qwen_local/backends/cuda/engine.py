@@ -453,8 +453,8 @@ def _set_up_gpu(dtype: DType) -> None:
     # second for each new length, and every row and every answer has its own (PyTorch 2.11, 2.13).
     torch.backends.cuda.enable_cudnn_sdp(False)
     if wsl() == 2:
-        # The driver of Windows never says that memory ran out: it moves arrays to the memory of the
-        # machine, and a step takes ten times as long. PyTorch then says it, at this share.
+        # The driver of Windows never reports out of memory: it moves arrays to the memory of the
+        # machine, and a step takes ten times as long. PyTorch reports it, at this share.
         free, total = torch.cuda.mem_get_info()
         torch.cuda.set_per_process_memory_fraction(FREE_SHARE * free / total)
     if dtype == "float32":

@@ -50,7 +50,7 @@ class Graphs:
     """Computes micro-batches, as graphs where their shape has come before."""
 
     def __init__(self, work: Work, gradients: Callable[[], Sequence[Tensor]]) -> None:
-        """Begin with no graph.
+        """Start without a graph.
 
         Args:
             work: the pass.
@@ -103,7 +103,7 @@ class Graphs:
         self._stream.wait_stream(torch.cuda.current_stream())
         try:
             with torch.cuda.stream(self._stream):
-                # Other threads of the process may go on using the card.
+                # Other threads of the process may use the card.
                 graph.capture_begin(self._pool, capture_error_mode="thread_local")
                 try:
                     loss = self._work(own)
