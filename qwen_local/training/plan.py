@@ -40,6 +40,8 @@ from qwen_local.training.preparation import (
 from qwen_local.training.resume import ResumePoint, changes, check_same, peek_checkpoint
 from qwen_local.training.schedule import Schedule, make_schedule
 
+GRAPHS = "passes are recorded as CUDA graphs"
+"""What a plan with `Setup.cuda_graphs` adds to the line of its memory."""
 MORE_ROOM = "make room, set output to a folder elsewhere, or lower train.keep"
 """Hint for a disk that is too small."""
 

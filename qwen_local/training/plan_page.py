@@ -15,9 +15,7 @@ from qwen_local.training.advice import (
     memory_hint,
     quantization_advice,
 )
-from qwen_local.training.plan import MORE_ROOM, Plan
-
-GRAPHS = "passes are recorded as CUDA graphs"
+from qwen_local.training.plan import GRAPHS, MORE_ROOM, Plan
 
 BAR = 40
 """Width of the histogram's longest bar."""
