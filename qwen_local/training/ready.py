@@ -17,7 +17,8 @@ from qwen_local.runs.state import Identity, TrainState
 from qwen_local.training import stopping
 from qwen_local.training.advice import free_memory_warning, quantization_advice
 from qwen_local.training.child import Child, this_child
-from qwen_local.training.plan import GRAPHS, (
+from qwen_local.training.plan import (
+    GRAPHS,
     Plan,
     cap_budget,
     identity_of,

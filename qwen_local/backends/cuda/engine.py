@@ -12,6 +12,7 @@ from qwen_local.backends.cuda import before_import  # noqa: F401  # first: it im
 # isort: split
 import gc
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -112,10 +113,12 @@ class TorchBackend:
         self._graphs: Graphs | None = None
         if setup.lora is not None:
             self._attach(base, setup)
-            shape = setup.model.architecture
-            dtype = getattr(torch, setup.dtype)
-            if setup.cuda_graphs and kernel_for(self._device, dtype, shape.head_dim):
-                self._graphs = Graphs(self._pass, self._gradients)
+            dtype, size = getattr(torch, setup.dtype), setup.model.architecture.head_dim
+            if setup.cuda_graphs and kernel_for(self._device, dtype, size):
+                # A strong reference would close a cycle, and the model would stay on the card until
+                # Python's collector happens to run.
+                proxy = weakref.proxy(self)
+                self._graphs = Graphs(lambda i: proxy._pass(i), lambda: proxy._gradients())
 
     def _attach(self, base: transformers.PreTrainedModel, setup: Setup) -> None:
         """Put LoRA layers into the model and an optimizer over them."""
