@@ -123,7 +123,9 @@ def same_curves(here: Place, there: Place) -> Iterator[Figure]:
 
 
 def curves_apart(a: Sequence[float], b: Sequence[float]) -> float:
-    """Return the measure of promise 1, or NaN if all losses of a curve are zero."""
+    """Return the measure of promise 1, or NaN if a loss is none or all of a curve are zero."""
+    if not np.isfinite([*a, *b]).all():  # the largest of some numbers and NaN may be a number
+        return math.nan
     return unless_zero(largest_difference(a, b), max(a), max(b))
 
 

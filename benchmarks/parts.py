@@ -33,6 +33,8 @@ from benchmarks.result import RESULTS, without_places, write
 Device = Literal["cpu", "gpu"]
 Figure = Mapping[str, Any]
 
+ZERO = 1e-6
+"""Anything that is compared is larger than this, or nothing computed it."""
 LEAST = 10.0
 """Seconds without which no part is begun: frameworks take some of them to load."""
 
@@ -66,7 +68,8 @@ def check(name: str, value: float, *, at_most: float) -> Figure:
 def unless_zero(value: float, *compared: float) -> float:
     """Return a value for a check, or NaN, which fails it, if something compared is zero.
 
-    A device that computes nothing returns zeros, and zeros agree with zeros.
+    A device that computes nothing returns zeros, or what lay in its memory, and zeros agree with
+    zeros.
 
     Args:
         value: a difference, a ratio, a count.
@@ -75,7 +78,7 @@ def unless_zero(value: float, *compared: float) -> float:
     >>> unless_zero(0.0, 3.1, 3.1), unless_zero(0.0, 0.0, 0.0)
     (0.0, nan)
     """
-    return value if all(compared) else math.nan
+    return value if all(abs(one) > ZERO for one in compared) else math.nan
 
 
 def relative(a: float, b: float) -> float:
@@ -84,7 +87,7 @@ def relative(a: float, b: float) -> float:
     >>> relative(3.0, 2.0), relative(0.0, 0.0)
     (0.5, nan)
     """
-    return abs(a - b) / abs(b) if a and b else math.nan
+    return unless_zero(abs(a - b) / (abs(b) or 1), a, b)
 
 
 def ratio(a: float, b: float) -> float:
@@ -93,7 +96,7 @@ def ratio(a: float, b: float) -> float:
     >>> ratio(3.0, 2.0), ratio(0.0, 0.0)
     (1.5, nan)
     """
-    return a / b if a and b else math.nan
+    return unless_zero(a / (b or 1), a, b)
 
 
 def limit(seconds: float, *, saved: float, left: float) -> float:

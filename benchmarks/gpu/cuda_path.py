@@ -29,6 +29,8 @@ AS_NEAR = 2.0
 as another order of sums may be. (The measure that FlashAttention's own tests take.)"""
 SLACK = 1e-5
 """Where PyTorch's own is exact: a row of one position has no gradient of its query."""
+SAME = 1e-4
+"""Bound on float32 attention on the card against the CPU, relative to its largest value."""
 ROOM = 2 << 30
 """Bytes that are left to a step which would take four times as many, and for a row of it enough."""
 
@@ -41,22 +43,36 @@ def attention_against_sdpa(device: Device) -> Iterator[Figure]:
         torch.backends.cuda.enable_cudnn_sdp(False)  # half a second for each new length
     dtype = torch.bfloat16 if device == "gpu" else torch.float32
     names = ("output", "gradient of queries", "gradient of keys", "gradient of values")
-    furthest = dict.fromkeys(names, 0.0)
-    largest = dict.fromkeys(names, (0.0, 0.0))
+    furthest, largest = np.zeros(len(names)), np.zeros((len(names), 2))
     for heads in HEADS if device == "gpu" else HEADS[:1]:
         for lengths in LENGTHS:
             given = _drawn(sum(lengths), heads, device)
             exact = _written_out([x.float() for x in given], lengths)
             plain = _by_row([x.to(dtype) for x in given], lengths)
             ours = _ours([x.to(dtype) for x in given], lengths)
-            for name, reference, near, found in zip(names, exact, plain, ours, strict=True):
+            for i, (reference, near, found) in enumerate(zip(exact, plain, ours, strict=True)):
                 error, usual = (float((x.float() - reference).abs().max()) for x in (found, near))
-                furthest[name] = max(furthest[name], error / (usual + SLACK))
-                sizes = (float(x.abs().max()) for x in (found, reference))
-                largest[name] = tuple(map(max, largest[name], sizes))
-    for name, times in furthest.items():
+                # Not `max`: of 0 and NaN it is 0.
+                furthest[i] = np.maximum(furthest[i], error / (usual + SLACK))
+                sizes = [float(x.abs().max()) for x in (found, reference)]
+                largest[i] = np.maximum(largest[i], sizes)
+    yield check("float32 attention there against the CPU", _against_cpu(device), at_most=SAME)
+    for name, times, sizes in zip(names, furthest.tolist(), largest.tolist(), strict=True):
         said = f"attention's {name}: its error in {str(dtype)[6:]} to sdpa's"
-        yield check(said, unless_zero(times, *largest[name]), at_most=AS_NEAR)
+        yield check(said, unless_zero(times, *sizes), at_most=AS_NEAR)
+
+
+def _against_cpu(device: Device) -> float:
+    """Return the largest difference of what the others are measured by, relative; NaN for zeros."""
+    there, here = (
+        _written_out([x.float() for x in _drawn(sum(LENGTHS[1]), HEADS[0], place)], LENGTHS[1])
+        for place in (device, "cpu")
+    )
+    apart = []
+    for a, b in zip((x.cpu() for x in there), here, strict=True):
+        largest = float(b.abs().max())
+        apart.append(unless_zero(float((a - b).abs().max()) / largest, float(a.abs().max())))
+    return float(np.max(apart))  # NaN if one of them is
 
 
 def _drawn(positions: int, heads: tuple[int, int, int], device: Device) -> list[Tensor]:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.made_rows import made_batches
@@ -88,7 +89,7 @@ def step_costs(device: Device, folder: Path) -> Iterator[Figure]:
             wrong = sum(not 0 < loss < float("inf") for loss in found)
             yield check(f"losses of {name}, {form}, zero or not finite", wrong, at_most=0)
         for form in losses.keys() - {"eager"}:
-            apart = max(map(relative, losses[form], losses["eager"]))
+            apart = float(np.max([*map(relative, losses[form], losses["eager"])]))
             yield check(f"losses of {name}, {form} against eager", apart, at_most=SAME_LOSS)
 
 
