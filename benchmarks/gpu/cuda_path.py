@@ -70,8 +70,8 @@ def _against_cpu(device: Device) -> float:
     )
     apart = []
     for a, b in zip((x.cpu() for x in there), here, strict=True):
-        largest = float(b.abs().max())
-        apart.append(unless_zero(float((a - b).abs().max()) / largest, float(a.abs().max())))
+        error, *sizes = (float(x.abs().max()) for x in (a - b, a, b))
+        apart.append(unless_zero(error / (sizes[1] or 1), *sizes))
     return float(np.max(apart))  # NaN if one of them is
 
 

@@ -1,0 +1,124 @@
+"""The profile of a step: what is launched, what waits, and what the engine has two forms of."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.gpu import heads, kernels, step
+from benchmarks.made_rows import made_batches
+from benchmarks.parts import Figure
+from qwen_local.backends.base import Setup
+
+
+def event(name: str, *, card: bool = False, us: float = 0.0) -> Any:
+    kind = torch.autograd.DeviceType.CUDA if card else torch.autograd.DeviceType.CPU
+    return SimpleNamespace(
+        name=name, device_type=kind, time_range=SimpleNamespace(elapsed_us=lambda: us)
+    )
+
+
+def test_a_profile_becomes_figures_of_a_step() -> None:
+    events = [
+        *[event("cudaLaunchKernel")] * 6,
+        *[event("cudaMemcpyAsync")] * 2,
+        *[event("cudaStreamSynchronize")] * 2,
+        event("cudaDeviceSynchronize"),
+        event("aten::mm"),
+        event("gemm", card=True, us=3000),
+        event("gemm", card=True, us=1000),
+        event("add", card=True, us=500),
+    ]
+    assert step.summary(events, 2) == {
+        "busy_ms": 2.25,
+        "launches": 4.0,
+        "graphs": 0.0,
+        "syncs": 1.0,
+        "kernels_ms": {"gemm": 2.0, "add": 0.25},
+    }
+
+
+def test_a_profile_without_kernels_is_none() -> None:
+    assert step.summary([event("aten::mm")], 1) == {"profile": "none: it has no kernels"}
+
+
+def test_time_in_which_the_host_waits_is_counted_apart() -> None:
+    tensor = torch.ones(3)
+    with step.waiting() as waited:
+        assert tensor.tolist() == [1.0, 1.0, 1.0]
+        assert tensor[0].item() == 1.0
+    assert len(waited) == 2
+    tensor.tolist()
+    assert len(waited) == 2
+
+
+def test_the_first_steps_count_only_for_their_losses() -> None:
+    batches = made_batches(64, step.WARM_UP + 2, vocabulary=100)
+
+    def work(rows: Any) -> float:
+        time.sleep(0.001)
+        return 2.0
+
+    clock = step.by_the_clock(work, batches, "cpu")
+    assert (len(clock.losses), len(clock.step_ms), clock.span_ms) == (step.WARM_UP + 2, 2, [])
+    assert clock.figures()["step_ms"] >= clock.figures()["host_ms"] >= 1
+
+
+def test_graphs_are_measured_beside_eager_steps_where_the_engine_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = [one for one in dataclasses.fields(Setup) if one.name != "cuda_graphs"]
+    monkeypatch.setattr(step, "fields", lambda _: names)
+    assert step.forms("gpu") == {"eager": {}}
+    monkeypatch.setattr(step, "fields", lambda _: [*names, SimpleNamespace(name="cuda_graphs")])
+    assert step.forms("cpu") == {"eager": {"cuda_graphs": False}}
+    assert step.forms("gpu") == {"eager": {"cuda_graphs": False}, "graph": {"cuda_graphs": True}}
+
+
+@pytest.mark.parametrize("tokens", [64, 512, 2048])
+def test_batches_have_about_as_many_tokens_as_asked(tokens: int) -> None:
+    batches = made_batches(tokens, 3, vocabulary=100)
+    assert len(batches) == 3
+    assert all(len(rows) == 1 or tokens - 400 < rows.tokens <= tokens for rows in batches)
+
+
+def test_an_error_of_another_package_is_noted_and_the_part_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken() -> Any:
+        raise ImportError("no symbol\nlibcuda is too old")
+
+    known = heads.known_heads
+
+    def with_broken(device: Any) -> Any:
+        found, absent = known(device)
+        return {"first": broken, **found, "last": lambda: broken}, absent
+
+    monkeypatch.setattr(heads, "known_heads", with_broken)
+    figures: list[Figure] = list(heads.loss_heads("cpu"))
+    assert [one for one in figures if "failed" in one] == [
+        {"head": "first", "failed": "ImportError: libcuda is too old"},
+        {"head": "last", "failed": "TypeError: " + str(figures[-1]["failed"]).split(": ", 1)[1]},
+    ]
+    assert sum("check" in one for one in figures) == 2
+
+
+def test_an_error_of_our_own_head_ends_the_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Iterator[Figure]:
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(heads, "_one_head", broken)
+    with pytest.raises(RuntimeError, match="ours"):
+        list(heads.loss_heads("cpu"))
+
+
+def test_the_chosen_attention_is_named() -> None:
+    assert kernels.chosen("cpu").keys() == kernels.CASES.keys()
+    assert all("unknown" not in name for name in kernels.chosen("cpu").values())
+    assert kernels.module_of_the_kernel() == "torch.nn.attention.varlen"
