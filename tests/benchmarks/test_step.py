@@ -17,10 +17,13 @@ from benchmarks.parts import Figure
 from qwen_local.backends.base import Setup
 
 
-def event(name: str, *, card: bool = False, us: float = 0.0) -> Any:
+def event(name: str, *, card: bool = False, us: float = 0.0, spans: bool = False) -> Any:
     kind = torch.autograd.DeviceType.CUDA if card else torch.autograd.DeviceType.CPU
     return SimpleNamespace(
-        name=name, device_type=kind, time_range=SimpleNamespace(elapsed_us=lambda: us)
+        name=name,
+        device_type=kind,
+        time_range=SimpleNamespace(elapsed_us=lambda: us),
+        is_user_annotation=spans,
     )
 
 
@@ -34,6 +37,7 @@ def test_a_profile_becomes_figures_of_a_step() -> None:
         event("gemm", card=True, us=3000),
         event("gemm", card=True, us=1000),
         event("add", card=True, us=500),
+        event("Optimizer.step#AdamW.step", card=True, us=9000, spans=True),
     ]
     assert step.summary(events, 2) == {
         "busy_ms": 2.25,
