@@ -54,6 +54,7 @@ LAUNCHES = (
 SYNCS = ("cudaStreamSynchronize", "cudaEventSynchronize")
 """Names of the runtime and the driver in a profile. `cudaDeviceSynchronize` is only ours and the
 profiler's, around the steps."""
+CARD = torch.autograd.DeviceType.CUDA
 
 Work = Callable[[Rows], float]
 """Takes a step; returns its mean loss."""
@@ -210,7 +211,7 @@ def summary(events: Sequence[Any], steps: int) -> dict[str, Any]:
     calls: Counter[str] = Counter()
     took: Counter[str] = Counter()
     for event in events:
-        if event.device_type != torch.autograd.DeviceType.CUDA:
+        if event.device_type != CARD:
             calls[event.name] += 1
         elif not event.is_user_annotation:  # a range around kernels that are counted by themselves
             took[event.name] += event.time_range.elapsed_us()

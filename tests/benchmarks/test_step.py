@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,15 +14,14 @@ import torch
 
 from benchmarks.gpu import heads, kernels, step
 from benchmarks.made_rows import made_batches
-from benchmarks.parts import Figure
+from benchmarks.parts import Figure, impossible
 from qwen_local.backends.base import Setup
 
 
 def event(name: str, *, card: bool = False, us: float = 0.0, spans: bool = False) -> Any:
-    kind = torch.autograd.DeviceType.CUDA if card else torch.autograd.DeviceType.CPU
     return SimpleNamespace(
         name=name,
-        device_type=kind,
+        device_type=step.CARD if card else "a CPU",
         time_range=SimpleNamespace(elapsed_us=lambda: us),
         is_user_annotation=spans,
     )
@@ -120,6 +120,24 @@ def test_an_error_of_our_own_head_ends_the_part(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(heads, "_one_head", broken)
     with pytest.raises(RuntimeError, match="ours"):
         list(heads.loss_heads("cpu"))
+
+
+def test_without_a_card_no_kernel_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "environment", lambda *_: iter([impossible("no card")]))
+    assert list(kernels.environment_with_kernels((), "gpu", tmp_path)) == [impossible("no card")]
+
+
+def test_the_machine_comes_first_and_then_the_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "environment", lambda *_: iter([{"card": "cpu"}]))
+    monkeypatch.setattr(kernels, "opened", lambda _: None)
+    machine, attention, packed = kernels.environment_with_kernels((), "cpu", tmp_path)
+    assert machine == {"card": "cpu"}
+    assert attention["chosen"].keys() == {"PyTorch's own", "with an engine open"}
+    assert packed["module"] == "torch.nn.attention.varlen"
 
 
 def test_the_chosen_attention_is_named() -> None:

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import wheels
 from benchmarks.metal import __main__ as metal
+from benchmarks.parts import Part
 
 PACKAGE = "bitsandbytes"
 FILES = {
@@ -80,7 +81,7 @@ def test_every_package_that_is_needed_has_a_pinned_version() -> None:
 
 @pytest.mark.parametrize(("parts", "last"), [(gpu.PARTS, "heads"), (metal.PARTS, "peers")])
 def test_the_parts_of_a_first_call_fit_into_nine_minutes(
-    parts: tuple[gpu.Part, ...], last: str
+    parts: tuple[Part, ...], last: str
 ) -> None:
     names = [part.name for part in parts]
     first = parts[: names.index(last) + 1]

@@ -19,6 +19,7 @@ from benchmarks.agreement import Place
 from benchmarks.gpu import cuda_path, heads, step
 from benchmarks.parts import Figure
 from qwen_local.backends.base import AdapterState, Arrays, Completion, StepResult
+from qwen_local.embedded import tiny_model_path
 from qwen_local.rows.rows import Rows
 from qwen_local.rows.scores import Scores
 
@@ -88,7 +89,7 @@ def nothing_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "opened", lambda *_, **__: Nothing())
     monkeypatch.setattr(answer_speed, "open_backend", lambda *_: Nothing())
     for module in (step, answer_speed):
-        tiny = agreement.tiny_model_path()
+        tiny = tiny_model_path()
         monkeypatch.setattr(module, "make_model", lambda *_, tiny=tiny: tiny)
     for name in ("_by_row", "_ours", "_written_out"):
         monkeypatch.setattr(cuda_path, name, zeros)
