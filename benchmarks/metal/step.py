@@ -33,7 +33,9 @@ MODEL: dict[Device, str] = {"gpu": "Qwen3-0.6B", "cpu": "tiny"}
 TOKENS: dict[Device, tuple[int, ...]] = {"gpu": (512, 2048, 8192), "cpu": (512,)}
 """Of a step, about."""
 MICRO_BATCH_TOKENS: dict[Device, int] = {"gpu": 2048, "cpu": 512}
-WARM_UP, MEASURED = 3, 5
+WARM_UP, MEASURED = 2, 3
+SMALL_CACHE = 2 << 30
+"""Bytes of a smaller cache that the last size is measured with once more, on Metal."""
 RATE = 1e-4
 
 
@@ -61,9 +63,12 @@ def step_costs(device: Device, folder: Path) -> Iterator[Figure]:
     )
     backend = MlxBackend(setup)
     shapes = shapes_of(backend)
-    for tokens, batches in drawn.items():
+    cases = [(tokens, cache_limit()) for tokens in drawn]
+    cases += [(max(drawn), SMALL_CACHE)] if device == "gpu" else []
+    for tokens, limit in cases:
+        mx.set_cache_limit(limit)
         mx.reset_peak_memory()
-        found = _measured(backend, batches)
+        found = _measured(backend, drawn[tokens])
         losses = found.pop("losses")
         yield {
             "model": MODEL[device],
@@ -74,7 +79,8 @@ def step_costs(device: Device, folder: Path) -> Iterator[Figure]:
             **memory(),
         }
         wrong = sum(not 0 < loss < float("inf") for loss in losses)
-        yield check(f"losses at {tokens} tokens, zero or not finite", wrong, at_most=0)
+        said = f"losses at {tokens} tokens, cache of {limit >> 20} MiB, zero or not finite"
+        yield check(said, wrong, at_most=0)
 
 
 def _measured(backend: MlxBackend, batches: list[Rows]) -> dict[str, Any]:
@@ -132,6 +138,15 @@ def shapes_of(backend: MlxBackend) -> set[tuple[Any, ...]]:
     return shapes
 
 
+def cache_limit() -> int:
+    """Return how many bytes MLX may keep after use; it empties what is kept."""
+    import mlx.core as mx
+
+    limit = int(mx.set_cache_limit(0))  # it returns the former one, and nothing else reads it
+    mx.set_cache_limit(limit)
+    return limit
+
+
 def memory() -> dict[str, int]:
     """Return what MLX's arrays hold, what its cache holds, and the most that arrays held."""
     import mlx.core as mx
@@ -140,4 +155,5 @@ def memory() -> dict[str, int]:
         "active_bytes": mx.get_active_memory(),
         "cache_bytes": mx.get_cache_memory(),
         "peak_memory_bytes": mx.get_peak_memory(),
+        "cache_limit_bytes": cache_limit(),  # last: it empties the cache
     }
