@@ -15,7 +15,11 @@ import torch
 from benchmarks.gpu import heads, kernels, step
 from benchmarks.made_rows import made_batches
 from benchmarks.parts import Figure, impossible
-from qwen_local.backends.base import Setup
+from qwen_local.backends.base import RowTooLargeError, Setup, StepResult
+from qwen_local.embedded import tiny_model_path
+from qwen_local.errors import OutOfMemoryError
+from qwen_local.models.source import ModelFiles
+from qwen_local.rows.rows import Rows
 
 
 def event(name: str, *, card: bool = False, us: float = 0.0, spans: bool = False) -> Any:
@@ -144,3 +148,32 @@ def test_the_chosen_attention_is_named() -> None:
     assert kernels.chosen("cpu").keys() == kernels.CASES.keys()
     assert all("unknown" not in name for name in kernels.chosen("cpu").values())
     assert kernels.module_of_the_kernel() == "torch.nn.attention.varlen"
+
+
+def test_a_model_and_a_size_that_memory_does_not_hold_are_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Small:
+        micro_batch_tokens = 64
+
+        def step(self, rows: Rows, *, lr: float, tokens: int) -> StepResult:
+            if rows.tokens > 300:
+                raise RowTooLargeError(0, rows.tokens)
+            return StepResult(3.0, 1.0, lr, True, rows.tokens)
+
+    def opened(model: ModelFiles, *_: Any) -> Small:
+        if len(opened_models) == 1:
+            raise OutOfMemoryError("no")
+        opened_models.append(model)
+        return Small()
+
+    opened_models: list[ModelFiles] = []
+    monkeypatch.setattr(step, "opened", opened)
+    monkeypatch.setattr(step, "make_model", lambda *_: tiny_model_path())
+    monkeypatch.setattr(step, "MODELS", {"cpu": ("small", "large")})
+    monkeypatch.setattr(step, "TOKENS", {"cpu": (200, 4000)})
+    measured, skipped, check, large = step.step_costs("cpu", tmp_path)
+    assert (measured["tokens"], measured["micro_batch_tokens"]) == (200, 64)
+    assert (skipped["tokens"], skipped["skipped_because"]) == (4000, "memory does not suffice")
+    assert check["holds"]
+    assert (large["model"], large["skipped_because"]) == ("large", "memory does not hold the model")
