@@ -66,16 +66,20 @@ def test_time_in_which_the_host_waits_is_counted_apart() -> None:
     assert len(waited) == 2
 
 
-def test_the_first_steps_count_only_for_their_losses() -> None:
-    batches = made_batches(64, step.WARM_UP + 2, vocabulary=100)
+def test_the_last_pass_over_the_batches_counts() -> None:
+    batches = made_batches(64, 2, vocabulary=100)
+    calls: list[int] = []
 
     def work(rows: Any) -> float:
-        time.sleep(0.001)
+        time.sleep(0.001 if len(calls) >= 2 * (step.PASSES - 1) else 0.01)
+        calls.append(len(rows))
         return 2.0
 
     clock = step.by_the_clock(work, batches, "cpu")
-    assert (len(clock.losses), len(clock.step_ms), clock.span_ms) == (step.WARM_UP + 2, 2, [])
-    assert clock.figures()["step_ms"] >= clock.figures()["host_ms"] >= 1
+    assert calls == [len(rows) for rows in batches] * step.PASSES
+    assert (len(clock.losses), len(clock.step_ms), clock.span_ms) == (2 * step.PASSES, 2, [])
+    figures = clock.figures()
+    assert figures["first_pass_ms"] >= 10 > figures["step_ms"] >= figures["host_ms"] >= 1
 
 
 def test_graphs_are_measured_beside_eager_steps_where_the_engine_has_them(
