@@ -7,9 +7,9 @@ Two passes over the same batches, with nothing but the engine's own step inside:
 - by `torch.profiler`: `busy_ms` summed over all kernels and copies, and how many launches and waits
   a step has. The profiler slows the host down, so no time of the host is taken from it.
 
-`first_pass_ms` is a step over rows of a new shape. A step is launch-bound where `step_ms` is near `host_ms` and `busy_ms` is far below `span_ms`. An
-engine that captures CUDA graphs is measured with and without them. On a CPU there is only the
-clock.
+`first_pass_ms` is a step over rows of a new shape. A step is launch-bound where `step_ms` is near
+`host_ms` and `busy_ms` is far below `span_ms`. An engine that captures CUDA graphs is measured with
+and without them. On a CPU there is only the clock.
 """
 
 from __future__ import annotations
