@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.agreement import Place
-from benchmarks.parts import Figure, check, skipped
+from benchmarks.parts import Figure, check, ratio, skipped
 
 
 def command_line(here: Place) -> Iterator[Figure]:
@@ -26,7 +26,7 @@ def command_line(here: Place) -> Iterator[Figure]:
         yield check("steps short of 24 after --resume", 24 - int(more["steps"]), at_most=0)
         yield check(
             "training loss after them, to that of the first 8",
-            more["train_loss"] / first["train_loss"],
+            ratio(more["train_loss"], first["train_loss"]),
             at_most=0.9,
         )
         prompt = ("--prompt", "What is the capital of France?", "--max-tokens", "16")

@@ -30,3 +30,20 @@ def made_rows(
         learned = np.arange(1, len(ids)) >= prompt + AROUND - 1
         pairs.append((ids[:-1], Targets.of(np.where(learned, ids[1:], IGNORE))))
     return Rows.from_pairs(pairs)
+
+
+def made_batches(tokens: int, count: int, *, vocabulary: int) -> list[Rows]:
+    """Make batches of code-like rows.
+
+    Args:
+        tokens: of a batch: rows are drawn as long as they stay below.
+        count: how many batches.
+        vocabulary: see `made_rows`.
+    """
+    generator = np.random.default_rng(tokens)
+    batches = []
+    for _ in range(count):
+        rows = made_rows("code-alpaca", max(1, tokens // 20), generator, vocabulary=vocabulary)
+        whole = int(np.searchsorted(np.cumsum(rows.lengths_R), tokens, side="right"))
+        batches.append(rows.take(range(max(1, whole))))
+    return batches

@@ -13,6 +13,7 @@ import argparse
 import datetime
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -23,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,8 @@ from benchmarks.result import RESULTS, without_places, write
 Device = Literal["cpu", "gpu"]
 Figure = Mapping[str, Any]
 
+ZERO = 1e-6
+"""Anything that is compared is larger than this, or nothing computed it."""
 LEAST = 10.0
 """Seconds without which no part is begun: frameworks take some of them to load."""
 
@@ -45,7 +48,7 @@ class Part:
     """Yields figures as they are found, of what JSON holds. The folder is for models that other
     parts may use, too."""
     seconds: float
-    """The most that it may take."""
+    """Time that it may take in any case; `limit` adds what earlier parts did not use."""
     needs: tuple[str, ...] = ()
     """Modules without which it is skipped."""
     card: bool = False
@@ -60,6 +63,56 @@ def check(name: str, value: float, *, at_most: float) -> Figure:
     """
     holds = bool(value <= at_most)
     return {"check": name, "value": float(value), "at_most": at_most, "holds": holds}
+
+
+def unless_zero(value: float, *compared: float) -> float:
+    """Return a value for a check, or NaN, which fails it, if something compared is zero.
+
+    A device that computes nothing returns zeros, or what lay in its memory, and zeros agree with
+    zeros.
+
+    Args:
+        value: a difference, a ratio, a count.
+        compared: what it was made of, or the largest magnitude of that.
+
+    >>> unless_zero(0.0, 3.1, 3.1), unless_zero(0.0, 0.0, 0.0)
+    (0.0, nan)
+    """
+    return value if all(abs(one) > ZERO for one in compared) else math.nan
+
+
+def relative(a: float, b: float) -> float:
+    """Return |a - b| / |b|, or NaN if one of them is zero.
+
+    >>> relative(3.0, 2.0), relative(0.0, 0.0)
+    (0.5, nan)
+    """
+    return unless_zero(abs(a - b) / (abs(b) or 1), a, b)
+
+
+def ratio(a: float, b: float) -> float:
+    """Return a / b, or NaN if one of them is zero.
+
+    >>> ratio(3.0, 2.0), ratio(0.0, 0.0)
+    (1.5, nan)
+    """
+    return unless_zero(a / (b or 1), a, b)
+
+
+def limit(seconds: float, *, saved: float, left: float) -> float:
+    """Return how long a part may run.
+
+    What earlier parts did not use is for those after them, but no part more than doubles its time.
+
+    Args:
+        seconds: of the part.
+        saved: time that earlier parts were given and did not use.
+        left: of the budget.
+
+    >>> limit(60, saved=25, left=400), limit(60, saved=100, left=400), limit(60, saved=25, left=70)
+    (85, 120, 70)
+    """
+    return min(seconds + min(max(saved, 0), seconds), left)
 
 
 def skipped(reason: str) -> Figure:
@@ -96,7 +149,10 @@ def main(parts: Sequence[Part], *, module: str, name: str, about: str | None, bu
         help="the folder of the result; benchmarks/results, of a rehearsal a temporary one",
     )
     parser.add_argument(
-        "--seconds", type=float, default=budget, help="for all parts together; %(default)s"
+        "--seconds",
+        type=float,
+        default=budget,
+        help=f"for all parts together; {budget}. With more, each part has more in proportion",
     )
     parser.add_argument(
         "--only",
@@ -118,7 +174,9 @@ def main(parts: Sequence[Part], *, module: str, name: str, about: str | None, bu
         hand_over(part, given.device, given.scratch, given.into)
         return
     chosen = [
-        part for part in parts if part is parts[0] or part.name in (given.only or [part.name])
+        replace(part, seconds=part.seconds * max(1.0, given.seconds / budget))
+        for part in parts
+        if part is parts[0] or part.name in (given.only or [part.name])
     ]
     rehearsal = given.device == "cpu"
     folder = given.output or (Path(tempfile.mkdtemp()) if rehearsal else RESULTS)
@@ -164,11 +222,14 @@ def run_all(
         SystemExit: with code 2, where the first part finds that none can run here.
     """
     began = time.monotonic()
+    given = 0.0
     done: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         for number, part in enumerate(parts):
-            left = budget - (time.monotonic() - began)
-            done.append(_one(part, [*command, "--device", device], device, left, Path(scratch)))
+            used = time.monotonic() - began
+            most = limit(part.seconds, saved=given - used, left=budget - used)
+            done.append(_one(part, [*command, "--device", device], device, most, Path(scratch)))
+            given += part.seconds
             for figure in done[0]["figures"]:
                 if "impossible_because" in figure:
                     print(figure["impossible_because"], file=sys.stderr)
@@ -225,9 +286,9 @@ def _card(done: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _one(
-    part: Part, command: Sequence[str], device: Device, left: float, shared: Path
+    part: Part, command: Sequence[str], device: Device, most: float, shared: Path
 ) -> dict[str, Any]:
-    """A part in a process of its own: what came of it, and its figures."""
+    """Run a part in a process of its own for at most `most` seconds; return its figures."""
 
     def told(outcome: str, why: str | None = None, **more: Any) -> dict[str, Any]:
         reason = {} if why is None else {"why": why}
@@ -239,9 +300,9 @@ def _one(
         return told("skipped", "it needs a card")
     if absent:
         return told("skipped", f"{' and '.join(absent)} not installed")
-    if left < LEAST:
+    if most < min(LEAST, part.seconds):
         return told("not run", "no time was left for it")
-    began, limit = time.monotonic(), min(part.seconds, left)
+    began = time.monotonic()
     words = ["--only", part.name, "--scratch", str(shared)]
     with tempfile.TemporaryDirectory() as scratch:
         file, said = Path(scratch, "figures"), Path(scratch, "said")
@@ -256,10 +317,10 @@ def _one(
             )
             outcome, why = "done", None
             try:
-                if process.wait(limit):
+                if process.wait(most):
                     outcome, why = "failed", f"exit code {process.returncode}"
             except subprocess.TimeoutExpired:
-                outcome, why = "out of time", f"stopped after {limit:.0f} s"
+                outcome, why = "out of time", f"stopped after {most:.0f} s"
             finally:
                 with suppress(ProcessLookupError):  # what it started is in its group
                     os.killpg(process.pid, signal.SIGKILL)
@@ -271,9 +332,9 @@ def _one(
             last = spoken.splitlines()[-1] if spoken else "without a word"
             # Before it is cut, so that none of them is cut, too.
             why = f"{why}: {without_places(last, shared)[:300]}"
-        if outcome != "done":  # a model may lie there that is not whole
-            shutil.rmtree(shared, ignore_errors=True)
-            shared.mkdir(exist_ok=True)
+        if outcome != "done":
+            for unfinished in shared.glob("*.begun"):  # a model has its name when it is whole
+                shutil.rmtree(unfinished, ignore_errors=True)
     reasons = [figure["skipped_because"] for figure in figures if "skipped_because" in figure]
     if outcome == "done" and reasons and len(reasons) == len(figures):
         outcome, why = "skipped", "; ".join(reasons)

@@ -52,7 +52,9 @@ def write(result: Mapping[str, Any], output: str | Path, *scratch: Path) -> None
         output: a file, which is there either whole or as it was before; `-` is stdout.
         scratch: folders that were made for this run.
     """
-    text = without_places(json.dumps(result, indent=2, default=asdict) + "\n", *scratch)
+    # JSON has no NaN: it becomes null.
+    plain = json.loads(json.dumps(result, default=asdict), parse_constant=lambda name: None)
+    text = without_places(json.dumps(plain, indent=2) + "\n", *scratch)
     if str(output) == "-":
         print(text, end="")
         return

@@ -25,20 +25,22 @@ def rooflines(device: Device, folder: Path, models: tuple[str, ...]) -> Iterator
             yield from measure_all(device, (model,), ROUNDS[device], folder)
 
 
-def peers(device: Device, folder: Path, *, pairs: tuple[str, ...], steps: int) -> Iterator[Figure]:
-    """Comparisons of `benchmarks.peers` in two rounds; on a CPU a short one, on the embedded model.
+def peers(
+    device: Device, folder: Path, *, pairs: tuple[str, ...], steps: int, rounds: int
+) -> Iterator[Figure]:
+    """Comparisons of `benchmarks.peers`; on a CPU a short one, on the embedded model.
 
     Args:
         device: where.
         folder: where models are made.
         pairs: the names of the comparisons, each of which is handed over when it ends.
         steps: of a process.
+        rounds: turns of every tool.
     """
     from benchmarks.peers.__main__ import comparisons
     from benchmarks.peers.turns import compared
     from benchmarks.peers.work import FailedError
 
-    rounds = 2
     if device == "cpu":
         pairs, rounds, steps = ("tiny/code-alpaca",), 1, 4
     for name in pairs:

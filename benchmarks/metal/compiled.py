@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.agreement import SAME_CURVE
+from benchmarks.agreement import SAME_CURVE, curves_apart
 from benchmarks.made_rows import made_rows
+from benchmarks.metal.step import memory, shapes_of
 from benchmarks.parts import Device, Figure, check
 from benchmarks.peers.models import make_model
 from qwen_local.backends.base import Setup
@@ -20,7 +21,6 @@ from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import ModelFiles, fetch, find_model
 from qwen_local.rows.planner import choose_widths
 from qwen_local.rows.rows import Rows
-from qwen_local.runs.curves import largest_difference
 
 MODEL: dict[Device, str] = {"gpu": "Qwen3-0.6B", "cpu": "tiny"}
 STEPS: dict[Device, int] = {"gpu": 24, "cpu": 6}
@@ -33,7 +33,7 @@ def compiled_or_not(device: Device, folder: Path) -> Iterator[Figure]:
     tiny = fetch(find_model(str(make_model("tiny", "float32", folder))))
     plain, few = (_run(tiny, device, "float32", few_shapes=few) for few in (False, True))
     said = "losses of the compiled step against the plain one, float32"
-    yield check(said, largest_difference(few["losses"], plain["losses"]), at_most=SAME_CURVE)
+    yield check(said, curves_apart(few["losses"], plain["losses"]), at_most=SAME_CURVE)
     dtype: Literal["bfloat16", "float32"] = "bfloat16" if device == "gpu" else "float32"
     model = tiny
     if device == "gpu":
@@ -69,6 +69,7 @@ def _run(
         widths=choose_widths(rows.lengths_R),
     )
     backend = MlxBackend(setup, few_shapes=few_shapes)
+    shapes = shapes_of(backend)
     losses, seconds = [], []
     for number in range(STEPS[device]):
         batch: Rows = rows.take(range(number * BATCH, (number + 1) * BATCH))
@@ -83,5 +84,6 @@ def _run(
         "first_step_seconds": round(seconds[0], 3),
         "median_step_seconds_of_the_second_half": round(statistics.median(later), 4),
         "tokens_per_second_of_the_second_half": round(tokens / sum(later), 1),
-        "peak_memory_bytes": mx.get_peak_memory(),
+        "shapes": len(shapes),
+        **memory(),
     }

@@ -98,7 +98,7 @@ def faults(ours: Report, report: Report, *, peer: str, dtype: str) -> list[str]:
             found.append(f"{peer} or ours told no loss of step {step + 1}")
             continue
         a, b = losses[0][0], losses[1][0]
-        if not abs(a - b) <= bound * abs(a):  # so that NaN is a fault
+        if not (a and abs(a - b) <= bound * abs(a)):  # so that NaN is a fault, and nothing at all
             found.append(
                 f"{peer}'s loss of step {step + 1} is {b:.5f}, ours {a:.5f}: "
                 f"more than {bound:g} of it apart"

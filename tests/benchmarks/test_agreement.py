@@ -107,8 +107,8 @@ def test_a_head_that_loses_something_is_found(monkeypatch: pytest.MonkeyPatch) -
 
     def worse(device: Any) -> Any:
         found, absent = known(device)
-        plain = found["plain"]
-        return found | {"ours": lambda x, w, t: plain(x[1:], w, t[1:])}, absent
+        plain = found["plain"]()
+        return found | {"ours": lambda: lambda x, w, t: plain(x[1:], w, t[1:])}, absent
 
     monkeypatch.setattr(heads, "known_heads", worse)
     assert failing(heads.loss_heads("cpu")) == [

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks.environment import environment
-from benchmarks.parts import Device, Part, check, described, holds, impossible, run_all
+from benchmarks.parts import Device, Part, check, described, holds, impossible, limit, run_all
 from qwen_local.backends import probe
 from qwen_local.backends.machine import Engine
 
@@ -27,7 +27,8 @@ def environment(device, folder):
     yield {"card": "Some Card 9000", "folder": str(folder)}
 
 def crashes(device, folder):
-    (folder / "half a model").touch()
+    (folder / "half.begun").mkdir()
+    (folder / "whole").mkdir()
     yield check("before the crash", 1, at_most=2)
     os.abort()
 
@@ -124,7 +125,7 @@ def test_a_part_that_hangs_is_ended_and_what_the_time_does_not_suffice_for_is_sa
 ) -> None:
     code, result = run(tmp_path, "hangs, fails,", seconds=5, budget=14)
     assert code == 0
-    assert outcomes(result)["hangs"] == ("out of time", "stopped after 5 s")
+    assert outcomes(result)["hangs"] == ("out of time", "stopped after 10 s")  # twice 5
     assert outcomes(result)["fails"] == ("not run", "no time was left for it")
     (kept,) = (part["figures"] for part in result["parts"] if part["name"] == "hangs")
     assert kept == [{"figure": "left there", "value": []}]
@@ -163,10 +164,18 @@ def test_the_first_part_looks_for_the_device(
 
 
 @pytest.mark.slow
-def test_after_a_failure_the_models_are_made_anew(tmp_path: Path) -> None:
+def test_after_a_failure_only_models_that_are_not_whole_are_deleted(tmp_path: Path) -> None:
     _, result = run(tmp_path, "crashes, hangs,", seconds=3)
     (kept,) = (part["figures"] for part in result["parts"] if part["name"] == "hangs")
-    assert kept == [{"figure": "left there", "value": []}]
+    assert kept == [{"figure": "left there", "value": ["whole"]}]
+
+
+def test_a_part_has_its_time_and_at_most_as_much_of_what_others_left() -> None:
+    assert limit(60, saved=0, left=500) == 60
+    assert limit(60, saved=-5, left=500) == 60
+    assert limit(60, saved=20, left=500) == 80
+    assert limit(60, saved=200, left=500) == 120
+    assert limit(60, saved=200, left=50) == 50
 
 
 @pytest.mark.parametrize(("value", "kept"), [(0.5, True), (0.51, False), (float("nan"), False)])

@@ -530,7 +530,9 @@ def test_a_part_of_comparisons_hands_each_over_and_goes_on_after_one_that_fails(
     monkeypatch.setattr(turns, "compared", compared)
     monkeypatch.setattr(speed, "probe", Card)
     pairs = ("Qwen3-8B/long", "Qwen3-0.6B/movielens", "Qwen3-0.6B/code-alpaca")
-    skipped, failed, void, whole, fine = speed.peers("gpu", tmp_path, pairs=pairs, steps=4)
+    skipped, failed, void, whole, fine = speed.peers(
+        "gpu", tmp_path, pairs=pairs, steps=4, rounds=1
+    )
     assert skipped == {
         "comparison": "Qwen3-8B/long",
         "skipped_because": "Qwen3-8B needs a card of 24 GB; this one has 8",

@@ -44,3 +44,9 @@ def test_a_result_names_no_folder_of_the_machine(tmp_path: Path) -> None:
 def test_a_root_is_nobody_s_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/")
     assert without_places("/usr/bin, 3 / 4") == "/usr/bin, 3 / 4"
+
+
+def test_a_value_that_is_no_number_is_null(tmp_path: Path) -> None:
+    write({"value": float("nan"), "holds": False}, tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text("utf-8")) == {"value": None, "holds": False}
+    assert "NaN" not in (tmp_path / "r.json").read_text("utf-8")
