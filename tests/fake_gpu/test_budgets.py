@@ -76,8 +76,8 @@ def table(libraries: Path) -> Iterator[dict[str, Figures]]:
         result = {
             "command": "make fake-gpu",
             "date": datetime.date.today().isoformat(),
-            "what": "LoRA r16 on all linear layers, bfloat16, rows in the lengths of movielens; a step, "
-            "host_ms the median processor time of 5",
+            "what": "LoRA r16 on all linear layers, bfloat16, rows in the lengths of movielens; "
+            "a step, host_ms the median processor time of 5",
             "machine": machine("cpu"),
             "cases": {str(case): found[str(case)] for case in CASES},
         }
