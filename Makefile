@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-fast coverage lint types check clean
+.PHONY: install demo test test-fast fake-gpu coverage lint types check clean
 
 install: $(INSTALLED)
 
@@ -36,6 +36,22 @@ coverage: install
 test-fast: install
 	$(PYTEST) -m "not slow" $(TESTS)
 
+# PyTorch's CUDA build on a card that computes nothing: docs/fake-gpu.md. Needs gcc. FAKE_GPU_VENV
+# names an environment with that build; .venv-cuda is made otherwise, of several GB.
+FAKE_GPU_VENV ?= .venv-cuda
+FAKE_GPU := $(CURDIR)/build/fake_gpu
+CUDA_PIP := PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= .venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.venv-cuda/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-cuda
+	$(CUDA_PIP) torch
+	$(CUDA_PIP) -e '.[mlx,cuda,dev]'
+	@touch $@
+
+fake-gpu: $(if $(filter .venv-cuda,$(FAKE_GPU_VENV)),.venv-cuda/.installed)
+	$(FAKE_GPU_VENV)/bin/python tests/fake_gpu/build.py $(FAKE_GPU_VENV) $(FAKE_GPU)
+	QWEN_LOCAL_FAKE_GPU=$(FAKE_GPU) PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(FAKE_GPU_VENV)/bin/python -m pytest -q -n 2 --dist loadfile tests/fake_gpu $(FAKE_GPU_ARGS)
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,4 +62,4 @@ types: install
 check: lint types coverage
 
 clean:
-	rm -rf $(VENV) build *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-cuda build *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

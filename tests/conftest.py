@@ -6,6 +6,7 @@ import tests.isolation  # isort: skip  # noqa: F401  # before anything reads the
 
 import importlib.util
 import io
+import os
 import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ ON_PEFT = [
     Path(qwen_local.__file__).parent / "embedded/make",
 ]
 """Modules of the package whose imports take seconds."""
+FAKE_GPU = Path(__file__).with_name("fake_gpu")
 SLOW_FIXTURES = {"engine", "open_engine", "endless_model"}
 """A test that asks for one of these runs an engine."""
 
@@ -117,7 +119,12 @@ def _asked_for(config: pytest.Config) -> list[str]:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out of the fast tests, unread, the files whose tests are all slow: see `_fast`."""
+    """Leave out of the fast tests, unread, the files whose tests are all slow: see `_fast`.
+
+    And everywhere the tests on a card that computes nothing, unless they are asked for.
+    """
+    if collection_path == FAKE_GPU and "QWEN_LOCAL_FAKE_GPU" not in os.environ:
+        return True
     if not _fast(config) or collection_path.suffix != ".py":
         return None
     slow = b"\npytestmark = pytest.mark.slow\n" in collection_path.read_bytes()

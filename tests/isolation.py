@@ -17,8 +17,9 @@ KEPT = {
     *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CC", "CXX", "CI"),
     *("PYTHONPATH", "PYTHONHASHSEED", "PYTHONDONTWRITEBYTECODE", "PYTHONFAULTHANDLER"),
     *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),
+    "QWEN_LOCAL_FAKE_GPU",
 }
-"""Where programs are, and how many threads they may start."""
+"""Where programs and libraries are, and how many threads they may start."""
 KEPT_PREFIXES = ("PYTEST_", "COV_", "COVERAGE_", "HYPOTHESIS_")
 """Of the test tools themselves."""
 

@@ -107,7 +107,8 @@ def test_classification_is_built_and_summed_up(cli: Cli, texts: Path) -> None:
 @pytest.mark.slow
 def test_a_build_is_trained_on_as_it_is(cli: Cli, films: Path) -> None:
     assert cli("data", "build", "movielens", films, "--output", "rows", "--quiet").code == 0
-    result = cli("train", "--model", "qwen-local/tiny", "--data", "rows", "--steps", "1", "--json")
+    job = ("--model", "qwen-local/tiny", "--data", "rows", "--steps", "1", "--device", "cpu")
+    result = cli("train", *job, "--json")
     assert result.code == 0, result.err
     assert json.loads(result.out)["eval_loss"] > 0
 

@@ -225,8 +225,8 @@ def test_a_run_that_is_stopped_by_hand_says_where_it_stands_and_how_to_go_on(
     monkeypatch.setattr(TorchBackend, "step", real_step)
     said = cli("train", "--resume=run", "--device", "cpu", "--json")
     assert (said.code, json.loads(said.out)["steps"]) == (0, 4)
-    said = cli("generate", "--adapter", "run/checkpoints/step-000004", "--prompt", "Hi")
-    assert said.code == 0
+    asked = ("--adapter", "run/checkpoints/step-000004", "--prompt", "Hi", "--device", "cpu")
+    assert cli("generate", *asked).code == 0
 
 
 def test_an_output_that_is_not_empty_is_refused(cli: Cli, tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_a_model_of_ones_own_is_never_trained_on_the_sample_data_by_mistake(
         "hint: pass --data, or write data: {train: ...} into the job; qwen-local/sample is the "
         "sample data\n"
     )
-    wanted = ("--data", "qwen-local/sample", "--steps", "1", "--output", "run")
+    wanted = ("--data", "qwen-local/sample", "--steps", "1", "--output", "run", "--device", "cpu")
     assert cli("train", "--model", str(tiny_model_path()), *wanted).code == 0
 
 

@@ -121,9 +121,10 @@ def test_peft_mlx_lm_and_transformers_continue_twenty_prompts_alike(
     run: Path, tmp_path: Path, cli: Cli
 ) -> None:
     """In float32, which the embedded model's files are not: its weights are those of bfloat16."""
+    given = ("--adapter", run, "--device", "cpu")
     for to in ("peft", "mlx"):
-        assert cli("export", "--adapter", run, "--to", to, "--output", to).code == 0
-    assert cli("fuse", "--adapter", run, "--output", "fused", "--dtype", "float32").code == 0
+        assert cli("export", *given, "--to", to, "--output", to).code == 0
+    assert cli("fuse", *given, "--output", "fused", "--dtype", "float32").code == 0
     tokenizer = ChatTokenizer.load(tiny_model_path())
     prompts = [tokenizer.encode_prompt([{"role": "user", "content": q}]) for q in held_out()]
     base = transformers.AutoModelForCausalLM.from_pretrained(tiny_model_path(), dtype=torch.float32)
@@ -213,14 +214,15 @@ def test_a_dora_is_converted_and_merged(to: Any, engine: Engine, dora: Path) -> 
 
 
 def test_a_dora_is_answered_with_and_merged_as_peft_does(dora: Path, cli: Cli) -> None:
-    assert cli("fuse", "--adapter", dora, "--output", "fused", "--dtype", "float32").code == 0
+    given = ("--adapter", dora, "--device", "cpu")
+    assert cli("fuse", *given, "--output", "fused", "--dtype", "float32").code == 0
     base = transformers.AutoModelForCausalLM.from_pretrained(tiny_model_path(), dtype=torch.float32)
     theirs = peft.PeftModel.from_pretrained(base, dora).eval()
     with torch.no_grad():
         expected = theirs(input_ids=torch.tensor([IDS])).logits
         ours = transformers.AutoModelForCausalLM.from_pretrained("fused")
         assert (ours(torch.tensor([IDS])).logits - expected).abs().max() <= 1e-4
-    said = cli("generate", "--adapter", dora, "--prompt", "Hello", "--max-tokens", "4")
+    said = cli("generate", *given, "--prompt", "Hello", "--max-tokens", "4")
     assert said.code == 0, said.err
 
 

@@ -166,8 +166,8 @@ def test_transformers_mlx_lm_and_we_ourselves_answer_with_it_alike(
     run = trained("cuda", "none")
     fused(run, tmp_path / "out", dtype="float32")
     live = cli(
-        "generate", "--backend", "cuda", "--model", TINY_MODEL, "--adapter", run,
-        "--prompt", QUESTION,
+        "generate", "--backend", "cuda", "--device", "cpu", "--model", TINY_MODEL,
+        "--adapter", run, "--prompt", QUESTION,
     )  # fmt: skip
     ours = cli(
         "generate", "--backend", "mlx", "--device", "cpu", "--model", tmp_path / "out",
@@ -227,7 +227,7 @@ def load_elsewhere(engine: Engine, folder: Path) -> np.ndarray:
     import torch
     import transformers
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, device_map={"": "cpu"})
     with torch.no_grad():
         return model(torch.tensor([[5, 6, 7, 8]])).logits.float().numpy()
 
@@ -383,7 +383,8 @@ def test_an_output_may_be_under_home_behind_a_link_or_this_folder(
     if output == ".":
         (tmp_path / "here/link").unlink()
     monkeypatch.chdir(tmp_path / "here")
-    said = cli("fuse", "--adapter", trained("cuda", "none"), "--output", output, "--quiet")
+    given = ("--adapter", trained("cuda", "none"), "--device", "cpu")
+    said = cli("fuse", *given, "--output", output, "--quiet")
     assert (said.code, said.out) == (0, f"{output}\n"), said.err
     place = {"~/new/out": "home/new/out", "link": "target", ".": "here"}[output]
     assert (tmp_path / place / "proof.json").is_file()
@@ -456,14 +457,16 @@ def test_an_adapter_that_names_no_base_needs_a_model(
         2,
         "--model: adapter does not name its base model\n\nhint: pass --model\n",
     )
-    assert cli("fuse", "--adapter", "adapter", "--output", "out", "--model", TINY_MODEL).code == 0
+    given = ("--adapter", "adapter", "--model", TINY_MODEL, "--device", "cpu")
+    assert cli("fuse", *given, "--output", "out").code == 0
 
 
 def test_fuse_prints_its_folder_and_says_the_figures(trained: Trained, cli: Cli) -> None:
-    said = cli("fuse", "--adapter", trained("cuda", "none"), "--output", "out")
+    given = ("--adapter", trained("cuda", "none"), "--device", "cpu")
+    said = cli("fuse", *given, "--output", "out")
     assert (said.code, said.out) == (0, "out\n")
     assert "largest logit difference" in said.err
-    quiet = cli("fuse", "--adapter", trained("cuda", "none"), "--output", "two", "--quiet")
+    quiet = cli("fuse", *given, "--output", "two", "--quiet")
     assert (quiet.code, quiet.out, quiet.err) == (0, "two\n", "")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 from pathlib import Path
 
 from benchmarks.peers.models import give_tokenizer, shape
@@ -20,7 +22,7 @@ def zero_model(size: str, folder: Path) -> Path:
     made = folder / f"Qwen3-{size}"
     if made.exists():
         return made
-    begun = made.with_suffix(".begun")
+    begun = folder / f"{made.name}.{os.getpid()}"  # another process may make the same one
     begun.mkdir(parents=True, exist_ok=True)
     config = {
         "architectures": ["Qwen3ForCausalLM"],
@@ -39,4 +41,10 @@ def zero_model(size: str, folder: Path) -> Path:
     with (begun / "model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
-    return begun.rename(made)
+    try:
+        return begun.rename(made)
+    except OSError:
+        shutil.rmtree(begun)
+        if not made.exists():
+            raise
+        return made

@@ -2,8 +2,8 @@
 
     python -m tests.fake_gpu.step FOLDER '{"size": "0.6B", "workload": "movielens", "batch": 8}'
 
-It runs on the card (`card.environment`) and prints JSON. Keys that are not given: `quantization`,
-`dropout`, `gradient_checkpointing`, `dtype`, `micro_batch_tokens`, `rank`.
+It runs on the card (`card.environment`) and prints JSON. Other keys: `dropout`, `rank`, and fields
+of `Setup` such as `quantization`, `gradient_checkpointing`, `dtype` and `micro_batch_tokens`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.made_rows import made_rows
-from qwen_local.backends.base import Setup
+from qwen_local.backends.base import Backend, Setup
+from qwen_local.backends.cost import estimate_memory
+from qwen_local.backends.memory import Memory, Workload
 from qwen_local.backends.open import open_backend
 from qwen_local.backends.select import Choice
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import fetch, find_model
+from qwen_local.rows.rows import Rows
 from tests.fake_gpu import card
 from tests.fake_gpu.models import zero_model
 
@@ -47,7 +50,11 @@ def measure(
     names: bool = False,
     **setup: Any,
 ) -> dict[str, Any]:
-    """Return counts for each step, host CPU milliseconds (median), and peaks in bytes."""
+    """Return counts for each step, host CPU milliseconds (median), peaks, and the plan's estimate.
+
+    `planned` is what `plan` estimates for the rows of the largest step, in bytes; `ratio` is what
+    was allocated, relative to that.
+    """
     import torch
 
     model = fetch(find_model(str(zero_model(size, folder))))
@@ -66,8 +73,8 @@ def measure(
     engine = open_backend(Choice("cuda", "gpu", "the card"), asked)
     rows = made_rows(workload, batch * (WARM + MEASURED), np.random.default_rng(0), vocabulary=2000)
     milliseconds, tokens = [], 0
-    for number in range(WARM + MEASURED):
-        part = rows.take(range(number * batch, (number + 1) * batch))
+    parts = [rows.take(range(start, start + batch)) for start in range(0, len(rows), batch)]
+    for number, part in enumerate(parts):
         if number == WARM:
             card.reset()
         begun = time.process_time()
@@ -76,6 +83,8 @@ def measure(
             milliseconds.append(1000 * (time.process_time() - begun))
             tokens += part.tokens
     counts = card.counts()
+    allocated = torch.cuda.max_memory_allocated()
+    planned = estimated(asked, engine, max(parts, key=lambda part: part.tokens))
     found: dict[str, Any] = {
         "tokens": tokens // MEASURED,
         "launches": counts.total / MEASURED,
@@ -85,13 +94,34 @@ def measure(
         "syncs": counts.syncs / MEASURED,
         "allocations": counts.allocations / MEASURED,
         "host_ms": round(statistics.median(milliseconds), 1),
-        "allocated": torch.cuda.max_memory_allocated(),
+        "allocated": allocated,
+        "planned": planned.peak,
+        "ratio": round(allocated / planned.peak, 3),
         "reserved": torch.cuda.max_memory_reserved(),
         "micro_batch_tokens": engine.micro_batch_tokens,
     }
     if names:
         found["names"] = _by_name(folder)
     return found
+
+
+def estimated(setup: Setup, engine: Backend, rows: Rows) -> Memory:
+    """Return what `plan` estimates for steps on these rows.
+
+    Of a whole data set it takes the longest rows together, which a step has by chance only.
+    """
+    workload = Workload(
+        engine="cuda",
+        trainable=sum(array.size for array in engine.adapter().values()),
+        lengths_R=rows.lengths_R,
+        eval_tokens=0,
+        supervised=rows.supervised / rows.tokens,
+        batch_size=len(rows),
+        steps=1,
+        libraries=0,
+        available=0,
+    )
+    return estimate_memory(setup, workload)
 
 
 def _by_name(folder: Path) -> dict[str, float]:
