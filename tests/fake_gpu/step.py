@@ -31,6 +31,7 @@ from tests.fake_gpu import card
 from tests.fake_gpu.models import zero_model
 
 WARM, MEASURED = 3, 5
+"""Steps before those that count, unless `warm` is given, and those that count."""
 
 
 def main() -> None:
@@ -47,6 +48,7 @@ def measure(
     batch: int = 8,
     rank: int = 16,
     dropout: float = 0.0,
+    warm: int = WARM,
     names: bool = False,
     **setup: Any,
 ) -> dict[str, Any]:
@@ -71,15 +73,15 @@ def measure(
         }
     )
     engine = open_backend(Choice("cuda", "gpu", "the card"), asked)
-    rows = made_rows(workload, batch * (WARM + MEASURED), np.random.default_rng(0), vocabulary=2000)
+    rows = made_rows(workload, batch * (warm + MEASURED), np.random.default_rng(0), vocabulary=2000)
     milliseconds, tokens = [], 0
     parts = [rows.take(range(start, start + batch)) for start in range(0, len(rows), batch)]
     for number, part in enumerate(parts):
-        if number == WARM:
+        if number == warm:
             card.reset()
         begun = time.process_time()
         engine.step(part, lr=1e-4, tokens=part.supervised)
-        if number >= WARM:
+        if number >= warm:
             milliseconds.append(1000 * (time.process_time() - begun))
             tokens += part.tokens
     counts = card.counts()
