@@ -65,6 +65,8 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path.with_name("no-cache")))
+    # On a Mac every run would be a process of its own, beyond the reach of a test's patches.
+    monkeypatch.setattr("qwen_local.training.restart.RESTARTS_ON_METAL", 0)
 
     def run(*args: str | Path, stdin: bytes = b"") -> Said:
         monkeypatch.setattr(sys, "argv", ["qwen-local", *map(str, args)])

@@ -45,7 +45,8 @@ def may_be_metal(backend: str, device: str) -> bool:
         backend: `auto`, `mlx` or `cuda`.
         device: `auto`, `gpu` or `cpu`.
     """
-    return platform.system() == "Darwin" and backend != "cuda" and device != "cpu"
+    mac = (platform.system(), platform.machine()) == ("Darwin", "arm64")
+    return mac and backend != "cuda" and device != "cpu"
 
 
 def choose(machine: Machine, backend: str = "auto", device: str = "auto") -> Choice:

@@ -107,7 +107,7 @@ class Execution:
     """Memory of the device in bytes."""
     micro_batch_tokens: int
     gradient_checkpointing: bool
-    cuda_graphs: bool = False
+    cuda_graphs: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,7 +180,7 @@ def from_files(files: Mapping[str, bytes]) -> Checkpoint:
 
 
 WITHOUT_GRAPHS: Mapping[str, Any] = {"cuda_graphs": False}
-"""What checkpoints lack that were written before there were graphs."""
+"""Default for checkpoints written before `cuda_graphs` existed."""
 
 
 def _progress(content: bytes) -> tuple[TrainState, Identity, Execution]:

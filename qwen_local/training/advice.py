@@ -41,7 +41,7 @@ def free_memory_warning(memory: Memory, free_bytes: int | None) -> str | None:
     """Return a warning if a run that fits a GPU needs more than other programs leave of it now."""
     if free_bytes is None or memory.device != "gpu" or not memory.fits:
         return None
-    if memory.total <= free_bytes:
+    if memory.total - memory.libraries <= free_bytes:  # the context of this process exists already
         return None
     return (
         f"only {free_bytes / 1e9:.2f} GB are free now: other programs hold the rest (nvidia-smi "

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen_local.backends.base import Setup
-from qwen_local.backends.cost import estimate_memory
+from qwen_local.backends.cost import cost_of, estimate_memory
 from qwen_local.backends.machine import Machine
 from qwen_local.backends.memory import Memory, Workload
 from qwen_local.backends.probe import probe
@@ -40,8 +40,6 @@ from qwen_local.training.preparation import (
 from qwen_local.training.resume import ResumePoint, changes, check_same, peek_checkpoint
 from qwen_local.training.schedule import Schedule, make_schedule
 
-GRAPHS = "passes are recorded as CUDA graphs"
-"""What a plan with `Setup.cuda_graphs` adds to the line of its memory."""
 MORE_ROOM = "make room, set output to a folder elsewhere, or lower train.keep"
 """Hint for a disk that is too small."""
 
@@ -322,6 +320,8 @@ def keep_budget(plan: Plan, before: Execution, changed: set[str]) -> Plan:
         setup = replace(setup, gradient_checkpointing=before.gradient_checkpointing)
     if "train.cuda_graphs" not in changed:
         setup = replace(setup, cuda_graphs=before.cuda_graphs)
+    if not cost_of(plan.workload.engine).can_record(setup, plan.resolved.machine.gpu_capability):
+        setup = replace(setup, cuda_graphs=False)
     return plan.with_setup(setup, _budget_reason(setup))
 
 
@@ -331,6 +331,18 @@ def cap_budget(plan: Plan, tokens: int | None) -> Plan:
         return plan
     setup = replace(plan.setup, micro_batch_tokens=tokens)
     return plan.with_setup(setup, _budget_reason(setup))
+
+
+def graphs_line(plan: Plan) -> str | None:
+    """Return a line about CUDA graphs; None if there are none and the job asks for none."""
+    if plan.setup.cuda_graphs:
+        return "passes are recorded as CUDA graphs"
+    if plan.job.train.cuda_graphs is not True:
+        return None
+    return (
+        "passes are not recorded as CUDA graphs: that needs an NVIDIA card of compute capability "
+        "8.0 in bfloat16, without dropout where activations are recomputed"
+    )
 
 
 def _budget_reason(setup: Setup) -> str:

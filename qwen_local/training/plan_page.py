@@ -15,7 +15,7 @@ from qwen_local.training.advice import (
     memory_hint,
     quantization_advice,
 )
-from qwen_local.training.plan import GRAPHS, MORE_ROOM, Plan
+from qwen_local.training.plan import MORE_ROOM, Plan, graphs_line
 
 BAR = 40
 """Width of the histogram's longest bar."""
@@ -105,7 +105,7 @@ def plan_page(plan: Plan, elsewhere: str | None = None) -> str:
         _evaluation(plan),
         *_tokens(plan),
         f"memory      {plan.memory_reason}",
-        *([f"            {GRAPHS}"] if plan.setup.cuda_graphs else []),
+        *([f"            {line}"] if (line := graphs_line(plan)) is not None else []),
     ]
     sizes = {part: getattr(memory, part) for part in PARTS}
     lines += [f"  {part:<12}{size / 1e9:>8.2f} GB" for part, size in sizes.items() if size]

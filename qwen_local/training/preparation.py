@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from qwen_local.backends.base import Setup
 from qwen_local.backends.cost import cost_of, estimate_memory
 from qwen_local.backends.machine import Capability
 from qwen_local.backends.memory import Workload
@@ -81,25 +82,31 @@ def make_setup(job: Job, resolved: Resolved, workload: Workload) -> Fit:
         max_grad_norm=job.train.max_grad_norm,
         widths=choose_widths(workload.lengths_R) if compiled else (),
     )
-    fitted = fit(
+    fitted = _fitted(job, setup, workload)
+    return _with_graphs(fitted, job, workload, resolved.machine.gpu_capability)
+
+
+def _fitted(job: Job, setup: Setup, workload: Workload) -> Fit:
+    return fit(
         setup,
         workload,
         budget=job.train.micro_batch_tokens,
         checkpointing=job.train.gradient_checkpointing,
     )
-    return _recorded(fitted, job, workload, resolved.machine.gpu_capability)
 
 
-def _recorded(fitted: Fit, job: Job, workload: Workload, capability: Capability | None) -> Fit:
+def _with_graphs(fitted: Fit, job: Job, workload: Workload, capability: Capability | None) -> Fit:
     """Return the fit with CUDA graphs where the job asks for them, or where they pay and fit."""
     asked, cost = job.train.cuda_graphs, cost_of(workload.engine)
     if not asked or not cost.can_record(fitted.setup, capability):
         return fitted
     setup = replace(fitted.setup, cuda_graphs=True)
-    pays = cost.launch_bound(fitted.setup, workload, capability)
-    if asked == "auto" and not (pays and estimate_memory(setup, workload).fits):
-        return fitted
-    return replace(fitted, setup=setup)
+    if asked == "auto":
+        pays = cost.launch_bound(fitted.setup, workload, capability)
+        fits = estimate_memory(setup, workload).fits
+        return replace(fitted, setup=setup) if pays and fits else fitted
+    again = _fitted(job, setup, workload)  # as graphs take memory
+    return again if cost.can_record(again.setup, capability) else fitted
 
 
 def trainable_parameters(job: Job, architecture: Architecture) -> int:

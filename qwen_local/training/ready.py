@@ -18,9 +18,9 @@ from qwen_local.training import stopping
 from qwen_local.training.advice import free_memory_warning, quantization_advice
 from qwen_local.training.child import Child, this_child
 from qwen_local.training.plan import (
-    GRAPHS,
     Plan,
     cap_budget,
+    graphs_line,
     identity_of,
     keep_budget,
     plan_run,
@@ -134,8 +134,8 @@ def _report_choices(plan: Plan) -> None:
     log.info("backend: %s on the %s (%s)", choice.backend, choice.device, choice.reason)
     log.info("dtype: %s (%s)", resolved.dtype, resolved.dtype_reason)
     log.info("memory: %s", plan.memory_reason)
-    if plan.setup.cuda_graphs:
-        log.info("memory: %s", GRAPHS)
+    if (line := graphs_line(plan)) is not None:
+        log.info("memory: %s", line)
     free = plan.resolved.machine.gpu_free_bytes
     if (warning := free_memory_warning(plan.memory, free)) is not None:
         log.warning("memory: %s", warning)

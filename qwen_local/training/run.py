@@ -167,7 +167,14 @@ def _warm_up(ready: ReadyRun, backend: Backend, data: Data, recorder: Recorder) 
     if done >= plan.schedule.steps:
         return None
     spec = plan.job.train
-    tried = warm_up(backend, data, recorder, done, batch_size=spec.batch_size)
+    tried = warm_up(
+        backend,
+        data,
+        recorder,
+        done,
+        batch_size=spec.batch_size,
+        records=plan.setup.cuda_graphs,
+    )
     coming = forecast(
         plan.schedule,
         data,

@@ -18,6 +18,7 @@ from qwen_local.embedded import TINY_MODEL
 from qwen_local.job.schema import LoraSpec, Quantization
 from qwen_local.models.families import TARGETS
 from qwen_local.models.source import ModelFiles, fetch, find_model
+from qwen_local.rows.rows import Rows
 from tests.conftest import MakeRows, OpenEngine, save_random_model
 
 pytestmark = pytest.mark.slow
@@ -186,3 +187,33 @@ def test_a_folder_that_mlx_lm_quantized_trains_on_mlx(
     losses = [backend.step(rows, lr=1e-2, tokens=rows.supervised).loss_sum for _ in range(20)]
     assert losses[0] == pytest.approx(first, rel=1e-5)
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_a_layer_without_an_adapter_keeps_no_dequantized_weight(quantization: Quantization) -> None:
+    """All of a model's at once would take more memory than the model without quantization."""
+    from qwen_local.backends.cuda.engine import TorchBackend
+    from qwen_local.backends.cuda.forward import hidden_states
+    from qwen_local.backends.cuda.inputs import Inputs
+    from qwen_local.rows.micro_batch import cut
+    from qwen_local.rows.planner import PACKED
+    from qwen_local.rows.targets import Targets
+
+    lora = LoraSpec(rank=4, dropout=0.0, targets=("q_proj",))
+    engine = TorchBackend(
+        Setup(model=TINY, lora=lora, device="cpu", dtype="float32", quantization=quantization)
+    )
+    rows = Rows.from_pairs([(np.arange(8), Targets.of(np.arange(8)))])
+    (batch,) = cut(rows, budget=8, layout=PACKED)
+    inputs = Inputs.of(batch, torch.from_numpy)
+    sizes: list[int] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_floating_point():
+            sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden_states(engine._backbone, inputs.ids_T, inputs.borders, inputs.positions_N)
+    smallest = min(rows * columns for rows, columns in TINY.architecture.linear_shapes().values())
+    assert max(sizes) < smallest

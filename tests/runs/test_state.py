@@ -42,6 +42,7 @@ def new_files() -> dict[str, bytes]:
         available=1,
         micro_batch_tokens=64,
         gradient_checkpointing=False,
+        cuda_graphs=False,
     )
     checkpoint = Checkpoint(
         adapter_state=AdapterState(arrays, arrays, arrays, 0),

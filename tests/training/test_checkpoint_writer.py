@@ -37,6 +37,7 @@ EXECUTION = Execution(
     available=1,
     micro_batch_tokens=64,
     gradient_checkpointing=False,
+    cuda_graphs=False,
 )
 
 

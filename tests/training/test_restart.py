@@ -466,7 +466,7 @@ def test_the_parent_imports_no_engine() -> None:
         ("Linux", ["train.restarts=1"], {}, 1),
     ],
 )
-def test_a_run_on_metal_is_restarted_of_itself(
+def test_a_run_on_metal_is_restarted_automatically(
     system: str,
     sets: list[str],
     given: dict[str, Any],
@@ -475,6 +475,7 @@ def test_a_run_on_metal_is_restarted_of_itself(
 ) -> None:
     """macOS ends a process whose work keeps the display waiting: MLX issue 3267."""
     monkeypatch.setattr("platform.system", lambda: system)
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
     asked = {"job": None, "backend": "auto", "device": "auto", **given}
     assert restarts_of(read_job(None, sets=sets), **asked) == expected
 

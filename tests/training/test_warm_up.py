@@ -60,7 +60,14 @@ def rows(*lengths: int) -> Rows:
     return Rows.from_pairs(([1] * length, Targets.of([1] * length)) for length in lengths)
 
 
-def run(folder: Path, engine: Notes, train: Rows, evaluation: Rows | None = None) -> WarmUp:
+def run(
+    folder: Path,
+    engine: Notes,
+    train: Rows,
+    evaluation: Rows | None = None,
+    *,
+    records: bool = False,
+) -> WarmUp:
     data = Data(
         train=train,
         evaluation=evaluation,
@@ -76,7 +83,8 @@ def run(folder: Path, engine: Notes, train: Rows, evaluation: Rows | None = None
         save_every="auto",
     )
     with recorder:
-        return warm_up(cast(Backend, engine), data, recorder, 0, batch_size=4)
+        engine_ = cast(Backend, engine)
+        return warm_up(engine_, data, recorder, 0, batch_size=4, records=records)
 
 
 def test_the_longest_rows_of_both_sets_are_computed_and_no_more(tmp_path: Path) -> None:
@@ -85,6 +93,12 @@ def test_the_longest_rows_of_both_sets_are_computed_and_no_more(tmp_path: Path) 
     assert engine.rehearsed == [[50], [31, 30], [31, 30]]  # of at most 64 positions
     assert engine.scored == [[60], [60]]
     assert (found.tokens, found.peak_memory_bytes) == (62, 8)
+
+
+def test_an_engine_that_records_the_second_pass_is_timed_at_the_third(tmp_path: Path) -> None:
+    engine = Notes()
+    run(tmp_path, engine, rows(10, 50, 20, 40, 30, 31), records=True)
+    assert engine.rehearsed == [[50], [31, 30], [31, 30], [31, 30]]
 
 
 def test_never_more_rows_than_meet_in_a_step(tmp_path: Path) -> None:

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from qwen_local.backends.cuda.constants import LARGEST_HEAD
+
 AMPERE = (8, 0)
 """Compute capability of the first cards that FlashAttention-2 runs on."""
-LARGEST_HEAD = 256
-"""Largest head that FlashAttention-2 computes."""
 
 Kernel = Callable[[Tensor, Tensor, Tensor, "Borders", float], Tensor]
 

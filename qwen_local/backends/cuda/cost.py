@@ -29,7 +29,7 @@ from collections.abc import Collection
 import numpy as np
 
 from qwen_local.backends.base import Setup
-from qwen_local.backends.cuda.constants import HEAD_CHUNK
+from qwen_local.backends.cuda.constants import HEAD_CHUNK, LARGEST_HEAD
 from qwen_local.backends.machine import BFLOAT16_SINCE, Capability, Device
 from qwen_local.backends.memory import (
     BYTES,
@@ -96,14 +96,18 @@ class TorchCost:
     def estimate(self, setup: Setup, workload: Workload) -> Memory:
         """See `Cost.estimate`."""
         packed = packed_positions(workload, setup.micro_batch_tokens)
+        if setup.cuda_graphs:
+            packed = round(MOST_PADDING * packed)
         activations = packed * _kept(setup)
         evaluated = min(setup.micro_batch_tokens, workload.eval_tokens)
         activations = max(activations, evaluated * _block(setup))  # nothing is kept for later
         head = _head(setup, math.ceil(workload.supervised * max(packed, evaluated)))
         if setup.device == "gpu":
             cache = round(KEPT_BY_CUDA * (activations + head))
-            if setup.cuda_graphs:  # which have memory of their own, one for all of them
-                cache += round(MOST_PADDING * (activations + head))
+            if setup.cuda_graphs:
+                # All of them share memory of their own; the first is checked beside copies of the
+                # gradients.
+                cache += activations + head + 8 * workload.trainable
         else:  # checkpointed or not, a pass allocates the same
             cache = round(
                 KEPT_BY_MALLOC * (setup.model.architecture.layers * _block(setup) * packed)
@@ -138,8 +142,15 @@ class TorchCost:
 
     def can_record(self, setup: Setup, capability: Capability | None) -> bool:
         """See `Cost.can_record`."""
-        if setup.device != "gpu" or capability is None or setup.dtype == "float32":
-            return False  # attention is then computed row by row
+        if setup.device != "gpu" or capability is None:
+            return False
+        if setup.dtype != "bfloat16":  # attention goes row by row in float32; in float16 the row of
+            return False  # padding may overflow, and 0 times infinity is no number
+        if (
+            setup.model.architecture.head_dim % 8
+            or setup.model.architecture.head_dim > LARGEST_HEAD
+        ):
+            return False
         assert setup.lora is not None
         # A block that is computed twice reads the state of the generator in between.
         return capability >= BFLOAT16_SINCE and not (

@@ -459,7 +459,8 @@ def _set_up_gpu(dtype: DType) -> None:
         # The driver of Windows never reports out of memory: it moves arrays to the memory of the
         # machine, and a step takes ten times as long. PyTorch reports it, at this share.
         free, total = torch.cuda.mem_get_info()
-        torch.cuda.set_per_process_memory_fraction(FREE_SHARE * free / total)
+        own = torch.cuda.memory_reserved()  # by an engine that was opened before
+        torch.cuda.set_per_process_memory_fraction(FREE_SHARE * (free + own) / total)
     if dtype == "float32":
         # NVIDIA's containers allow TF32, which rounds the factors of a product to 10 bits.
         torch.set_float32_matmul_precision("highest")

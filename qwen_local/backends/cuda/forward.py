@@ -37,7 +37,7 @@ NO_COPIES: Copies = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pass:
-    """What every block of a pass is given."""
+    """Inputs that all blocks of a pass share."""
 
     angles: Angles
     borders: Borders

@@ -23,6 +23,21 @@ Dense = Callable[[], Tensor]
 dequantized at every call."""
 
 
+class FrozenLinear(torch.autograd.Function):
+    """x W' + bias with a gradient for x; a dequantized weight is made again and not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dense: Dense, bias_O: Tensor | None) -> Tensor:
+        """Return the layer's output [..., O] in the dtype of x."""
+        ctx.dense = dense
+        return F.linear(x, dense(), bias_O)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient of x."""
+        return grad_outputs[0] @ ctx.dense(), None, None
+
+
 class AdaptedLinear(torch.autograd.Function):
     """x W' + bias + scale * (x A') B', with gradients for x, A and B.
 
@@ -77,6 +92,7 @@ class AdaptedLinear(torch.autograd.Function):
         (a_rI, b_Or), (a, b) = ctx.parameters, ctx.copies
         # With s the scale and z = x A': dz = s dy B, dA = dz' x, dB = s dy' z, dx = dy W + dz A.
         dlow_Tr = scaled(dy_TO, b, ctx.scale)
+        # Autograd gets None for them: the engine reads `grad`, and asks for no gradient by name.
         add_gradient(a_rI, dlow_Tr.T, into_TI)
         add_gradient(b_Or, dy_TO.T, low_Tr, scale=ctx.scale)
         dx = ddropped = None

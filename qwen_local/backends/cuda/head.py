@@ -31,7 +31,7 @@ def nll_in_place(logits_CV: Tensor, targets_C: Columns) -> tuple[Tensor, Tensor,
 
     Args:
         logits_CV: float32. Afterwards exp(logit - the largest of the row), and 0 at the target.
-        targets_C: `ids`, int32; what comes of padding (a negative id) has no meaning.
+        targets_C: `ids`, int32. A negative id is padding, and its result undefined.
 
     Returns:
         (nll float32 [C], rest float32 [C, 1]: the sum of what is left in the row, total float32

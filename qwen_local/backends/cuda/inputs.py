@@ -1,4 +1,4 @@
-"""What a pass over a packed micro-batch reads, on its device; padded where shapes must be few.
+"""Inputs of a pass over a packed micro-batch, padded where shapes must be few.
 
 Shapes: T = positions of all rows, R = rows, N = supervised positions.
 """
@@ -17,7 +17,7 @@ from qwen_local.rows.micro_batch import MicroBatch
 
 SMALLEST = 64
 """Positions are padded at least to this, and supervised positions likewise."""
-AN_OCTAVE = 4
+SIZES_PER_OCTAVE = 4
 """Sizes between a power of two and the next: at most a fourth is padding."""
 
 Shape = tuple[int, int, int, int]
@@ -92,27 +92,27 @@ def padded(batch: MicroBatch) -> tuple[MicroBatch, int]:
         (the micro-batch, a round number that no row of it is longer than).
     """
     positions, count = batch.ids_BW.shape[1], len(batch.targets)
-    rest = among(positions) - positions
-    supervised = among(count)
+    rest = rounded_up(positions) - positions
+    supervised = rounded_up(count)
     rows = 1 << len(batch.lengths).bit_length()  # one more at least
     lengths = (*batch.lengths, rest, *[0] * (rows - len(batch.lengths) - 1))
     made = replace(
         batch,
         ids_BW=np.pad(batch.ids_BW, ((0, 0), (0, rest))),
         lengths=lengths,
-        positions_N=np.pad(batch.positions_N, (0, supervised - count), mode="edge"),
+        positions_N=np.pad(batch.positions_N, (0, supervised - count)),
         targets=batch.targets.padded(supervised),
     )
     return made, 1 << (max(lengths) - 1).bit_length()
 
 
-def among(count: int) -> int:
+def rounded_up(count: int) -> int:
     """Round up to one of few sizes.
 
-    >>> [among(n) for n in (1, 64, 65, 100, 2134)]
+    >>> [rounded_up(n) for n in (1, 64, 65, 100, 2134)]
     [64, 64, 80, 112, 2560]
     """
     if count <= SMALLEST:
         return SMALLEST
-    step = (1 << ((count - 1).bit_length() - 1)) // AN_OCTAVE
+    step = (1 << ((count - 1).bit_length() - 1)) // SIZES_PER_OCTAVE
     return -(-count // step) * step

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  # as PyTorch's own documentation has it
 
 from qwen_local.backends.base import Setup
+from qwen_local.backends.cuda.fused import FrozenLinear
 from qwen_local.backends.weights import QUANTIZED_BITS
 from qwen_local.job.schema import Quantization
 from qwen_local.models.config import engine_config
@@ -113,11 +113,19 @@ def settle(model: torch.nn.Module, dtype: torch.dtype) -> None:
         Params4bit,
     )
 
+    class WeightOnlyInt8(Linear8bitLt):
+        """A layer of bitsandbytes that dequantizes its weight and multiplies."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = FrozenLinear.apply(x, partial(dense_weight, self, x.dtype), self.bias)
+            return output
+
     for module in model.modules():
         if isinstance(module, Linear8bitLt):
             assert isinstance(module.weight, Int8Params)
-            module.row_scales = module.weight.SCB / INT8_LEVELS
-            module.forward = partial(_forward, module)  # type: ignore[method-assign]
+            scales = module.weight.SCB / INT8_LEVELS
+            module.register_buffer("row_scales", scales, persistent=False)
+            module.__class__ = WeightOnlyInt8
         elif isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
             assert isinstance(module.weight, Params4bit)
@@ -125,10 +133,6 @@ def settle(model: torch.nn.Module, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
-
-
-def _forward(layer: torch.nn.Linear, x: Tensor) -> Tensor:
-    return F.linear(x, dense_weight(layer, x.dtype), layer.bias)
 
 
 def dense_weight(layer: Any, dtype: torch.dtype) -> Tensor:

@@ -85,7 +85,7 @@ def _sum(values_CV: mx.array) -> mx.array:
 
 
 def _put(values_CV: mx.array, at_C1: mx.array, new: mx.array) -> mx.array:
-    """The same with one entry of each row replaced."""
+    """Replace one entry of each row."""
     if on_gpu():
         return mx.where(mx.arange(values_CV.shape[1]) == at_C1, new, values_CV)
     return mx.put_along_axis(values_CV, at_C1, new, 1)
