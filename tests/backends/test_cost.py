@@ -400,7 +400,7 @@ def test_a_pass_is_recorded_where_one_kernel_attends_and_no_state_is_read_in_bet
 
 def test_graphs_have_memory_of_their_own_for_padded_passes() -> None:
     plain, graphs = (estimate(device="gpu", cuda_graphs=g) for g in (False, True))
-    assert graphs.activations == pytest.approx(1.25 * plain.activations, rel=0.01)
+    assert graphs.activations == 64 / 50 * plain.activations  # the smallest size
     assert graphs.head >= plain.head
     own = graphs.activations + graphs.head
     assert graphs.cache == round(KEPT_BY_CUDA * own) + own + 8 * 7

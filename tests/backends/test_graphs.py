@@ -18,9 +18,10 @@ from torch import Tensor
 
 from qwen_local.backends.base import Setup
 from qwen_local.backends.cuda import graphs as module
+from qwen_local.backends.cuda.constants import SIZES_PER_OCTAVE, SMALLEST
 from qwen_local.backends.cuda.engine import TorchBackend
 from qwen_local.backends.cuda.graphs import Graphs
-from qwen_local.backends.cuda.inputs import SIZES_PER_OCTAVE, SMALLEST, Inputs, padded
+from qwen_local.backends.cuda.inputs import Inputs, padded
 from qwen_local.errors import BackendError
 from qwen_local.job.schema import LoraSpec
 from qwen_local.models.source import ModelFiles

@@ -29,7 +29,7 @@ from collections.abc import Collection
 import numpy as np
 
 from qwen_local.backends.base import Setup
-from qwen_local.backends.cuda.constants import HEAD_CHUNK, LARGEST_HEAD
+from qwen_local.backends.cuda.constants import HEAD_CHUNK, LARGEST_HEAD, rounded_up
 from qwen_local.backends.machine import BFLOAT16_SINCE, Capability, Device
 from qwen_local.backends.memory import (
     BYTES,
@@ -80,7 +80,7 @@ SUSTAINED = 0.6
 SECONDS_TO_LAUNCH = 1.04e-3
 """Of a block, forward and backward: 104 launches (counted) of 10 microseconds, Python included."""
 MOST_PADDING = 1.25
-"""Positions computed for one that counts where shapes must be few (see `inputs.padded`)."""
+"""Positions computed for one that counts where shapes must be few at most (see `inputs.padded`)."""
 
 SMALL_MODEL = 2 * 10**9
 """Parameters of a model that `NF4_IS_SLOW` holds for; 1.5B and 1.7B have up to 1.8 billion."""
@@ -97,7 +97,7 @@ class TorchCost:
         """See `Cost.estimate`."""
         packed = packed_positions(workload, setup.micro_batch_tokens)
         if setup.cuda_graphs:
-            packed = round(MOST_PADDING * packed)
+            packed = rounded_up(packed)
         activations = packed * _kept(setup)
         evaluated = min(setup.micro_batch_tokens, workload.eval_tokens)
         activations = max(activations, evaluated * _block(setup))  # nothing is kept for later

@@ -12,13 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from qwen_local.backends.cuda.attention import Borders
+from qwen_local.backends.cuda.constants import rounded_up
 from qwen_local.backends.cuda.head import Columns
 from qwen_local.rows.micro_batch import MicroBatch
-
-SMALLEST = 64
-"""Positions are padded at least to this, and supervised positions likewise."""
-SIZES_PER_OCTAVE = 4
-"""Sizes between a power of two and the next: at most a fourth is padding."""
 
 Shape = tuple[int, int, int, int]
 
@@ -104,15 +100,3 @@ def padded(batch: MicroBatch) -> tuple[MicroBatch, int]:
         targets=batch.targets.padded(supervised),
     )
     return made, 1 << (max(lengths) - 1).bit_length()
-
-
-def rounded_up(count: int) -> int:
-    """Round up to one of few sizes.
-
-    >>> [rounded_up(n) for n in (1, 64, 65, 100, 2134)]
-    [64, 64, 80, 112, 2560]
-    """
-    if count <= SMALLEST:
-        return SMALLEST
-    step = (1 << ((count - 1).bit_length() - 1)) // SIZES_PER_OCTAVE
-    return -(-count // step) * step
