@@ -175,7 +175,7 @@ def _leaks(here: Place) -> float:
     other = (np.flip(ids), targets)
     changed = Rows.from_pairs([other, *(rows.row(r) for r in range(1, len(rows)))])
     after = backend.score(changed).nll_R
-    return unless_zero(np.count_nonzero(before[1:] != after[1:]), before[0] - after[0])
+    return unless_zero(int(np.count_nonzero(before[1:] != after[1:])), before[0] - after[0])
 
 
 def resumed(here: Place) -> Iterator[Figure]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend
@@ -30,10 +31,11 @@ def environment_with_kernels(
     backend = opened(Place(engine="cuda", device=device))
     choices["with an engine open"] = chosen(device)
     del backend
+    cudnn: Any = torch.backends.cudnn
     yield {
         "figure": "scaled_dot_product_attention in 16 bits",
         "chosen": choices,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": cudnn.version(),
     }
     yield {"figure": "the kernel for packed rows", "module": module_of_the_kernel()}
 

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ LAUNCHES = (
 SYNCS = ("cudaStreamSynchronize", "cudaEventSynchronize")
 """Names of the runtime and the driver in a profile. `cudaDeviceSynchronize` is only ours and the
 profiler's, around the steps."""
-CARD = torch.autograd.DeviceType.CUDA
+CARD = torch.autograd.DeviceType.CUDA  # type: ignore[attr-defined]  # not in its stubs
 
 Work = Callable[[Rows], float]
 """Takes a step; returns its mean loss."""
@@ -172,7 +173,8 @@ def by_the_clock(step: Work, batches: Sequence[Rows], device: Device) -> Clock:
     clock = Clock()
     for number, rows in enumerate([*batches] * PASSES):
         synchronize(device)
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device == "gpu" else []
+        make: Any = partial(torch.cuda.Event, enable_timing=True)
+        events = [make() for _ in range(2)] if device == "gpu" else []
         with waiting() as waited:
             start = time.perf_counter()
             for event in events[:1]:

@@ -110,7 +110,7 @@ def handed_over() -> Iterator[list[float]]:
     import mlx.core as mx
 
     times: list[float] = []
-    hand_over = mx.async_eval
+    hand_over: Any = mx.async_eval
 
     def timed(*arrays: Any) -> None:
         hand_over(*arrays)
