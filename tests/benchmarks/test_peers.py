@@ -53,6 +53,7 @@ def test_what_a_tool_reads_in_its_order_are_the_rows_in_theirs(tool: str) -> Non
     assert [file[i] for i in order] == list(range(24))
 
 
+@pytest.mark.slow
 def test_mlx_lm_itself_walks_through_the_rows_in_their_order() -> None:
     from mlx_lm.tuner.datasets import CacheDataset
     from mlx_lm.tuner.trainer import iterate_batches

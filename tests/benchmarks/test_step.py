@@ -21,6 +21,8 @@ from qwen_local.errors import OutOfMemoryError
 from qwen_local.models.source import ModelFiles
 from qwen_local.rows.rows import Rows
 
+pytestmark = pytest.mark.slow
+
 
 def event(name: str, *, card: bool = False, us: float = 0.0, spans: bool = False) -> Any:
     return SimpleNamespace(

@@ -23,6 +23,8 @@ from qwen_local.embedded import tiny_model_path
 from qwen_local.rows.rows import Rows
 from qwen_local.rows.scores import Scores
 
+pytestmark = pytest.mark.slow
+
 HERE = Place(engine="cuda", device="cpu")
 
 
