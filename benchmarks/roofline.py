@@ -22,7 +22,7 @@ import math
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -277,28 +277,37 @@ def median_and_range(values: Sequence[float], digits: int) -> dict[str, float]:
     return dict(zip(("median", "least", "most"), (round(v, digits) for v in rounded), strict=True))
 
 
+def open_engine(model: ModelFiles, device: Device, settings: Mapping[str, Any]) -> Backend:
+    """Open PyTorch's engine for a benchmark of its step.
+
+    Args:
+        model: with its weights.
+        device: to compute on.
+        settings: of its `Setup`, beside those of every such benchmark.
+    """
+    from qwen_local.backends.open import open_backend
+    from qwen_local.backends.select import Choice
+
+    setup = Setup(
+        model=model,
+        lora=LoraSpec(rank=RANK, alpha=2 * RANK, dropout=0.0),
+        device=device,
+        dtype=DTYPES[device],
+        max_grad_norm=1.0,
+        micro_batch_tokens=MICRO_BATCH_TOKENS[device],
+        **settings,
+    )
+    return open_backend(Choice("cuda", device, "a benchmark"), setup)
+
+
 def opened(model: ModelFiles, rows: Rows, device: Device) -> tuple[Backend, bool]:
     """(an engine that has taken its first step, whether memory asked for checkpointing).
 
     Raises:
         RowTooLargeError: even that did not suffice.
     """
-    from qwen_local.backends.open import open_backend
-    from qwen_local.backends.select import Choice
-
     for checkpointing in (False, True):
-        backend = open_backend(
-            Choice("cuda", device, "a benchmark"),
-            Setup(
-                model=model,
-                lora=LoraSpec(rank=RANK, alpha=2 * RANK, dropout=0.0),
-                device=device,
-                dtype=DTYPES[device],
-                max_grad_norm=1.0,
-                micro_batch_tokens=MICRO_BATCH_TOKENS[device],
-                gradient_checkpointing=checkpointing,
-            ),
-        )
+        backend = open_engine(model, device, {"gradient_checkpointing": checkpointing})
         try:
             backend.step(rows, lr=RATE, tokens=rows.supervised)
             return backend, checkpointing

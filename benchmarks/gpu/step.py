@@ -30,14 +30,11 @@ import torch
 from benchmarks.made_rows import made_batches
 from benchmarks.parts import Device, Figure, check, relative, skipped
 from benchmarks.peers.models import make_model
-from benchmarks.roofline import DTYPES, MICRO_BATCH_TOKENS, RANK, RATE
+from benchmarks.roofline import DTYPES, RATE, open_engine
 from benchmarks.timing import release, synchronize
 from qwen_local.backends.base import Backend, RowTooLargeError, Setup
-from qwen_local.backends.open import open_backend
-from qwen_local.backends.select import Choice
 from qwen_local.errors import OutOfMemoryError
-from qwen_local.job.schema import LoraSpec
-from qwen_local.models.source import ModelFiles, fetch, find_model
+from qwen_local.models.source import fetch, find_model
 from qwen_local.rows.rows import Rows
 
 MODELS: dict[Device, tuple[str, ...]] = {"gpu": ("Qwen3-0.6B", "Qwen3-1.7B"), "cpu": ("tiny",)}
@@ -96,7 +93,7 @@ def step_costs(device: Device, folder: Path) -> Iterator[Figure]:
         for form, settings in forms(device).items():
             release(device)
             try:
-                backend = opened(model, device, settings)
+                backend = open_engine(model, device, settings)
             except OutOfMemoryError:
                 yield {"model": name, "form": form, **skipped("memory does not hold the model")}
                 continue
@@ -116,21 +113,6 @@ def forms(device: Device) -> dict[str, dict[str, bool]]:
         return {"eager": {}}
     found = {"eager": {"cuda_graphs": False}}
     return found | ({"graph": {"cuda_graphs": True}} if device == "gpu" else {})
-
-
-def opened(model: ModelFiles, device: Device, settings: dict[str, bool]) -> Backend:
-    """Open an engine with the settings of `benchmarks.roofline`."""
-    given: dict[str, Any] = settings
-    setup = Setup(
-        model=model,
-        lora=LoraSpec(rank=RANK, alpha=2 * RANK, dropout=0.0),
-        device=device,
-        dtype=DTYPES[device],
-        max_grad_norm=1.0,
-        micro_batch_tokens=MICRO_BATCH_TOKENS[device],
-        **given,
-    )
-    return open_backend(Choice("cuda", device, "a benchmark"), setup)
 
 
 def _one_form(

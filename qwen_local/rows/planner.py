@@ -30,6 +30,18 @@ SIZES = tuple(sorted(m * 2**n for n in range(20) for m in (1, 3) if m * 2**n > 2
 """Allowed numbers of rows in a group where shapes must be few: 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
 
 
+def rounded_up(count: int, *, smallest: int, an_octave: int) -> int:
+    """Round up to one of few sizes: `an_octave` of them between a power of two and the next.
+
+    >>> [rounded_up(n, smallest=32, an_octave=4) for n in (3, 32, 33, 41, 65, 100)]
+    [32, 32, 40, 48, 80, 112]
+    """
+    if count <= smallest:
+        return smallest
+    step = max(1, (1 << ((count - 1).bit_length() - 1)) // an_octave)
+    return -(-count // step) * step
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """The arrangement of the rows of a micro-batch."""

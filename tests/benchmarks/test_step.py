@@ -174,7 +174,7 @@ def test_a_model_and_a_size_that_memory_does_not_hold_are_skipped(
         return Small()
 
     opened_models: list[ModelFiles] = []
-    monkeypatch.setattr(step, "opened", opened)
+    monkeypatch.setattr(step, "open_engine", opened)
     monkeypatch.setattr(step, "make_model", lambda *_: tiny_model_path())
     monkeypatch.setattr(step, "MODELS", {"cpu": ("small", "large")})
     monkeypatch.setattr(step, "TOKENS", {"cpu": (200, 4000)})

@@ -87,8 +87,8 @@ def nothing_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_loss(head: Any, given: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return torch.zeros(()), torch.zeros_like(given[0])
 
-    for module in (agreement, cuda_path, step):
-        monkeypatch.setattr(module, "opened", lambda *_, **__: Nothing())
+    for module, name in ((agreement, "opened"), (cuda_path, "opened"), (step, "open_engine")):
+        monkeypatch.setattr(module, name, lambda *_, **__: Nothing())
     monkeypatch.setattr(answer_speed, "open_backend", lambda *_: Nothing())
     for module in (step, answer_speed):
         tiny = tiny_model_path()

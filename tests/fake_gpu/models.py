@@ -22,8 +22,8 @@ def zero_model(size: str, folder: Path) -> Path:
     made = folder / f"Qwen3-{size}"
     if made.exists():
         return made
-    begun = folder / f"{made.name}.{os.getpid()}"  # another process may make the same one
-    begun.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f"{made.name}.{os.getpid()}"  # another process may make the same one
+    unfinished.mkdir(parents=True, exist_ok=True)
     config = {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
@@ -31,20 +31,20 @@ def zero_model(size: str, folder: Path) -> Path:
         "torch_dtype": "bfloat16",
         **(shape(f"Qwen3-{size}") or {}),
     }
-    (begun / "config.json").write_text(json.dumps(config))
-    give_tokenizer(begun)
+    (unfinished / "config.json").write_text(json.dumps(config))
+    give_tokenizer(unfinished)
     header, end = {}, 0
     for name, sizes in QWEN3_SIZES[size].weight_shapes().items():
         start, end = end, end + 2 * math.prod(sizes)
         header[name] = {"dtype": "BF16", "shape": sizes, "data_offsets": [start, end]}
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
-    with (begun / "model.safetensors").open("wb") as file:
+    with (unfinished / "model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
     try:
-        return begun.rename(made)
+        return unfinished.rename(made)
     except OSError:
-        shutil.rmtree(begun)
+        shutil.rmtree(unfinished)
         if not made.exists():
             raise
         return made

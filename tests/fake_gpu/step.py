@@ -79,10 +79,10 @@ def measure(
     for number, part in enumerate(parts):
         if number == warm:
             card.reset()
-        begun = time.process_time()
+        started = time.process_time()
         engine.step(part, lr=1e-4, tokens=part.supervised)
         if number >= warm:
-            milliseconds.append(1000 * (time.process_time() - begun))
+            milliseconds.append(1000 * (time.process_time() - started))
             tokens += part.tokens
     counts = card.counts()
     allocated = torch.cuda.max_memory_allocated()

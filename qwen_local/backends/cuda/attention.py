@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from qwen_local.backends.cuda.constants import LARGEST_HEAD
+from qwen_local.backends.cuda.constants import flash_head
 
 AMPERE = (8, 0)
 """Compute capability of the first cards that FlashAttention-2 runs on."""
@@ -115,7 +115,7 @@ def row_by_row(
 def kernel_for(device: torch.device, dtype: torch.dtype, size: int) -> Kernel | None:
     """Return one kernel for all rows, if one computes this dtype and head size on this device."""
     halves = dtype in (torch.bfloat16, torch.float16)
-    if device.type != "cuda" or not halves or size > LARGEST_HEAD or size % 8:
+    if device.type != "cuda" or not halves or not flash_head(size):
         return None
     return flash_kernel() if torch.cuda.get_device_capability(device) >= AMPERE else None
 

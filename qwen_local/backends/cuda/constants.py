@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from qwen_local.backends.machine import Device
+from qwen_local.rows.planner import rounded_up
 
 LARGEST_HEAD = 256
 """Largest size of an attention head that FlashAttention-2 computes."""
@@ -19,13 +20,15 @@ SIZES_PER_OCTAVE = 4
 """Sizes between a power of two and the next: at most a fourth is padding."""
 
 
-def rounded_up(count: int) -> int:
-    """Round up to one of few sizes.
+def flash_head(size: int) -> bool:
+    """Return True if FlashAttention-2 computes heads of this size."""
+    return size <= LARGEST_HEAD and size % 8 == 0
 
-    >>> [rounded_up(n) for n in (1, 64, 65, 100, 2134)]
+
+def recorded_size(count: int) -> int:
+    """Round up to one of the sizes that passes are recorded for.
+
+    >>> [recorded_size(n) for n in (1, 64, 65, 100, 2134)]
     [64, 64, 80, 112, 2560]
     """
-    if count <= SMALLEST:
-        return SMALLEST
-    step = (1 << ((count - 1).bit_length() - 1)) // SIZES_PER_OCTAVE
-    return -(-count // step) * step
+    return rounded_up(count, smallest=SMALLEST, an_octave=SIZES_PER_OCTAVE)

@@ -29,7 +29,7 @@ from collections.abc import Collection
 import numpy as np
 
 from qwen_local.backends.base import Setup
-from qwen_local.backends.cuda.constants import HEAD_CHUNK, LARGEST_HEAD, rounded_up
+from qwen_local.backends.cuda.constants import HEAD_CHUNK, flash_head, recorded_size
 from qwen_local.backends.machine import BFLOAT16_SINCE, Capability, Device
 from qwen_local.backends.memory import (
     BYTES,
@@ -97,7 +97,7 @@ class TorchCost:
         """See `Cost.estimate`."""
         packed = packed_positions(workload, setup.micro_batch_tokens)
         if setup.cuda_graphs:
-            packed = rounded_up(packed)
+            packed = recorded_size(packed)
         activations = packed * _kept(setup)
         evaluated = min(setup.micro_batch_tokens, workload.eval_tokens)
         activations = max(activations, evaluated * _block(setup))  # nothing is kept for later
@@ -146,10 +146,7 @@ class TorchCost:
             return False
         if setup.dtype != "bfloat16":  # attention goes row by row in float32; in float16 the row of
             return False  # padding may overflow, and 0 times infinity is no number
-        if (
-            setup.model.architecture.head_dim % 8
-            or setup.model.architecture.head_dim > LARGEST_HEAD
-        ):
+        if not flash_head(setup.model.architecture.head_dim):
             return False
         assert setup.lora is not None
         # A block that is computed twice reads the state of the generator in between.

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from qwen_local.backends.cuda.attention import Borders
-from qwen_local.backends.cuda.constants import rounded_up
+from qwen_local.backends.cuda.constants import recorded_size
 from qwen_local.backends.cuda.head import Columns
 from qwen_local.rows.micro_batch import MicroBatch
 
@@ -88,8 +88,8 @@ def padded(batch: MicroBatch) -> tuple[MicroBatch, int]:
         (the micro-batch, a round number that no row of it is longer than).
     """
     positions, count = batch.ids_BW.shape[1], len(batch.targets)
-    rest = rounded_up(positions) - positions
-    supervised = rounded_up(count)
+    rest = recorded_size(positions) - positions
+    supervised = recorded_size(count)
     rows = 1 << len(batch.lengths).bit_length()  # one more at least
     lengths = (*batch.lengths, rest, *[0] * (rows - len(batch.lengths) - 1))
     made = replace(

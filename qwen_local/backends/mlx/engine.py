@@ -43,7 +43,7 @@ from qwen_local.backends.process_memory import peak_resident_bytes
 from qwen_local.models.architecture import linear_paths
 from qwen_local.models.config import engine_config
 from qwen_local.rows.micro_batch import MicroBatch
-from qwen_local.rows.planner import MOST, PADDED, SIZES, Layout
+from qwen_local.rows.planner import MOST, PADDED, SIZES, Layout, rounded_up
 from qwen_local.rows.rows import Rows
 from qwen_local.rows.scores import Scores, scores
 from qwen_local.rows.targets import Targets
@@ -416,16 +416,20 @@ def keep_wired() -> None:
 
     Otherwise macOS may page the weights out between two uses. Only Metal reports a size.
     """
-    recommended = mx.device_info().get("max_recommended_working_set_size")
-    if recommended is not None:
-        mx.set_wired_limit(int(recommended))
+    if (recommended := _recommended()) is not None:
+        mx.set_wired_limit(recommended)
 
 
 def keep_buffers() -> None:
     """Let MLX keep freed buffers beside the weights that are loaded; see `cache_limit`."""
-    recommended = mx.device_info().get("max_recommended_working_set_size")
-    if recommended is not None:
-        mx.set_cache_limit(cache_limit(int(recommended), mx.get_active_memory()))
+    if (recommended := _recommended()) is not None:
+        mx.set_cache_limit(cache_limit(recommended, mx.get_active_memory()))
+
+
+def _recommended() -> int | None:
+    """Bytes that the device recommends to use; only Metal reports them."""
+    size = mx.device_info().get("max_recommended_working_set_size")
+    return None if size is None else int(size)
 
 
 def _free() -> None:
@@ -454,7 +458,7 @@ def with_few_shapes(
     cost 3 % of every step in padding, a quarter as many 10 %.
     """
     rows, width = ids_BW.shape
-    wide = width if width in widths else _among(width, smallest=SMALLEST_SHAPE, an_octave=4)
+    wide = width if width in widths else rounded_up(width, smallest=SMALLEST_SHAPE, an_octave=4)
     many = _supervised(len(targets))
     row_N, column_N = np.divmod(positions_N, width)
     return (
@@ -479,18 +483,6 @@ def _supervised(count: int) -> int:
         return SMALLEST_SHAPE
     chunk = HEAD_CHUNK["gpu"]
     step = 64 if count <= chunk else chunk
-    return -(-count // step) * step
-
-
-def _among(count: int, *, smallest: int, an_octave: int) -> int:
-    """Round up to one of few sizes: `an_octave` of them between a power of two and the next.
-
-    >>> [_among(n, smallest=32, an_octave=4) for n in (3, 32, 33, 41, 65, 100)]
-    [32, 32, 40, 48, 80, 112]
-    """
-    if count <= smallest:
-        return smallest
-    step = max(1, (1 << ((count - 1).bit_length() - 1)) // an_octave)
     return -(-count // step) * step
 
 
